@@ -1,0 +1,82 @@
+"""The input contract of the whole project: what logits, targets and images look like, and the one error that says so.
+
+Every loss and metric takes the same pair, so the guard is written once, here.  It runs on the CPU before a wrong
+label can reach the GPU, where it would end the session with "device-side assert triggered".
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+IGNORE_INDEX = 255
+"""Label of a pixel that belongs to no class: it counts in no loss and in no metric."""
+
+
+class InputError(ValueError):
+    """Something handed in is wrong; the message says what, where, what was expected, and what to do."""
+
+
+def check_images(images: Tensor) -> None:
+    """Raise `InputError` unless `images` is a finite float tensor (B, C, H, W).
+
+    >>> check_images(torch.zeros(2, 1, 8, 8))
+    """
+    if images.ndim != 4:
+        raise InputError(
+            f"images has shape {tuple(images.shape)}; expected four axes (B, C, H, W).\n"
+            "Add the missing axis, for example images[None] for a single image."
+        )
+    if images.shape[-1] in (1, 3, 4) and images.shape[1] > 4:
+        raise InputError(
+            f"images has shape {tuple(images.shape)}: the channels seem to come last.\n"
+            "Expected (B, C, H, W); use images.permute(0, 3, 1, 2)."
+        )
+    if not images.is_floating_point():
+        raise InputError(f"images has dtype {images.dtype}; expected a float type. Use images.float().")
+    if not torch.isfinite(images).all():
+        bad = torch.nonzero(~torch.isfinite(images).flatten(1).all(dim=1)).flatten().tolist()
+        raise InputError(f"images holds NaN or Inf in batch position(s) {bad}; clean these images first.")
+
+
+def check_pair(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> None:
+    """Raise `InputError` unless `logits` (B, C, H, W) float and `target` (B, H, W) integer belong together.
+
+    Labels must lie in 0 … C−1 or be `IGNORE_INDEX`; `weight`, where given, has the shape of `target`.
+
+    >>> check_pair(torch.zeros(1, 2, 3, 3), torch.zeros(1, 3, 3, dtype=torch.int64))
+    """
+    if logits.ndim != 4:
+        raise InputError(f"logits has shape {tuple(logits.shape)}; expected (B, C, H, W).")
+    B, C, H, W = logits.shape
+    if tuple(target.shape) != (B, H, W):
+        hint = "  The class axis of logits comes second, (B, C, H, W)." if target.ndim == 3 and logits.shape[-1] < H else ""
+        raise InputError(
+            f"target has shape {tuple(target.shape)}, logits has {tuple(logits.shape)}.\n"
+            f"Expected target {(B, H, W)}: one label a pixel.{hint}"
+        )
+    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
+        raise InputError(f"target has dtype {target.dtype}; expected integer labels. Use target.long().")
+    if logits.device != target.device:
+        raise InputError(f"logits is on {logits.device}, target on {target.device}; move both to one device.")
+    if weight is not None and (weight.shape != target.shape or weight.device != target.device):
+        raise InputError(
+            f"weight has shape {tuple(weight.shape)} on {weight.device}; "
+            f"expected the shape {tuple(target.shape)} and the device {target.device} of target."
+        )
+    if target.device.type == "cpu":  # on a GPU this would wait for the device in every step: labels are checked on loading
+        check_labels(target, C)
+
+
+def check_labels(target: Tensor, num_classes: int) -> None:
+    """Raise `InputError` if `target` holds a label outside 0 … num_classes−1 that is not `IGNORE_INDEX`.
+
+    >>> check_labels(torch.tensor([0, 1, 255]), num_classes=2)
+    """
+    wrong = (target != IGNORE_INDEX) & ((target < 0) | (target >= num_classes))
+    if wrong.any():
+        found = torch.unique(target[wrong]).tolist()
+        raise InputError(
+            f"target holds the label(s) {found[:8]}; allowed are 0 … {num_classes - 1} and {IGNORE_INDEX} (ignored).\n"
+            "Check num_classes, or map the values of the mask files with label_map."
+        )

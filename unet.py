@@ -1,0 +1,216 @@
+"""U-Net with two independent choices: how the decoder comes back up, and what the encoder hands across.
+
+Ronneberger, Fischer and Brox, 2015 (arXiv:1505.04597) join both sides by *skip* links: the feature map of the
+encoder is put beside the one of the decoder.  SegNet (arXiv:1511.00561) joins them by *index* links instead: max
+pooling remembers which of the four pixels won, and unpooling puts the value back there.  Here they are two arguments,
+so that index links, skip links, both and neither are one model and can be compared fairly:
+
+    upsampling = "transposed" | "bilinear" | "unpool" (index links)
+    skip       = "none" | "concat" (U-Net) | "sum" (short-cut, as in ResNet and FCN)
+
+Convolutions are padded, so the output has the size of the input, and every size from 1×1 on works: pooling rounds up,
+and the decoder cuts its map back to the size that the encoder had on the same level.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from checks import InputError
+
+Upsampling = Literal["transposed", "bilinear", "unpool"]
+Skip = Literal["none", "concat", "sum"]
+Norm = Literal["batch", "group", "none"]
+
+
+def unpool2x2(x: Tensor, indices: Tensor, size: tuple[int, int]) -> Tensor:
+    """Put each value back where 2×2 max pooling found it; every other pixel becomes 0.
+
+    Equal to `nn.MaxUnpool2d(2)` with `output_size=size`, bit for bit in value and gradient.  But it also runs under
+    `torch.use_deterministic_algorithms(True)`, where PyTorch's version raises, and it cannot forget `output_size`
+    (without it, PyTorch puts the values of an 8×9 map in wrong places and says nothing).
+
+    Args:
+        x: values (B, C, h, w) with h = ⌈H/2⌉ and w = ⌈W/2⌉.
+        indices: as `F.max_pool2d(..., 2, ceil_mode=True, return_indices=True)` gives them: int64 (B, C, h, w),
+            position in the flattened H×W plane.
+        size: (H, W) of the map before pooling.
+
+    Returns:
+        Tensor (B, C, H, W).
+
+    >>> values, indices = F.max_pool2d(torch.tensor([[[[1., 2.], [4., 3.]]]]), 2, return_indices=True)
+    >>> unpool2x2(values, indices, (2, 2)).tolist()
+    [[[[0.0, 0.0], [4.0, 0.0]]]]
+    """
+    B, C, h, w = x.shape
+    H, W = size
+    rows = torch.arange(2 * h, device=x.device).view(1, 1, h, 2, 1, 1)
+    columns = torch.arange(2 * w, device=x.device).view(1, 1, 1, 1, w, 2)
+    is_winner = indices[:, :, :, None, :, None] == rows * W + columns  # (B, C, h, 2, w, 2)
+    is_winner = is_winner.reshape(B, C, 2 * h, 2 * w)
+    repeated = F.interpolate(x, scale_factor=2, mode="nearest")  # (B, C, 2h, 2w)
+    return torch.where(is_winner, repeated, 0)[..., :H, :W]
+
+
+class ConvBlock(nn.Sequential):
+    """Two times (3×3 convolution, normalisation, ReLU): (B, in, H, W) → (B, out, H, W)."""
+
+    def __init__(self, in_channels: int, out_channels: int, norm: Norm = "batch"):
+        layers: list[nn.Module] = []
+        for channels in (in_channels, out_channels):
+            # BatchNorm subtracts the channel's mean, so a bias before it could learn nothing.
+            layers.append(nn.Conv2d(channels, out_channels, 3, padding=1, bias=norm != "batch"))
+            if norm == "batch":
+                layers.append(nn.BatchNorm2d(out_channels))
+            elif norm == "group":
+                layers.append(nn.GroupNorm(math.gcd(8, out_channels), out_channels))
+            layers.append(nn.ReLU(inplace=True))
+        super().__init__(*layers)
+
+
+class Up(nn.Module):
+    """One step up the decoder: (B, in, ⌈H/2⌉, ⌈W/2⌉) → (B, out, H, W).
+
+    A 1×1 convolution commutes with bilinear interpolation, so the channels are reduced first, on a quarter of the
+    pixels.  Unpooling needs the same order: the indices exist for the encoder's channels only.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, upsampling: Upsampling):
+        super().__init__()
+        self.upsampling = upsampling
+        if upsampling == "transposed":
+            self.project: nn.Module = nn.ConvTranspose2d(in_channels, out_channels, 2, stride=2)
+        elif in_channels != out_channels:
+            self.project = nn.Conv2d(in_channels, out_channels, 1)
+        else:
+            self.project = nn.Identity()
+
+    def forward(self, x: Tensor, size: tuple[int, int], indices: Tensor | None) -> Tensor:
+        x = self.project(x)
+        if self.upsampling == "unpool":
+            assert indices is not None
+            return unpool2x2(x, indices, size)
+        if self.upsampling == "bilinear":
+            # By the factor 2 and not to `size`: else the map of an odd-sized image would be stretched.
+            x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
+        return x[..., : size[0], : size[1]]
+
+
+class UNet(nn.Module):
+    """U-Net: images (B, in_channels, H, W) → logits (B, num_classes, H, W), for every H, W ≥ 1.
+
+    Args:
+        in_channels: 1 for grey images, 3 for RGB.
+        num_classes: number of output channels; two classes may use 2 (softmax) or 1 (sigmoid).
+        widths: channels per level, from the top down; its length − 1 is the depth (number of poolings).
+        upsampling: "transposed" convolution, "bilinear" interpolation, or "unpool" by the pooling indices.
+        skip: "concat" as in the paper, "sum" (short-cut), or "none".
+        norm: "batch", "group" (independent of the batch size), or "none" as in the paper.
+        dropout: probability at the bottom of the U, where the paper places it.
+        keep_channels: the up-convolution keeps its number of channels instead of going down to that of its level.
+
+    Raises:
+        InputError: for settings that contradict each other, and for inputs that are no (B, in_channels, H, W).
+
+    >>> UNet(1, 2, widths=(4, 8))(torch.zeros(1, 1, 17, 31)).shape
+    torch.Size([1, 2, 17, 31])
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        num_classes: int = 2,
+        widths: Sequence[int] = (16, 32, 64, 128, 256),
+        *,
+        upsampling: Upsampling = "transposed",
+        skip: Skip = "concat",
+        norm: Norm = "batch",
+        dropout: float = 0.0,
+        keep_channels: bool = False,
+    ):
+        super().__init__()
+        _check_settings(in_channels, num_classes, widths, upsampling, skip, norm, keep_channels)
+        self.in_channels, self.num_classes, self.widths = in_channels, num_classes, tuple(widths)
+        self.upsampling, self.skip = upsampling, skip
+
+        self.encoder = nn.ModuleList()
+        for channels, width in zip((in_channels, *widths), widths, strict=False):
+            self.encoder.append(ConvBlock(channels, width, norm))
+        self.pool = nn.MaxPool2d(2, ceil_mode=True, return_indices=upsampling == "unpool")
+        self.dropout = nn.Dropout(dropout)
+        self.ups, self.decoder = nn.ModuleList(), nn.ModuleList()
+        for below, width in zip(widths[:0:-1], widths[-2::-1], strict=True):  # from the bottom up
+            risen = below if keep_channels else width
+            self.ups.append(Up(below, risen, upsampling))
+            self.decoder.append(ConvBlock(risen + width if skip == "concat" else risen, width, norm))
+        self.head = nn.Conv2d(widths[0], num_classes, 1)
+        self.apply(_initialise)
+
+    def forward(self, x: Tensor) -> Tensor:
+        _check_input(x, self.in_channels)
+        handed_across = []
+        for block in self.encoder[:-1]:
+            x = block(x)  # (B, width, H, W)
+            features = x
+            x, indices = self.pool(x) if self.upsampling == "unpool" else (self.pool(x), None)  # (B, width, ⌈H/2⌉, ⌈W/2⌉)
+            handed_across.append((features, indices))
+        x = self.dropout(self.encoder[-1](x))
+        for up, block in zip(self.ups, self.decoder, strict=True):
+            features, indices = handed_across.pop()
+            x = up(x, features.shape[-2:], indices)  # (B, risen, H, W)
+            if self.skip == "concat":
+                x = torch.cat([features, x], dim=1)  # (B, width + risen, H, W)
+            elif self.skip == "sum":
+                x = x + features
+            x = block(x)  # (B, width, H, W)
+        return self.head(x)  # (B, num_classes, H, W)
+
+
+def _check_settings(in_channels, num_classes, widths, upsampling, skip, norm, keep_channels) -> None:
+    choices = {
+        "upsampling": (upsampling, ("transposed", "bilinear", "unpool")),
+        "skip": (skip, ("none", "concat", "sum")),
+        "norm": (norm, ("batch", "group", "none")),
+    }
+    for argument, (value, allowed) in choices.items():
+        if value not in allowed:
+            raise InputError(f"UNet: {argument}={value!r}; choose one of {', '.join(map(repr, allowed))}.")
+    if len(widths) < 1 or min(in_channels, num_classes, *widths) < 1:
+        raise InputError(
+            f"UNet: in_channels={in_channels}, num_classes={num_classes}, widths={tuple(widths)}; "
+            "all must be at least 1, and widths needs at least one level."
+        )
+    if keep_channels and (upsampling == "unpool" or skip == "sum"):
+        raise InputError(
+            f"UNet: keep_channels=True does not go with upsampling={upsampling!r}, skip={skip!r}.\n"
+            "Unpooling and summation need the channel count of the encoder's level; use keep_channels=False."
+        )
+
+
+def _check_input(x: Tensor, in_channels: int) -> None:
+    if x.ndim == 4 and x.shape[1] == in_channels:
+        return
+    hint = ""
+    if x.ndim == 4 and x.shape[-1] == in_channels:
+        hint = "\nThe channels seem to come last: use images.permute(0, 3, 1, 2)."
+    elif x.ndim == 3:
+        hint = "\nA single image needs a batch axis: use image[None]."
+    raise InputError(f"UNet: input has shape {tuple(x.shape)}; expected (B, {in_channels}, H, W).{hint}")
+
+
+def _initialise(module: nn.Module) -> None:
+    """He's initialisation (arXiv:1502.01852), as the U-Net paper asks for: each layer keeps the variance."""
+    if isinstance(module, nn.ConvTranspose2d):
+        # With kernel = stride each output pixel sees one tap of every input channel, and no ReLU follows.
+        nn.init.normal_(module.weight, std=module.in_channels**-0.5)
+    elif isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, nonlinearity="relu" if module.kernel_size == (3, 3) else "linear")
+    if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)) and module.bias is not None:
+        nn.init.zeros_(module.bias)
