@@ -42,7 +42,7 @@ def check_images(images: Tensor) -> None:
 def check_pair(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> None:
     """Raise `InputError` unless `logits` (B, C, H, W) float and `target` (B, H, W) integer belong together.
 
-    Labels must lie in 0 … C−1 or be `IGNORE_INDEX`; `weight`, where given, has the shape of `target`.
+    Labels must lie in 0 … C−1 (with C = 1: 0 or 1) or be `IGNORE_INDEX`; `weight`, where given, has the shape of `target`.
 
     >>> check_pair(torch.zeros(1, 2, 3, 3), torch.zeros(1, 3, 3, dtype=torch.int64))
     """
@@ -65,7 +65,7 @@ def check_pair(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> 
             f"expected the shape {tuple(target.shape)} and the device {target.device} of target."
         )
     if target.device.type == "cpu":  # on a GPU this would wait for the device in every step: labels are checked on loading
-        check_labels(target, C)
+        check_labels(target, max(C, 2))
 
 
 def check_labels(target: Tensor, num_classes: int) -> None:
@@ -80,3 +80,14 @@ def check_labels(target: Tensor, num_classes: int) -> None:
             f"target holds the label(s) {found[:8]}; allowed are 0 … {num_classes - 1} and {IGNORE_INDEX} (ignored).\n"
             "Check num_classes, or map the values of the mask files with label_map."
         )
+
+
+def two_or_more(logits: Tensor) -> Tensor:
+    """Give a single-channel network its second class: (B, 1, H, W) → (B, 2, H, W); more channels stay as they are.
+
+    Softmax over (0, z) is the sigmoid of z, so one output channel and two are the same model to every loss and metric.
+
+    >>> two_or_more(torch.tensor([[[[1.5]]]])).flatten().tolist()
+    [0.0, 1.5]
+    """
+    return logits if logits.shape[1] > 1 else torch.cat([torch.zeros_like(logits), logits], dim=1)

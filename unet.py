@@ -84,22 +84,20 @@ class Up(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, upsampling: Upsampling):
         super().__init__()
-        self.upsampling = upsampling
+        layers: list[nn.Module] = []
         if upsampling == "transposed":
-            self.project: nn.Module = nn.ConvTranspose2d(in_channels, out_channels, 2, stride=2)
+            layers.append(nn.ConvTranspose2d(in_channels, out_channels, 2, stride=2))
         elif in_channels != out_channels:
-            self.project = nn.Conv2d(in_channels, out_channels, 1)
-        else:
-            self.project = nn.Identity()
+            layers.append(nn.Conv2d(in_channels, out_channels, 1))
+        if upsampling == "bilinear":
+            # By the factor 2 and not to a given size: else the map of an odd-sized image would be stretched.
+            layers.append(nn.Upsample(scale_factor=2, mode="bilinear"))
+        self.rise = nn.Sequential(*layers)
 
     def forward(self, x: Tensor, size: tuple[int, int], indices: Tensor | None) -> Tensor:
-        x = self.project(x)
-        if self.upsampling == "unpool":
-            assert indices is not None
+        x = self.rise(x)
+        if indices is not None:
             return unpool2x2(x, indices, size)
-        if self.upsampling == "bilinear":
-            # By the factor 2 and not to `size`: else the map of an odd-sized image would be stretched.
-            x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=False)
         return x[..., : size[0], : size[1]]
 
 

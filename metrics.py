@@ -1,0 +1,152 @@
+"""Metrics for semantic segmentation: what the reader is told about the result.
+
+Counts first, ratios after.  All pixels of a data set are counted into one confusion matrix, and every score is read off
+it.  So the batch size cannot matter, which it does wherever scores of batches are averaged.
+
+The absent-class rule: a class that occurs neither in the truth nor in the prediction has no score (NaN) and
+stays out of the mean.  A class that occurs in one of the two only scores 0.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import torch
+from torch import Tensor
+
+from checks import IGNORE_INDEX, InputError, check_labels, check_pair, two_or_more
+
+
+def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int | None = None) -> Tensor:
+    """Count the pixels of true class i that were predicted as class j.
+
+    Args:
+        prediction: logits or probabilities (B, C, H, W) float, or labels (B, H, W) integer.
+        target: (B, H, W) integer; pixels of `IGNORE_INDEX` are not counted.
+        num_classes: number of classes K; needed for labels, for logits it is C (and 2 where C = 1).
+
+    Returns:
+        int64 (K, K) on the device of the input, rows = truth, columns = prediction.  Matrices of batches add up.
+
+    Raises:
+        InputError: see `check_pair`; labels outside 0 … K−1.
+
+    >>> confusion_matrix(torch.tensor([[[0, 1, 1]]]), torch.tensor([[[0, 0, 1]]]), num_classes=2).tolist()
+    [[1, 1], [0, 1]]
+    """
+    if prediction.is_floating_point():
+        check_pair(prediction, target)
+        logits = two_or_more(prediction)
+        prediction, num_classes = logits.argmax(dim=1), logits.shape[1]
+    if num_classes is None or prediction.shape != target.shape:
+        raise InputError(
+            f"confusion_matrix: prediction has shape {tuple(prediction.shape)}, target {tuple(target.shape)}, "
+            f"num_classes is {num_classes}.\nExpected logits (B, C, H, W), or labels in the shape of target with num_classes."
+        )
+    if target.device.type == "cpu":
+        check_labels(target, num_classes)
+        check_labels(prediction.where(target != IGNORE_INDEX, IGNORE_INDEX), num_classes)
+    # Ignored pixels go into a bin of their own, which is cut off: no boolean indexing, so no wait for the GPU.
+    pairs = target.long() * num_classes + prediction.long()
+    pairs = pairs.where(target != IGNORE_INDEX, num_classes**2).flatten()
+    counts = torch.bincount(pairs, minlength=num_classes**2 + 1)
+    return counts[:-1].view(num_classes, num_classes)
+
+
+def accuracy(confusion: Tensor) -> float:
+    """Correctly classified pixels divided by all pixels; NaN where no pixel was counted.
+
+    >>> accuracy(torch.tensor([[3, 1], [0, 4]]))
+    0.875
+    """
+    return _ratio(confusion.diagonal().sum(), confusion.sum()).item()
+
+
+def iou_per_class(confusion: Tensor) -> Tensor:
+    """Intersection over union (Jaccard index) TP / (TP + FP + FN) of each class, float64 (K,).
+
+    >>> iou_per_class(torch.tensor([[3, 1], [0, 4]])).tolist()
+    [0.75, 0.8]
+    """
+    hits, truth, predicted = _hits_truth_predicted(confusion)
+    return _ratio(hits, truth + predicted - hits)
+
+
+def mean_iou(confusion: Tensor) -> float:
+    """IoU averaged over the classes that occur.
+
+    >>> mean_iou(torch.tensor([[3, 1], [0, 4]]))
+    0.775
+    """
+    return iou_per_class(confusion).nanmean().item()
+
+
+def precision_per_class(confusion: Tensor) -> Tensor:
+    """TP / (TP + FP): the share of the predicted pixels that are right, float64 (K,)."""
+    hits, truth, predicted = _hits_truth_predicted(confusion)
+    return _ratio(hits, predicted.where(truth == 0, predicted.clamp_min(1)))  # truth, but nothing predicted: 0
+
+
+def recall_per_class(confusion: Tensor) -> Tensor:
+    """TP / (TP + FN): the share of the true pixels that were found, float64 (K,)."""
+    hits, truth, predicted = _hits_truth_predicted(confusion)
+    return _ratio(hits, truth.where(predicted == 0, truth.clamp_min(1)))  # prediction, but no truth: 0
+
+
+def f1_per_class(confusion: Tensor) -> Tensor:
+    """F1 = Dice coefficient 2·TP / (2·TP + FP + FN) of each class, float64 (K,).
+
+    >>> f1_per_class(torch.tensor([[3, 1], [0, 4]])).tolist()  # 6/7 and 8/9
+    [0.8571428571428571, 0.8888888888888888]
+    """
+    hits, truth, predicted = _hits_truth_predicted(confusion)
+    return _ratio(2 * hits, truth + predicted)
+
+
+def matthews(confusion: Tensor) -> float:
+    """Matthews correlation coefficient, −1 … 1, for any number of classes; 0 for a constant prediction.
+
+    (n·Σ TP − Σ t_k·p_k) / √((n² − Σ p_k²)·(n² − Σ t_k²)), with t_k true and p_k predicted pixels of class k.
+    Source: Gorodkin, 2004 (doi:10.1016/j.compbiolchem.2004.09.006).
+
+    >>> matthews(torch.tensor([[5, 0], [0, 3]])), matthews(torch.tensor([[5, 0], [3, 0]]))
+    (1.0, 0.0)
+    """
+    hits, truth, predicted = _hits_truth_predicted(confusion)
+    n = truth.sum()
+    if n == 0:
+        return math.nan
+    spread = ((n**2 - (predicted**2).sum()) * (n**2 - (truth**2).sum())).sqrt()
+    return 0.0 if spread == 0 else ((n * hits.sum() - (truth * predicted).sum()) / spread).item()
+
+
+def scores(confusion: Tensor) -> dict[str, float]:
+    """All scores of a confusion matrix by name, means over the classes that occur.
+
+    `classes` tells how many do, and `iou_k` is the IoU of class k.  Warns, and gives NaN, where no pixel was counted.
+
+    >>> scores(torch.tensor([[3, 1], [0, 4]]))["mean_iou"]
+    0.775
+    """
+    confusion = confusion.cpu()  # one transfer for all scores
+    if confusion.sum() == 0:
+        warnings.warn("No pixel was counted: all are ignored, or the set is empty. All scores are NaN.", stacklevel=2)
+    return {
+        "accuracy": accuracy(confusion),
+        "mean_iou": mean_iou(confusion),
+        "precision": precision_per_class(confusion).nanmean().item(),
+        "recall": recall_per_class(confusion).nanmean().item(),
+        "f1": f1_per_class(confusion).nanmean().item(),
+        "mcc": matthews(confusion),
+        "classes": int(iou_per_class(confusion).isfinite().sum()),
+    } | {f"iou_{k}": value for k, value in enumerate(iou_per_class(confusion).tolist())}
+
+
+def _hits_truth_predicted(confusion: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    counts = confusion.double()
+    return counts.diagonal(), counts.sum(dim=1), counts.sum(dim=0)
+
+
+def _ratio(part: Tensor, whole: Tensor) -> Tensor:
+    return part.double() / whole.double()  # 0/0 is NaN: nothing to score

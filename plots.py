@@ -1,0 +1,196 @@
+"""Drawing, and nothing but drawing: every function takes arrays and axes, and returns the axes.
+
+Colours are those of Okabe and Ito (jfly.uni-koeln.de/color), which colour-blind readers can tell apart; maps of numbers
+use viridis.  Classes are drawn as contours as well as colours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.patches import FancyArrowPatch, Patch, Rectangle
+
+BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
+    "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
+)  # fmt: skip
+PALETTE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK, YELLOW)
+IGNORED = 255
+
+
+def use_style() -> None:
+    """White background (also in a dark notebook), fonts that can be read, 110 dots an inch."""
+    plt.rcParams.update(
+        {
+            "figure.facecolor": "white",
+            "savefig.facecolor": "white",
+            "figure.dpi": 110,
+            "figure.constrained_layout.use": True,
+            "axes.prop_cycle": plt.cycler(color=PALETTE),
+            "axes.spines.top": False,
+            "axes.spines.right": False,
+            "axes.titlesize": 10,
+            "axes.titlelocation": "left",
+            "font.size": 9,
+            "legend.frameon": False,
+            "image.cmap": "gray",
+        }
+    )
+
+
+def grid(rows: int, columns: int, *, size: float = 2.4) -> np.ndarray:
+    """A grid of square axes for pictures, always as a two-dimensional array."""
+    _, axes = plt.subplots(rows, columns, figsize=(size * columns, size * rows), squeeze=False)
+    return axes
+
+
+def show_image(ax: Axes, image: np.ndarray, title: str = "", **options: Any) -> Axes:
+    """Draw an image, (H, W), (C, H, W) or (H, W, C), stretched to its own range; no ticks."""
+    image = np.asarray(image)
+    if image.ndim == 3 and image.shape[0] in (1, 3):
+        image = np.moveaxis(image, 0, -1)
+    if image.ndim == 3:
+        low, high = np.percentile(image, (0.5, 99.5))
+        image = np.clip((image - low) / max(high - low, 1e-9), 0, 1).squeeze()
+    elif image.dtype != bool and "vmin" not in options and "cmap" not in options:
+        options["vmin"], options["vmax"] = np.percentile(image, (0.5, 99.5))
+    ax.imshow(image, interpolation="nearest", **options)
+    return _frame(ax, title)
+
+
+def draw_contours(ax: Axes, label: np.ndarray, color: str, label_class: int = 1, width: float = 1.0) -> Axes:
+    """Outline the pixels of one class exactly along their edges."""
+    mask = np.kron(np.pad(np.asarray(label) == label_class, 1), np.ones((4, 4)))
+    if mask.any():
+        height, width_ = mask.shape
+        x, y = (np.arange(width_) + 0.5) / 4 - 1.5, (np.arange(height) + 0.5) / 4 - 1.5
+        ax.contour(x, y, mask, levels=[0.5], colors=[color], linewidths=width)
+    return ax
+
+
+def show_errors(ax: Axes, image: np.ndarray, target: np.ndarray, prediction: np.ndarray, title: str = "") -> Axes:
+    """The image in grey with the wrong pixels on it: false alarms orange, missed pixels blue, ignored ones hatched grey."""
+    show_image(ax, image, title)
+    target, prediction = np.asarray(target), np.asarray(prediction)
+    counts = target != IGNORED
+    layer = np.zeros(target.shape, dtype=np.uint8)
+    layer[counts & (prediction != target) & (prediction > 0)] = 1
+    layer[counts & (prediction != target) & (prediction == 0)] = 2
+    layer[~counts] = 3
+    colours = ListedColormap([(0, 0, 0, 0), ORANGE, BLUE, "#BBBBBB"])
+    ax.imshow(layer, cmap=colours, vmin=0, vmax=3, interpolation="nearest")
+    return ax
+
+
+def error_legend(ax: Axes) -> Axes:
+    """Explain the colours of `show_errors` below the axes."""
+    handles = [Patch(color=ORANGE, label="false alarm"), Patch(color=BLUE, label="missed")]
+    ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(0, -0.02), ncols=2, fontsize=8)
+    return ax
+
+
+def show_classes(ax: Axes, label: np.ndarray, num_classes: int = 2, title: str = "") -> Axes:
+    """Draw a label map: background white, each class in its colour, ignored pixels grey."""
+    colours = ["white", *PALETTE[: num_classes - 1], "#BBBBBB"]
+    shown = np.where(np.asarray(label) == IGNORED, num_classes, label)
+    ax.imshow(shown, cmap=ListedColormap(colours), vmin=0, vmax=num_classes, interpolation="nearest")
+    return _frame(ax, title)
+
+
+def curves(
+    axes: Sequence[Axes], histories: Mapping[str, Sequence[Mapping[str, float]]], metric: str = "mean_iou"
+) -> Sequence[Axes]:
+    """Loss (first axes) and a metric (second axes) over the epochs: training dashed, validation solid."""
+    for ax, key in zip(axes, ("loss", metric), strict=True):
+        for (name, history), colour in zip(histories.items(), PALETTE, strict=False):
+            epochs = [row["epoch"] for row in history]
+            for part, line in (("train", "--"), ("val", "-")):
+                if history and f"{part}_{key}" in history[0]:
+                    values = [row[f"{part}_{key}"] for row in history]
+                    ax.plot(epochs, values, line, color=colour, label=f"{name} {'training' if part == 'train' else 'validation'}")
+        ax.set(xlabel="epoch", ylabel=key.replace("_", " ").replace("iou", "IoU"))
+        ax.xaxis.get_major_locator().set_params(integer=True)
+    axes[1].legend(fontsize=8)
+    return axes
+
+
+def dots(ax: Axes, values: Mapping[str, Sequence[float]], xlabel: str) -> Axes:
+    """One row a name: a dot for each seed, a bar for their mean."""
+    for row, (numbers, colour) in enumerate(zip(values.values(), PALETTE, strict=False)):
+        ax.plot(numbers, [row] * len(numbers), "o", color=colour, alpha=0.6, markersize=5)
+        ax.plot([np.mean(numbers)] * 2, [row - 0.3, row + 0.3], color=colour, linewidth=2)
+    ax.set_yticks(range(len(values)), list(values))
+    ax.invert_yaxis()
+    ax.set_xlabel(xlabel)
+    return ax
+
+
+def draw_unet(
+    stages: Sequence[Any], *, input_channels: int = 1, num_classes: int = 2, skip: str = "concat", upsampling: str = "", ax: Axes | None = None
+) -> Axes:
+    """Draw the U from the maps of its blocks: height = size of the map, width ~ channels, numbers as measured.
+
+    Args:
+        stages: `inspection.stages`: encoder from the top down, then decoder from the bottom up.
+    """
+    depth = (len(stages) - 1) // 2
+    if ax is None:
+        _, ax = plt.subplots(figsize=(9, 1.0 + 0.95 * (depth + 1)))
+    lower, centre = [], []
+    for index, stage in enumerate(stages):
+        level = min(index, 2 * depth - index)
+        height, width = 0.72 * 0.8**level, 0.12 * np.log2(stage.channels + 1)
+        x = index * 1.25 if index <= depth else index * 1.25
+        y = -level * 1.0
+        ax.add_patch(Rectangle((x - width / 2, y), width, height, facecolor=SKY if index <= depth else ORANGE, edgecolor=BLACK, linewidth=0.8))
+        ax.text(x, y + height + 0.03, f"{stage.channels}", ha="center", va="bottom", fontsize=8, fontweight="bold")
+        ax.text(x, y - 0.03, f"{stage.height}×{stage.width}", ha="center", va="top", fontsize=7)
+        lower.append((x, y, width, height))
+        centre.append((x, y + height / 2))
+    for index in range(2 * depth):
+        (x0, y0, w0, h0), (x1, y1, w1, h1) = lower[index], lower[index + 1]
+        start, end = (x0 + w0 / 2, y0 + h0 / 2), (x1 - w1 / 2, y1 + h1 / 2)
+        _arrow(ax, start, end, VERMILION if index < depth else GREEN, "-")
+    for level in range(depth):
+        left, right = lower[level], lower[2 * depth - level]
+        y = left[1] + left[3] * 0.5
+        if skip != "none" or upsampling == "unpool":
+            _arrow(ax, (left[0] + left[2] / 2, y), (right[0] - right[2] / 2, y), "#777777", "-" if skip != "none" else "--")
+    x, y, w, h = lower[0]
+    ax.text(x - w / 2 - 0.12, y + h / 2, f"image\n{input_channels} channel{'s' * (input_channels > 1)}", ha="right", va="center", fontsize=8)
+    x, y, w, h = lower[-1]
+    ax.text(x + w / 2 + 0.12, y + h / 2, f"1×1 →\n{num_classes} logits", ha="left", va="center", fontsize=8)
+    links = {"concat": "skip: concatenation", "sum": "short-cut: sum"}.get(skip)
+    if upsampling == "unpool":
+        links = f"{links} + pooling indices" if links else "pooling indices (dashed)"
+    handles = [
+        Patch(color=SKY, label="encoder: 2 × (3×3 convolution, ReLU)"),
+        Patch(color=ORANGE, label="decoder"),
+        plt.Line2D([], [], color=VERMILION, label="2×2 max pooling"),
+        plt.Line2D([], [], color=GREEN, label=f"up ×2: {upsampling}" if upsampling else "up ×2"),
+    ]
+    if links:
+        handles.append(plt.Line2D([], [], color="#777777", label=links))
+    ax.legend(handles=handles, loc="lower center", ncols=3, fontsize=8, bbox_to_anchor=(0.5, -0.16))
+    ax.set_xlim(-1.4, lower[-1][0] + 1.4)
+    ax.set_ylim(-depth - 0.45, 1.1)
+    ax.axis("off")
+    return ax
+
+
+def _arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], colour: str, style: str) -> None:
+    ax.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=9, color=colour, linestyle=style, shrinkA=2, shrinkB=2))
+
+
+def _frame(ax: Axes, title: str) -> Axes:
+    ax.set(xticks=[], yticks=[])
+    for spine in ax.spines.values():
+        spine.set_visible(True)
+        spine.set_linewidth(0.5)
+    if title:
+        ax.set_title(title, fontsize=9)
+    return ax

@@ -1,0 +1,133 @@
+"""Metrics: hand-solved counts, the absent-class rule, and a slow implementation of its own as the judge."""
+
+import math
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import metrics
+from checks import InputError
+from metrics import confusion_matrix, scores
+
+# truth      prediction     hits 5 of 8; class 1: 2 hits, 1 false alarm, 2 missed
+TRUTH = torch.tensor([[[1, 1, 0, 0], [1, 1, 0, 0]]])
+GUESS = torch.tensor([[[1, 1, 0, 0], [0, 0, 1, 0]]])
+
+
+def test_counts_and_ratios_by_hand():
+    counts = confusion_matrix(GUESS, TRUTH, 2)
+    assert counts.dtype == torch.int64 and counts.tolist() == [[3, 1], [2, 2]]
+    assert metrics.accuracy(counts) == 5 / 8
+    assert metrics.iou_per_class(counts).tolist() == [3 / 6, 2 / 5]
+    assert metrics.mean_iou(counts) == pytest.approx(0.45)
+    assert metrics.precision_per_class(counts).tolist() == [3 / 5, 2 / 3]
+    assert metrics.recall_per_class(counts).tolist() == [3 / 4, 2 / 4]
+    assert metrics.f1_per_class(counts).tolist() == pytest.approx([6 / 9, 4 / 7])
+    # (TP·TN − FP·FN)/√(…) = (2·3 − 1·2)/√(3·4·4·5)
+    assert metrics.matthews(counts) == pytest.approx(4 / math.sqrt(240))
+
+
+def test_all_background_at_two_percent_foreground():
+    """Why accuracy misleads: nothing found, and yet 98 % of the pixels are right."""
+    truth = torch.zeros(1, 100, 100, dtype=torch.int64)
+    truth[0, :2] = 1
+    result = scores(confusion_matrix(torch.zeros_like(truth), truth, 2))
+    assert result["accuracy"] == 0.98 and result["mean_iou"] == 0.49 and result["mcc"] == 0
+
+
+def test_fault_47_a_class_absent_from_both_is_out_of_the_mean():
+    counts = confusion_matrix(GUESS, TRUTH, 3)
+    assert math.isnan(metrics.iou_per_class(counts)[2])
+    assert metrics.mean_iou(counts) == pytest.approx(0.45)
+    assert scores(counts)["classes"] == 2
+
+
+def test_fault_48_a_class_in_truth_or_prediction_only_scores_zero():
+    zeros, ones = torch.zeros(1, 2, 2, dtype=torch.int64), torch.ones(1, 2, 2, dtype=torch.int64)
+    for guess, truth in ((zeros, ones), (ones, zeros)):
+        counts = confusion_matrix(guess, truth, 2)
+        for ratio in ("iou_per_class", "f1_per_class", "precision_per_class", "recall_per_class"):
+            assert getattr(metrics, ratio)(counts).tolist() == [0, 0], ratio
+
+
+def test_fault_49_nothing_left_is_nan_with_a_warning():
+    counts = confusion_matrix(GUESS, torch.full_like(TRUTH, 255), 2)
+    with pytest.warns(UserWarning, match="No pixel"):
+        result = scores(counts)
+    assert all(math.isnan(value) for name, value in result.items() if name != "classes")
+
+
+def test_fault_50_ignored_pixels_are_not_counted():
+    truth = TRUTH.clone()
+    truth[0, 0] = 255
+    assert confusion_matrix(GUESS, truth, 2).tolist() == [[1, 1], [2, 0]]
+    guess = GUESS.clone()
+    guess[0, 0] = 77  # whatever stands there
+    assert confusion_matrix(guess, truth, 2).tolist() == [[1, 1], [2, 0]]
+
+
+@given(st.integers(1, 7))
+def test_fault_51_the_batch_size_cannot_matter(size):
+    generator = torch.Generator().manual_seed(size)
+    logits = torch.randn(7, 3, 6, 5, generator=generator)
+    target = torch.randint(0, 3, (7, 6, 5), generator=generator)
+    parts = sum(confusion_matrix(a, b) for a, b in zip(logits.split(size), target.split(size), strict=True))
+    assert torch.equal(parts, confusion_matrix(logits, target))
+
+
+def slow_oracle(guess, truth, K):
+    """Every score from its definition, with loops."""
+    guess, truth = guess.numpy().ravel(), truth.numpy().ravel()
+    guess, truth = guess[truth != 255], truth[truth != 255]
+    iou, f1 = [], []
+    for k in range(K):
+        a, b = set(np.flatnonzero(guess == k)), set(np.flatnonzero(truth == k))
+        if a | b:
+            iou.append(len(a & b) / len(a | b))
+            f1.append(2 * len(a & b) / (len(a) + len(b)))
+    one_hot = [np.eye(K)[labels] for labels in (guess, truth)]
+    centred = [x - x.mean(axis=0) for x in one_hot]  # Gorodkin: a correlation of one-hot codes
+    cov = [(centred[i] * centred[j]).sum() for i, j in ((0, 1), (0, 0), (1, 1))]
+    mcc = cov[0] / math.sqrt(cov[1] * cov[2]) if cov[1] * cov[2] > 1e-12 else 0.0
+    return {"accuracy": (guess == truth).mean(), "mean_iou": np.mean(iou), "f1": np.mean(f1), "mcc": mcc}
+
+
+@given(st.integers(2, 5), st.integers(0, 2**31))
+def test_against_the_slow_oracle(K, seed):
+    generator = torch.Generator().manual_seed(seed)
+    guess = torch.randint(0, K, (2, 4, 5), generator=generator)
+    truth = torch.randint(0, K, (2, 4, 5), generator=generator)
+    truth[torch.rand(truth.shape, generator=generator) < 0.2] = 255
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = scores(confusion_matrix(guess, truth, K))
+    for name, expected in slow_oracle(guess, truth, K).items():
+        assert result[name] == pytest.approx(expected, abs=1e-9), name
+
+
+@given(st.integers(0, 2**31))
+def test_renaming_the_classes_changes_nothing(seed):
+    generator = torch.Generator().manual_seed(seed)
+    guess, truth = (torch.randint(0, 4, (1, 8, 8), generator=generator) for _ in range(2))
+    names = torch.randperm(4, generator=generator)
+    before, after = scores(confusion_matrix(guess, truth, 4)), scores(confusion_matrix(names[guess], names[truth], 4))
+    for name in ("accuracy", "mean_iou", "precision", "recall", "f1", "mcc"):
+        assert after[name] == pytest.approx(before[name])
+
+
+def test_logits_of_one_channel_are_two_classes():
+    logits = torch.tensor([[[[2.0, -1.0], [0.5, -3.0]]]])
+    assert confusion_matrix(logits, torch.tensor([[[1, 1], [0, 0]]])).tolist() == [[1, 1], [1, 1]]
+
+
+def test_wrong_input():
+    with pytest.raises(InputError, match="num_classes"):
+        confusion_matrix(GUESS, TRUTH)
+    with pytest.raises(InputError, match="shape"):
+        confusion_matrix(GUESS[:, :1], TRUTH, 2)
+    with pytest.raises(InputError, match="label"):
+        confusion_matrix(GUESS + 5, TRUTH, 2)

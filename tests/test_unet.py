@@ -1,0 +1,151 @@
+"""The U-Net: parameter counts of the course, every input size, unpooling against PyTorch's own."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from checks import InputError
+from inspection import count_parameters
+from unet import UNet, unpool2x2
+
+SETTINGS = list(itertools.product(("transposed", "bilinear", "unpool"), ("none", "concat", "sum")))
+
+
+@pytest.mark.parametrize(
+    ("skip", "keep_channels", "expected"),
+    [
+        ("none", False, 436_857),
+        ("none", True, 529_457),  # the number on the road sheet
+        ("concat", False, 485_817),  # the net of the assignment
+        ("concat", True, 578_417),
+    ],
+)
+def test_parameter_counts_of_the_road_sheet(skip, keep_channels, expected):
+    model = UNet(3, 1, (8, 16, 32, 64, 128), norm="none", skip=skip, keep_channels=keep_channels)
+    assert count_parameters(model) == expected
+
+
+def test_parameters_of_a_small_net_by_hand():
+    # encoder 1→2→2: 18 + 36, 2→4→4: 72 + 144 (no biases before BatchNorm); BatchNorm 2·(2 + 2 + 4 + 4) = 24
+    # up 4→2, 2×2: 32 + 2; decoder 4→2→2: 72 + 36, BatchNorm 2·(2 + 2) = 8; head 2→3: 6 + 3
+    assert count_parameters(UNet(1, 3, (2, 4))) == 18 + 36 + 72 + 144 + 24 + 34 + 72 + 36 + 8 + 9
+
+
+@pytest.mark.parametrize(("upsampling", "skip"), SETTINGS)
+def test_fault_43_every_size_from_1_to_70_comes_back(upsampling, skip):
+    model = UNet(1, 2, (1, 1, 1, 1), upsampling=upsampling, skip=skip).eval()
+    with torch.no_grad():
+        for height, width in itertools.product(range(1, 71), repeat=2):
+            assert model(torch.zeros(1, 1, height, width)).shape == (1, 2, height, width)
+
+
+@pytest.mark.parametrize(("upsampling", "skip"), SETTINGS)
+@pytest.mark.parametrize("norm", ["batch", "group", "none"])
+def test_every_parameter_gets_a_gradient(upsampling, skip, norm):
+    torch.manual_seed(0)
+    model = UNet(2, 3, (4, 6, 8), upsampling=upsampling, skip=skip, norm=norm)
+    model(torch.randn(2, 2, 13, 10)).square().sum().backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0, name
+
+
+@given(st.integers(1, 20), st.integers(1, 20), st.integers(0, 2**31))
+def test_unpooling_equals_pytorch_bit_for_bit(height, width, seed):
+    maps = torch.randn(2, 3, height, width, generator=torch.Generator().manual_seed(seed))
+    pooled, indices = F.max_pool2d(maps, 2, ceil_mode=True, return_indices=True)
+    ours, theirs = pooled.clone().requires_grad_(), pooled.clone().requires_grad_()
+    out = unpool2x2(ours, indices, (height, width))
+    expected = nn.MaxUnpool2d(2)(theirs, indices, output_size=(height, width))
+    assert torch.equal(out, expected)
+    upstream = torch.randn(out.shape, generator=torch.Generator().manual_seed(seed + 1))
+    out.backward(upstream)
+    expected.backward(upstream)
+    assert torch.equal(ours.grad, theirs.grad)
+
+
+def test_pytorch_without_output_size_goes_wrong_on_8x9_and_ours_does_not():
+    maps = torch.arange(72.0, 0, -1).view(1, 1, 8, 9)  # each maximum lies in the upper left of its window
+    pooled, indices = F.max_pool2d(maps, 2, return_indices=True)  # 4×4, the last column is lost
+    careless = nn.MaxUnpool2d(2)(pooled, indices)  # 8×8, but the indices count rows of nine
+    assert not torch.equal(careless, maps[..., :8].where(careless > 0, 0))
+    ours = unpool2x2(*F.max_pool2d(maps, 2, ceil_mode=True, return_indices=True), (8, 9))
+    assert torch.equal(ours, maps.where(ours > 0, 0))
+
+
+def test_unpooling_gradient():
+    maps = torch.randn(1, 2, 5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    pooled, indices = F.max_pool2d(maps, 2, ceil_mode=True, return_indices=True)
+    assert torch.autograd.gradcheck(lambda x: unpool2x2(x, indices, (5, 7)), pooled.requires_grad_())
+
+
+def test_unpooling_runs_where_deterministic_algorithms_are_asked_for():
+    torch.use_deterministic_algorithms(True)
+    try:
+        model = UNet(1, 2, (2, 4, 4), upsampling="unpool")
+        model(torch.randn(2, 1, 9, 9)).sum().backward()
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+def test_index_links_carry_position():
+    """Without index links the decoder cannot know in which of four pixels the maximum lay."""
+    pooled = torch.ones(1, 1, 2, 2)
+    for corner in range(4):
+        index = torch.tensor([[0, 2], [8, 10]]) + torch.tensor([0, 1, 4, 5])[corner]
+        out = unpool2x2(pooled, index[None, None], (4, 4))
+        assert out.sum() == 4 and out.flatten()[index.flatten()].tolist() == [1, 1, 1, 1]
+
+
+def test_the_depth_is_the_number_of_widths_less_one():
+    assert len(UNet(widths=(4,)).ups) == 0
+    assert UNet(widths=(4,))(torch.zeros(1, 1, 3, 3)).shape == (1, 2, 3, 3)
+
+
+def test_dropout_acts_in_training_only():
+    torch.manual_seed(0)
+    model, images = UNet(widths=(4, 8), norm="none", dropout=0.5), torch.randn(1, 1, 16, 16)
+    assert not torch.equal(model(images), model(images))
+    model.eval()
+    assert torch.equal(model(images), model(images))
+
+
+def test_half_precision_and_channels_last_give_the_same_up_to_rounding():
+    torch.manual_seed(0)
+    model, images = UNet(widths=(8, 16, 16)).eval(), torch.randn(2, 1, 24, 17)
+    with torch.no_grad():
+        expected = model(images)
+        last = model.to(memory_format=torch.channels_last)(images.contiguous(memory_format=torch.channels_last))
+        with torch.autocast("cpu", torch.bfloat16):
+            half = model(images)
+    torch.testing.assert_close(last, expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(half.float(), expected, rtol=0.1, atol=0.1)
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [
+        ({"upsampling": "nearest"}, "upsampling"),
+        ({"skip": "add"}, "skip"),
+        ({"norm": "layer"}, "norm"),
+        ({"widths": ()}, "widths"),
+        ({"widths": (8, 0)}, "widths"),
+        ({"keep_channels": True, "skip": "sum"}, "keep_channels"),
+        ({"keep_channels": True, "upsampling": "unpool"}, "keep_channels"),
+    ],
+)
+def test_contradicting_settings_are_refused(settings, word):
+    with pytest.raises(InputError, match=word):
+        UNet(**settings)
+
+
+@pytest.mark.parametrize(
+    ("shape", "hint"), [((2, 8, 8, 3), "permute"), ((3, 8, 8), r"image\[None\]"), ((2, 1, 8, 8), r"\(B, 3, H, W\)")]
+)
+def test_fault_36_wrong_input_gets_one_clear_sentence(shape, hint):
+    with pytest.raises(InputError, match=hint):
+        UNet(3, 2, (2,))(torch.zeros(shape))
