@@ -129,6 +129,24 @@ def dots(ax: Axes, values: Mapping[str, Sequence[float]], xlabel: str) -> Axes:
     return ax
 
 
+def show_pooling(
+    axes: Sequence[Axes], before: np.ndarray, pooled: np.ndarray, indices: np.ndarray, restored: np.ndarray
+) -> Sequence[Axes]:
+    """2×2 pooling in four pictures: the map with its winners, the pooled map, repeated, and unpooled by indices.
+
+    Args:
+        before: (H, W), with H and W even, as `restored`.
+        pooled: (H/2, W/2), as `indices`, which are positions in the flattened H×W plane.
+    """
+    scale = {"vmin": before.min(), "vmax": before.max()}
+    show_image(axes[0], before, "before: winners dotted", **scale)
+    axes[0].plot(indices % before.shape[1], indices // before.shape[1], ".", color=ORANGE, markersize=3)
+    show_image(axes[1], pooled, "pooled", **scale)
+    show_image(axes[2], np.kron(pooled, np.ones((2, 2))), "up without indices: repeated", **scale)
+    show_image(axes[3], np.ma.masked_equal(restored, 0), "up by indices (white: zero)", **scale)
+    return axes
+
+
 def draw_unet(
     stages: Sequence[Any], *, input_channels: int = 1, num_classes: int = 2, skip: str = "concat", upsampling: str = "", ax: Axes | None = None
 ) -> Axes:

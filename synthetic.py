@@ -1,0 +1,273 @@
+"""Made-up microscope pictures of yeast with exact labels: the data set that is there when no other is.
+
+They stand in for the course's 18 phase-contrast images (Joel Goodman, UT Southwestern), public nowhere.
+The cells come first; the picture is computed from them, one function a step, in the order of the light.
+A dead cell is dark, has no vacuole and almost no halo; its label is background.  Buds are dark too and the
+light is uneven, so no threshold on the grey value separates living from dead.  Lengths are in pixels.
+
+Sources: F. Zernike, Physica 9 (1942) 686, doi 10.1016/S0031-8914(42)80035-X (phase contrast);  Z. Yin,
+T. Kanade, M. Chen, Med. Image Anal. 16 (2012) 1047, doi 10.1016/j.media.2011.12.006 (its optics as filters);
+F. J. Anscombe, Biometrika 35 (1948) 246, doi 10.1093/biomet/35.3-4.246 (square root against photon noise).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import scipy.fft
+from numpy import ndarray
+from numpy.random import Generator
+from PIL import Image
+from scipy import ndimage
+
+from checks import InputError
+
+VERSION = 1  # raise it when the pictures change, so that an older set on disk is not taken for this one
+MARGIN = 24  # drawn around the frame and cut off at the end, so that cells and halos may cross the frame
+YEAST_LAYERS = {"images": "image", "labels": "label", "instances": "instances", "dead": "dead"}
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One picture and all that is known about it."""
+
+    image: ndarray  # (H, W) uint8
+    label: ndarray  # (H, W) uint8: 0 background (dead cells included), 1 living cell
+    instances: ndarray  # (H, W) uint16: 0 background, 1 … n living cells; mother and bud are two
+    dead: ndarray  # (H, W) bool: pixels of dead cells
+
+
+class _Cells(NamedTuple):
+    """All cells of one picture; entry 0 is the medium, which is not alive."""
+
+    centre: ndarray  # (n + 1, 2) y, x
+    radius: ndarray  # (n + 1,)
+    alive: ndarray  # (n + 1,) bool
+
+
+def yeast_scene(rng: Generator, height: int = 256, width: int = 256) -> Scene:
+    """Draw one phase-contrast picture (height, width) of budding yeast; some cells live, some are dead.
+
+    Raises `InputError` when a side is shorter than 64 pixels.
+
+    >>> scene = yeast_scene(np.random.default_rng(0))
+    >>> scene.image.shape, str(scene.image.dtype), bool(((scene.instances > 0) == scene.label).all())
+    ((256, 256), 'uint8', True)
+    """
+    _check_whole_numbers(height=(height, 64), width=(width, 64))
+    shape = (height + 2 * MARGIN, width + 2 * MARGIN)
+    cells = _yeast_colonies(rng, height, width)
+    owner, depth = _yeast_regions(rng, cells, shape)
+    phase = _yeast_thickness(rng, cells, owner, depth) + _yeast_debris(rng, shape) * (owner == 0)
+    interior, cover = _yeast_interior(rng, cells, owner, depth)
+    amplitude = (1 - cover) * _phase_contrast(phase, defocus=rng.uniform(-8, 8)) + cover * interior
+    grey = _sensor(rng, amplitude * np.sqrt(_uneven_light(rng, shape)))
+    frame = slice(MARGIN, -MARGIN), slice(MARGIN, -MARGIN)
+    owner, alive = owner[frame], cells.alive
+    seen = alive & (np.bincount(owner.ravel(), minlength=len(alive)) >= 10)  # the frame leaves slivers
+    living = np.unique(owner * seen[owner], return_inverse=True)[1].reshape(height, width)  # no gaps in 0 … n
+    dead = (owner > 0) & ~alive[owner]
+    return Scene(grey[frame], (living > 0).astype(np.uint8), living.astype(np.uint16), dead)
+
+
+def write_yeast(
+    folder: Path, num_images: int = 18, seed: int = 0, height: int = 256, width: int = 256
+) -> Path:
+    """Write the yeast set as PNG files and return `folder`; image i depends on `seed`, i and the size only.
+
+    `images/yeast_00.png` (8-bit grey), `labels/` (0, 1), `instances/` (16-bit), `dead/` (0, 1), and
+    `settings.json`.  A folder that holds this very set is kept; `InputError` when it holds anything else.
+
+    >>> import tempfile
+    >>> folder = write_yeast(Path(tempfile.mkdtemp()) / "yeast", num_images=2, height=64, width=64)
+    >>> sorted(path.name for path in (folder / "images").iterdir())
+    ['yeast_00.png', 'yeast_01.png']
+    """
+    _check_whole_numbers(num_images=(num_images, 1), seed=(seed, 0), height=(height, 64), width=(width, 64))
+    numbers = {"version": VERSION, "num_images": num_images, "seed": seed, "height": height, "width": width}
+    settings = json.dumps({"set": "yeast"} | {name: int(number) for name, number in numbers.items()})
+    scenes = (yeast_scene(np.random.default_rng([seed, i]), height, width) for i in range(num_images))
+    names = [f"yeast_{i:02d}.png" for i in range(num_images)]
+    return _write_set(Path(folder), settings, names, YEAST_LAYERS, scenes)
+
+
+def _check_whole_numbers(**arguments: tuple[int, int]) -> None:
+    for name, (value, least) in arguments.items():
+        if not isinstance(value, (int, np.integer)) or value < least:
+            raise InputError(f"{name} is {value!r}; expected a whole number of at least {least}.")
+
+
+def _write_set(
+    folder: Path, settings: str, names: list[str], layers: dict[str, str], scenes: Iterable[Scene]
+) -> Path:
+    """Write beside `folder` and rename at the end, so a killed run leaves no half set under that name."""
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        note = folder / "settings.json"
+        same = note.is_file() and note.read_text(encoding="utf-8", errors="replace") == settings
+        if same and all((folder / layer / name).is_file() for layer in layers for name in names):
+            return folder
+        raise InputError(
+            f"{folder} exists and holds something else, or only a part of this set:\n{settings}\n"
+            "Delete the folder or choose another one."
+        )
+    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        for layer in layers:
+            (part / layer).mkdir(parents=True)
+        for name, scene in zip(names, scenes):
+            for layer, attribute in layers.items():
+                array = getattr(scene, attribute)
+                array = array.astype(np.uint8) if array.dtype == bool else array
+                Image.fromarray(array).save(part / layer / name)
+        (part / "settings.json").write_text(settings, encoding="utf-8")
+        if folder.exists():
+            folder.rmdir()  # empty, as good as none; Windows does not rename onto it
+        part.rename(folder)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)  # after the rename there is nothing to remove
+    return folder
+
+
+def _yeast_colonies(rng: Generator, height: int, width: int) -> _Cells:
+    """Choose the cells: colonies of touching cells, buds on mothers, dead cells alone or at a colony.
+
+    Each cell is drawn to one other, its target, until they touch: a bud to its mother, others to the first
+    cell of their colony.  Its own target is the first cell of a colony, and a dead cell that lies alone.
+    """
+    area = height * width / 256**2
+    num_dead, num_colonies = (max(1, round(area * rng.uniform(1, most))) for most in (3.6, 4))
+    count = num_dead + max(5, round(area * rng.uniform(12, 25)))
+    index = np.arange(count)
+    alive, bud = index >= num_dead, (index >= num_dead + num_colonies) & (rng.random(count) < 0.3)
+    radius = np.where(alive, np.clip(rng.normal(11.5, 2.2, count), 8, 17), rng.uniform(8, 12, count))
+    radius[bud] = rng.uniform(4, 7.5, bud.sum())
+    alone = (index < num_dead + num_colonies) & (alive | (rng.random(count) < 0.65))
+    target = np.where(alone, index, num_dead + rng.integers(num_colonies, size=count))
+    target[bud] = np.resize(rng.permutation(index[alive & ~bud]), bud.sum())  # one bud each, while they last
+    position = rng.uniform(0.12, 0.88, (count, 2)) * (height, width)
+    position = np.where(alone[:, None], position, position[target[target]] + rng.normal(0, 12, (count, 2)))
+    inside = alone | ~alive  # these stay in the frame, so that every picture has living and dead cells
+    for step in range(140):
+        apart = position[:, None] - position  # (n, n, 2)
+        distance = np.hypot(apart[..., 0], apart[..., 1]) + 1e-6
+        apart /= distance[..., None]
+        gap = distance - (radius[:, None] + radius - 1.8)  # neighbours overlap a little: their labels touch
+        np.fill_diagonal(gap, 0)
+        position += 0.45 * (apart * np.clip(-gap, 0, None)[..., None]).sum(axis=1)
+        if step < 110:  # later, overlaps are undone only
+            position -= 0.6 * apart[index, target] * np.clip(gap[index, target], 0, 1)[:, None]
+        position[inside] = np.clip(position[inside], 6, (height - 6, width - 6))
+    return _Cells(np.vstack([(0, 0), position + MARGIN]), np.array([1, *radius]), np.array([False, *alive]))
+
+
+def _wavy_disc(
+    rng: Generator, centre: ndarray, radius: float, rough: float, shape: tuple[int, ...]
+) -> tuple[tuple[slice, slice], ndarray]:
+    """Draw a disc with a wavy outline: the box around it, and in there the distance to it, < 0 inside."""
+    reach = 1.4 * radius + 3
+    rows, columns = (np.clip([c - reach, c + reach + 2], 0, n).astype(int) for c, n in zip(centre, shape))
+    y, x = np.arange(*rows)[:, None] - centre[0], np.arange(*columns) - centre[1]
+    turn, waves = np.arctan2(y, x), rough * rng.normal(0, (0.055, 0.02, 0.01), (2, 3))
+    outline = 1 + sum(a * np.cos(k * turn) + b * np.sin(k * turn) for k, a, b in zip((2, 3, 4), *waves))
+    return (slice(*rows), slice(*columns)), np.hypot(y, x) - radius * outline
+
+
+def _yeast_regions(rng: Generator, cells: _Cells, shape: tuple[int, int]) -> tuple[ndarray, ndarray]:
+    """Give each pixel to the nearest cell: `owner` (its number, 0 outside) and `depth` below its surface."""
+    nearest, second, owner = np.full(shape, 99.0), np.full(shape, 99.0), np.zeros(shape, dtype=np.int64)
+    for number in range(1, len(cells.alive)):
+        rough = 1.0 if cells.alive[number] else 1.4
+        box, distance = _wavy_disc(rng, cells.centre[number], cells.radius[number], rough, shape)
+        closer = distance < nearest[box]
+        second[box] = np.where(closer, nearest[box], np.minimum(distance, second[box]))
+        owner[box] = np.where(closer, number, owner[box])
+        nearest[box] = np.minimum(distance, nearest[box])
+    depth = np.minimum(-nearest, 0.8 * (second - nearest))  # a wall between two pressed cells is steeper
+    return np.where(nearest < 0, owner, 0), np.clip(depth, 0, None)
+
+
+def _yeast_thickness(rng: Generator, cells: _Cells, owner: ndarray, depth: ndarray) -> ndarray:
+    """Return the optical phase: cells swell from their outline inwards; the dead have leaked and are thin."""
+    count = len(cells.alive)
+    density = np.where(cells.alive, rng.uniform(0.26, 0.34, count), rng.uniform(0.04, 0.09, count))
+    return (density / cells.radius**1.1)[owner] * depth * (2 * cells.radius[owner] - depth)
+
+
+def _yeast_interior(rng: Generator, cells: _Cells, owner: ndarray, depth: ndarray) -> tuple[ndarray, ndarray]:
+    """Paint mottled plasma, vacuoles and granules as amplitude (medium = 1); `cover` says how far it is seen.
+
+    It covers the deep parts, where the optics of a thin body would give rings that no thick cell shows.
+    """
+    fine, coarse = _smooth_noise(rng, owner.shape, 1.1), _smooth_noise(rng, owner.shape, 2.4)
+    living = np.minimum(1, 0.2 + cells.radius / 15) * rng.uniform(0.8, 1.15, len(cells.alive))
+    plasma = np.where(cells.alive, living, rng.uniform(0.36, 0.56, len(cells.alive)))
+    interior = plasma[owner] * (1 + 0.1 * fine + 0.22 * coarse)
+    for number in np.flatnonzero(cells.alive & (cells.radius > 7.5)):
+        for _ in range(rng.choice(3, p=(0.25, 0.62, 0.13))):
+            radius, turn = cells.radius[number] * rng.uniform(0.3, 0.6), rng.uniform(0, 2 * np.pi)
+            shift = rng.uniform(0, max(0.0, 0.72 * cells.radius[number] - radius))
+            centre = cells.centre[number] + shift * np.array([np.sin(turn), np.cos(turn)])
+            box, distance = _wavy_disc(rng, centre, radius, 1.0, owner.shape)
+            inside, rim = np.clip(0.5 - distance / 1.5, 0, 1), np.exp(-(((distance - 1.5) / 2) ** 2))
+            bright = rng.uniform(1.15, 1.65) * (1 + 0.07 * fine[box])
+            filled = (1 - inside) * (1 - 0.35 * rim) * interior[box] + inside * bright
+            interior[box] = np.where(owner[box] == number, filled, interior[box])
+    granules, where = np.zeros(owner.shape), rng.choice(np.flatnonzero(owner), 3 * len(cells.alive))
+    granules.flat[where] = rng.uniform(-2, 3.5, len(where))
+    interior -= ndimage.gaussian_filter(granules, 0.9)
+    cover = ndimage.gaussian_filter(np.clip(depth / np.where(cells.alive[owner], 4.0, 2.5), 0, 1), 0.5)
+    return np.clip(interior, 0.1, None), cover
+
+
+def _yeast_debris(rng: Generator, shape: tuple[int, int]) -> ndarray:
+    """Return the optical phase of small specks in the medium, about four in 256 × 256 pixels."""
+    phase = np.zeros(shape)
+    for centre in rng.uniform(0, shape, size=(rng.poisson(shape[0] * shape[1] / 15000), 2)):
+        radius = rng.uniform(0.8, 2.4)
+        box, distance = _wavy_disc(rng, centre, radius, 4.0, shape)
+        fall = np.clip(distance / radius + 1, 0, None)
+        phase[box] += rng.uniform(-0.3, 0.5) * np.exp(-1.5 * fall**2)
+    return phase
+
+
+def _phase_contrast(phase: ndarray, defocus: float) -> ndarray:
+    """Return the amplitude |wave| behind Zernike's microscope, 1 in the empty medium.
+
+    The direct light (low frequencies of the wave exp(i phase)) is dimmed and shifted by a quarter wave, the
+    diffracted rest is not; they meet again: thick parts turn dark, the blur of the direct light is the halo.
+    """
+    halo_width, sharpness, transmission = 5.1, 0.234, 0.07  # pixels, cycles a pixel, fraction: fitted
+    squared = scipy.fft.fftfreq(phase.shape[0])[:, None] ** 2 + scipy.fft.fftfreq(phase.shape[1]) ** 2
+    direct = np.exp(-2 * (np.pi * halo_width) ** 2 * squared)
+    pupil = np.exp(-squared / (2 * sharpness**2) + 1j * np.pi * defocus * squared)
+    pupil *= 1 - direct - 1j * np.sqrt(transmission) * direct
+    wave = scipy.fft.ifft2(scipy.fft.fft2(np.exp(1j * phase)) * pupil)
+    return np.abs(wave) / np.sqrt(transmission)
+
+
+def _uneven_light(rng: Generator, shape: tuple[int, int]) -> ndarray:
+    """Return the light of a lamp off centre: about 1, with a slope and a slow fall towards the corners."""
+    y, x = np.linspace(-1, 1, shape[0])[:, None], np.linspace(-1, 1, shape[1])
+    (slope_y, slope_x), (centre_y, centre_x) = rng.normal(0, 0.25, 2), rng.normal(0, 0.4, 2)
+    fall = rng.uniform(0, 0.3) * ((y - centre_y) ** 2 + (x - centre_x) ** 2)
+    return np.exp(slope_y * y + slope_x * x - fall)
+
+
+def _smooth_noise(rng: Generator, shape: tuple[int, ...], sigma: float) -> ndarray:
+    noise = ndimage.gaussian_filter(rng.standard_normal(shape), sigma, mode="wrap", truncate=3)
+    return noise / noise.std()
+
+
+def _sensor(rng: Generator, amplitude: ndarray) -> ndarray:
+    """Return 8-bit grey values, the root of the intensity: so photon noise is equally strong everywhere."""
+    noise = rng.uniform(3, 5.5) * _smooth_noise(rng, amplitude.shape, 0.7)
+    noise += 1.5 * rng.standard_normal(amplitude.shape)
+    return np.clip(np.rint(rng.uniform(70, 95) * amplitude + noise), 0, 255).astype(np.uint8)
