@@ -6,7 +6,7 @@ long on average within three pixels of it.  On the lattice of half pixels, thoug
 and a Euclidean distance transform there is exact.
 
 The frame of the image is no border, and neither is the edge of an ignored region: nobody has drawn a border there.
-Maps depend on the label alone.  So they are computed once for each mask and then move with it through every flip and turn.
+Maps depend on the label alone.  So they are computed once for each mask and then move with it through every flip.
 
 Sources: Ronneberger et al., 2015 (arXiv:1505.04597), equation 2; distance transform: Maurer, Qi and Raghavan, 2003
 (doi:10.1109/TPAMI.2003.1177156).
@@ -131,7 +131,12 @@ def _class_weights(label: np.ndarray, class_weight: np.ndarray | None) -> np.nda
         return np.ones(label.shape)
     weights = np.asarray(class_weight, dtype=float)
     classes = label[label != IGNORE_INDEX]
-    if weights.ndim != 1 or not np.isfinite(weights).all() or (weights < 0).any() or classes.max(initial=0) >= len(weights):
+    if (
+        weights.ndim != 1
+        or not np.isfinite(weights).all()
+        or (weights < 0).any()
+        or classes.max(initial=0) >= len(weights)
+    ):
         raise InputError(f"class_weight is {class_weight}; expected one finite number ≥ 0 for each class of the label.")
     return weights[np.where(label == IGNORE_INDEX, 0, label)]
 

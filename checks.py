@@ -42,7 +42,7 @@ def check_images(images: Tensor) -> None:
 def check_pair(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> None:
     """Raise `InputError` unless `logits` (B, C, H, W) float and `target` (B, H, W) integer belong together.
 
-    Labels must lie in 0 … C−1 (with C = 1: 0 or 1) or be `IGNORE_INDEX`; `weight`, where given, has the shape of `target`.
+    Labels must lie in 0 … C−1 (with C = 1: 0 or 1) or be `IGNORE_INDEX`; a `weight` has the shape of `target`.
 
     >>> check_pair(torch.zeros(1, 2, 3, 3), torch.zeros(1, 3, 3, dtype=torch.int64))
     """
@@ -50,7 +50,11 @@ def check_pair(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> 
         raise InputError(f"logits has shape {tuple(logits.shape)}; expected (B, C, H, W).")
     B, C, H, W = logits.shape
     if tuple(target.shape) != (B, H, W):
-        hint = "  The class axis of logits comes second, (B, C, H, W)." if target.ndim == 3 and logits.shape[-1] < H else ""
+        hint = (
+            "  The class axis of logits comes second, (B, C, H, W)."
+            if target.ndim == 3 and logits.shape[-1] < H
+            else ""
+        )
         raise InputError(
             f"target has shape {tuple(target.shape)}, logits has {tuple(logits.shape)}.\n"
             f"Expected target {(B, H, W)}: one label a pixel.{hint}"
@@ -64,7 +68,9 @@ def check_pair(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> 
             f"weight has shape {tuple(weight.shape)} on {weight.device}; "
             f"expected the shape {tuple(target.shape)} and the device {target.device} of target."
         )
-    if target.device.type == "cpu":  # on a GPU this would wait for the device in every step: labels are checked on loading
+    if (
+        target.device.type == "cpu"
+    ):  # on a GPU this would wait for the device in every step: labels are checked on loading
         check_labels(target, max(C, 2))
 
 

@@ -29,6 +29,9 @@ from checks import InputError
 Range = tuple[np.ndarray, np.ndarray]
 """First and last row (or column) needed, one entry for each output position asked for."""
 
+Needs = Callable[[int, Range], Range]
+"""What an operation reads: (axis, range of its output) → range of its input."""
+
 POOLS = (nn.MaxPool2d, nn.AvgPool2d)
 MIXING = (nn.Conv2d, nn.ConvTranspose2d, *POOLS)
 NORMS = (nn.BatchNorm2d, nn.GroupNorm)
@@ -106,7 +109,8 @@ def format_table(layers: list[Layer], input_shape: tuple[int, ...]) -> str:
     """The rows of `layer_table` as text, with their sums."""
     lines = [
         f"input {'×'.join(map(str, input_shape))}",
-        f"{'layer':<18}{'kind':<35}{'output C×H×W':>15}{'parameters':>12}{'multiply-adds':>15}{'receptive field':>17}{'memory':>10}",
+        f"{'layer':<18}{'kind':<35}{'output C×H×W':>15}{'parameters':>12}"
+        f"{'multiply-adds':>15}{'receptive field':>17}{'memory':>10}",
     ]
     for row in layers:
         shape, field = "×".join(map(str, row.output_shape[1:])), "×".join(map(str, row.receptive_field))
@@ -118,14 +122,16 @@ def format_table(layers: list[Layer], input_shape: tuple[int, ...]) -> str:
     return "\n".join(lines)
 
 
-def stages(model: nn.Module, input_shape: tuple[int, ...], parts: tuple[str, ...] = ("encoder", "decoder")) -> list[Stage]:
+def stages(
+    model: nn.Module, input_shape: tuple[int, ...], parts: tuple[str, ...] = ("encoder", "decoder")
+) -> list[Stage]:
     """The maps that the blocks `model.encoder[i]` and `model.decoder[i]` put out, in the order in which they run."""
     found: list[Stage] = []
     hooks = []
     for part in parts:
         for index, block in enumerate(getattr(model, part)):
 
-            def note(_module, _inputs, output, name=f"{part}.{index}"):
+            def note(_module: nn.Module, _inputs: Any, output: Tensor, name: str = f"{part}.{index}") -> None:
                 found.append(Stage(name, *output.shape[1:]))
 
             hooks.append(block.register_forward_hook(note))
@@ -187,7 +193,7 @@ class _Step:
     inputs: tuple[int, ...]
     output: int
     output_shape: tuple[int, ...]
-    needs: Callable[[int, Range], Range]  # (axis, range of the output) → range of the input
+    needs: Needs
     module: nn.Module | None = None
     input_shape: tuple[int, ...] = ()
 
@@ -212,14 +218,14 @@ class _Recorder(TorchFunctionMode):
         x, y = inputs[0], output[0] if isinstance(output, tuple) else output
         self._note([x], y, _needs_of_layer(module, x, y), module)
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
         maps = [x for x in _tensors((args, kwargs or {})) if x.is_floating_point() and x.ndim == 4]
         if not self._inside_layer and maps and isinstance(result, Tensor) and result.is_floating_point():
             self._note(maps, result, _needs_of_function(function, args, kwargs or {}, maps, result), None)
         return result
 
-    def _note(self, inputs: list[Tensor], output: Tensor, needs, module: nn.Module | None) -> None:
+    def _note(self, inputs: list[Tensor], output: Tensor, needs: Needs, module: nn.Module | None) -> None:
         self._alive += [inputs, output]
         shape = tuple(output.shape)
         self.steps.append(_Step(tuple(map(id, inputs)), id(output), shape, needs, module, tuple(inputs[0].shape)))
@@ -247,7 +253,10 @@ def _run(model: nn.Module, input_shape: tuple[int, ...]) -> _Recorder:
     record = _Recorder(model)
     hooks = []
     for module in record.layers:
-        hooks += [module.register_forward_pre_hook(record.enter_layer), module.register_forward_hook(record.leave_layer)]
+        hooks += [
+            module.register_forward_pre_hook(record.enter_layer),
+            module.register_forward_hook(record.leave_layer),
+        ]
     try:
         with record:
             _forward_once(model, torch.zeros(input_shape))
@@ -268,7 +277,7 @@ def _forward_once(model: nn.Module, images: Tensor) -> None:
         model.train(was_training)
 
 
-def _needs_of_layer(module: nn.Module, x: Tensor, y: Tensor) -> Callable[[int, Range], Range]:
+def _needs_of_layer(module: nn.Module, x: Tensor, y: Tensor) -> Needs:
     if isinstance(module, MIXING):
         kernel, stride = _pair(module.kernel_size), _pair(module.stride)
         dilation, padding = _pair(getattr(module, "dilation", 1)), module.padding
@@ -281,10 +290,12 @@ def _needs_of_layer(module: nn.Module, x: Tensor, y: Tensor) -> Callable[[int, R
     return _same(x, y)
 
 
-def _needs_of_function(function, args, kwargs, maps: list[Tensor], y: Tensor) -> Callable[[int, Range], Range]:
+def _needs_of_function(function: Any, args: Any, kwargs: Any, maps: list[Tensor], y: Tensor) -> Needs:
     name = getattr(function, "__name__", "")
     if "conv" in name or "pool" in name:
-        raise InputError(f"The model calls {name} as a function; use the nn.Module of it, so that its kernel can be read.")
+        raise InputError(
+            f"The model calls {name} as a function; use the nn.Module of it, so that its kernel can be read."
+        )
     if name == "interpolate":
         call = inspect.signature(F.interpolate).bind(*args, **kwargs).arguments
         return _resize(maps[0], y, call.get("mode", "nearest"), call.get("align_corners"))
@@ -297,7 +308,7 @@ def _identity(_axis: int, r: Range) -> Range:
     return r
 
 
-def _same(x: Tensor, y: Tensor) -> Callable[[int, Range], Range]:
+def _same(x: Tensor, y: Tensor) -> Needs:
     """Pixel by pixel where the size stays; else (global pooling, flattening) everything is needed."""
     if y.ndim == x.ndim and y.shape[2:] == x.shape[2:]:
         return _identity
@@ -312,13 +323,16 @@ def _scatter(r: Range, k: int, s: int, p: int, d: int) -> Range:
     return -(((k - 1) * d - p - r[0]) // s), (r[1] + p) // s
 
 
-def _resize(x: Tensor, y: Tensor, mode: str, align_corners: bool | None) -> Callable[[int, Range], Range]:
+def _resize(x: Tensor, y: Tensor, mode: str, align_corners: bool | None) -> Needs:
     scale = [y.shape[2 + axis] / x.shape[2 + axis] for axis in (0, 1)]
     if mode == "nearest":
-        return lambda axis, r: tuple(np.floor(o / scale[axis]).astype(int) for o in r)
+        return lambda axis, r: (np.floor(r[0] / scale[axis]).astype(int), np.floor(r[1] / scale[axis]).astype(int))
     if mode == "bilinear" and not align_corners:
         centre = lambda o, axis: (o + 0.5) / scale[axis] - 0.5  # noqa: E731
-        return lambda axis, r: (np.floor(centre(r[0], axis)).astype(int), np.ceil(centre(r[1], axis)).astype(int))
+        return lambda axis, r: (
+            np.floor(centre(r[0], axis)).astype(int),
+            np.ceil(centre(r[1], axis)).astype(int),
+        )
     return lambda axis, r: (r[0] * 0, r[1] * 0 + x.shape[2 + axis] - 1)
 
 

@@ -18,6 +18,8 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.amp import GradScaler
+from torch.optim import Optimizer
 
 import checkpoint
 import inspection
@@ -52,7 +54,7 @@ class Learner:
     Args:
         model: maps images (B, C, H, W) to logits (B, K, H, W).
         loss: called as loss(logits, target, *maps); `maps` is what the loader yields after the target.
-        train_loader: yields batches (images, target, *maps); its `batch_sampler.set_epoch(epoch)` is called if it has one.
+        train_loader: yields batches (images, target, *maps); with `batch_sampler.set_epoch` if its order is random.
         val_loader: the same, without anything random; None trains without validation.
         lr: highest learning rate; it rises over the first twentieth of the steps and falls along a cosine to 0.
         weight_decay: of AdamW (arXiv:1711.05101).
@@ -103,7 +105,7 @@ class Learner:
         found in `folder` with the same settings is continued, a finished one is not trained again.
 
         Returns:
-            history: one dict an epoch, with epoch, lr, train_loss, train_accuracy, …, val_loss, val_mean_iou, …, seconds.
+            history: a dict for each epoch with epoch, lr, train_loss, train_accuracy, …, val_loss, …, seconds.
 
         Raises:
             InputError: if there is no training data.
@@ -115,7 +117,7 @@ class Learner:
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.lr, weight_decay=self.weight_decay)
         state, note = self._resume(optimizer)
         self._active_precision = state["precision"]
-        scaler = torch.amp.GradScaler(self.device.type, enabled=state["precision"] == "float16")
+        scaler = GradScaler(self.device.type, enabled=state["precision"] == "float16")
         if state["scaler"]:
             scaler.load_state_dict(state["scaler"])
         try:
@@ -134,7 +136,7 @@ class Learner:
             line.show(note + self._summary(state, finished=True))
         return self.history
 
-    def _train_epoch(self, epoch: int, epochs: int, optimizer, scaler) -> dict[str, float]:
+    def _train_epoch(self, epoch: int, epochs: int, optimizer: Optimizer, scaler: GradScaler) -> dict[str, float]:
         seed = self.seed * 100_003 + epoch
         torch.manual_seed(seed)  # dropout
         generator = torch.Generator().manual_seed(seed)  # augmentation
@@ -153,7 +155,7 @@ class Learner:
             loss = self.loss(logits, target, *maps)
             if not torch.isfinite(loss):
                 raise FloatingPointError(
-                    f"The loss became {loss.item()} in epoch {epoch + 1}, step {step + 1}, before any weight was changed "
+                    f"The loss became {loss.item()} in epoch {epoch + 1}, step {step + 1}; no weight was changed "
                     f"by it.\nUse a smaller learning rate (now {lr:.2g}) or check the images with checks.check_images."
                 )
             optimizer.zero_grad(set_to_none=True)
@@ -171,7 +173,7 @@ class Learner:
 
     # ---- the run as it lies in memory and in the checkpoint ---------------------------------------------------------
 
-    def _resume(self, optimizer) -> tuple[dict[str, Any], str]:
+    def _resume(self, optimizer: Optimizer) -> tuple[dict[str, Any], str]:
         """The state to start from (a new one, or that of an interrupted run) and what to say about it."""
         settings, note = self._settings(), ""
         state = self._state
@@ -183,20 +185,36 @@ class Learner:
             state = None
         if state is None:
             precision = self._pick_precision() if self.precision == "auto" else self.precision
-            return {"settings": settings, "epoch": 0, "history": [], "precision": precision, "scaler": None}, note
+            return {
+                "settings": settings,
+                "epoch": 0,
+                "history": [],
+                "precision": precision,
+                "scaler": None,
+            }, note
         if state["epoch"] and self._state is None:
             note += f"continued after epoch {state['epoch']}. "
         self.model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         return dict(state), note
 
-    def _close_epoch(self, state: dict[str, Any], row: dict[str, float], optimizer, scaler) -> None:
+    def _close_epoch(
+        self, state: dict[str, Any], row: dict[str, float], optimizer: Optimizer, scaler: GradScaler
+    ) -> None:
         """Note the finished epoch in `state`, and write it to the folder."""
         score = row.get("val_mean_iou", float(row["epoch"]))
         state["model"] = _copy_to_cpu(self.model.state_dict())
         if not state["history"] or not score <= state["best_score"]:
-            state["best_score"], state["best_epoch"], state["best_model"] = score, row["epoch"], state["model"]
-        state |= {"epoch": row["epoch"], "optimizer": _copy_to_cpu(optimizer.state_dict()), "scaler": scaler.state_dict()}
+            state["best_score"], state["best_epoch"], state["best_model"] = (
+                score,
+                row["epoch"],
+                state["model"],
+            )
+        state |= {
+            "epoch": row["epoch"],
+            "optimizer": _copy_to_cpu(optimizer.state_dict()),
+            "scaler": scaler.state_dict(),
+        }
         state["history"] = [*state["history"], row]
         self._state = dict(state)
         if self.folder is not None:
@@ -396,7 +414,9 @@ def _name(function: Any) -> str:
     if isinstance(function, functools.partial):
         settings = {**{str(i): value for i, value in enumerate(function.args)}, **function.keywords}
         return f"{_name(function.func)}({', '.join(f'{k}={v}' for k, v in sorted(settings.items()))})"
-    return getattr(function, "__name__", None) or (repr(function) if isinstance(function, nn.Module) else type(function).__name__)
+    return getattr(function, "__name__", None) or (
+        repr(function) if isinstance(function, nn.Module) else type(function).__name__
+    )
 
 
 def _round_up(value: int, multiple: int) -> int:

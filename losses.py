@@ -42,7 +42,12 @@ def cross_entropy(
 
 
 def focal_loss(
-    logits: Tensor, target: Tensor, weight: Tensor | None = None, *, gamma: float = 2.0, class_weight: Tensor | None = None
+    logits: Tensor,
+    target: Tensor,
+    weight: Tensor | None = None,
+    *,
+    gamma: float = 2.0,
+    class_weight: Tensor | None = None,
 ) -> Tensor:
     """Focal loss −(1 − p_y)^γ · log p_y: cross-entropy in which pixels that are right already hardly count.
 

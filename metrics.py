@@ -42,7 +42,8 @@ def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int | None
     if num_classes is None or prediction.shape != target.shape:
         raise InputError(
             f"confusion_matrix: prediction has shape {tuple(prediction.shape)}, target {tuple(target.shape)}, "
-            f"num_classes is {num_classes}.\nExpected logits (B, C, H, W), or labels in the shape of target with num_classes."
+            f"num_classes is {num_classes}.\n"
+            "Expected logits (B, C, H, W), or labels in the shape of target together with num_classes."
         )
     if target.device.type == "cpu":
         check_labels(target, num_classes)

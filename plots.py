@@ -6,14 +6,18 @@ use viridis.  Classes are drawn as contours as well as colours.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
+import PIL.Image
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import FancyArrowPatch, Patch, Rectangle
+from matplotlib.ticker import MaxNLocator
 
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
@@ -29,6 +33,7 @@ def use_style() -> None:
             "figure.facecolor": "white",
             "savefig.facecolor": "white",
             "figure.dpi": 110,
+            "savefig.dpi": 110,
             "figure.constrained_layout.use": True,
             "axes.prop_cycle": plt.cycler(color=PALETTE),
             "axes.spines.top": False,
@@ -42,15 +47,31 @@ def use_style() -> None:
     )
 
 
-def grid(rows: int, columns: int, *, size: float = 2.4) -> np.ndarray:
-    """A grid of square axes for pictures, always as a two-dimensional array."""
-    _, axes = plt.subplots(rows, columns, figsize=(size * columns, size * rows), squeeze=False)
+def show(path: str | Path) -> None:
+    """Save the current figure as a PNG of 128 colours, show exactly this file in the notebook, and close the figure.
+
+    The palette makes pictures of noisy images a third of their size, so that the notebook stays small.
+    """
+    from IPython.display import Image, display
+
+    buffer = io.BytesIO()
+    plt.gcf().savefig(buffer, format="png")
+    plt.close()
+    colours = PIL.Image.open(buffer).convert("RGB").quantize(128, dither=PIL.Image.Dither.NONE)
+    colours.save(path, optimize=True)
+    display(Image(filename=str(path)))
+
+
+def grid(rows: int, columns: int, *, size: float = 1.8, aspect: float = 1.0) -> np.ndarray:
+    """A grid of axes for pictures of height / width = `aspect`, always as a two-dimensional array."""
+    width, height = size / aspect**0.5, size * aspect**0.5
+    _, axes = plt.subplots(rows, columns, figsize=(width * columns, (height + 0.2) * rows), squeeze=False)
     return axes
 
 
 def show_image(ax: Axes, image: np.ndarray, title: str = "", **options: Any) -> Axes:
     """Draw an image, (H, W), (C, H, W) or (H, W, C), stretched to its own range; no ticks."""
-    image = np.asarray(image)
+    image = np.asanyarray(image)  # a masked array keeps its mask: such pixels stay white
     if image.ndim == 3 and image.shape[0] in (1, 3):
         image = np.moveaxis(image, 0, -1)
     if image.ndim == 3:
@@ -73,7 +94,7 @@ def draw_contours(ax: Axes, label: np.ndarray, color: str, label_class: int = 1,
 
 
 def show_errors(ax: Axes, image: np.ndarray, target: np.ndarray, prediction: np.ndarray, title: str = "") -> Axes:
-    """The image in grey with the wrong pixels on it: false alarms orange, missed pixels blue, ignored ones hatched grey."""
+    """The image with the wrong pixels on it: false alarms orange, missed pixels blue, ignored pixels grey."""
     show_image(ax, image, title)
     target, prediction = np.asarray(target), np.asarray(prediction)
     counts = target != IGNORED
@@ -81,7 +102,7 @@ def show_errors(ax: Axes, image: np.ndarray, target: np.ndarray, prediction: np.
     layer[counts & (prediction != target) & (prediction > 0)] = 1
     layer[counts & (prediction != target) & (prediction == 0)] = 2
     layer[~counts] = 3
-    colours = ListedColormap([(0, 0, 0, 0), ORANGE, BLUE, "#BBBBBB"])
+    colours = ListedColormap(["#FFFFFF00", ORANGE, BLUE, "#BBBBBB"])
     ax.imshow(layer, cmap=colours, vmin=0, vmax=3, interpolation="nearest")
     return ax
 
@@ -111,9 +132,15 @@ def curves(
             for part, line in (("train", "--"), ("val", "-")):
                 if history and f"{part}_{key}" in history[0]:
                     values = [row[f"{part}_{key}"] for row in history]
-                    ax.plot(epochs, values, line, color=colour, label=f"{name} {'training' if part == 'train' else 'validation'}")
+                    ax.plot(
+                        epochs,
+                        values,
+                        line,
+                        color=colour,
+                        label=f"{name} {'training' if part == 'train' else 'validation'}",
+                    )
         ax.set(xlabel="epoch", ylabel=key.replace("_", " ").replace("iou", "IoU"))
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[1].legend(fontsize=8)
     return axes
 
@@ -148,7 +175,13 @@ def show_pooling(
 
 
 def draw_unet(
-    stages: Sequence[Any], *, input_channels: int = 1, num_classes: int = 2, skip: str = "concat", upsampling: str = "", ax: Axes | None = None
+    stages: Sequence[Any],
+    *,
+    input_channels: int = 1,
+    num_classes: int = 2,
+    skip: str = "concat",
+    upsampling: str = "",
+    ax: Axes | None = None,
 ) -> Axes:
     """Draw the U from the maps of its blocks: height = size of the map, width ~ channels, numbers as measured.
 
@@ -164,7 +197,16 @@ def draw_unet(
         height, width = 0.72 * 0.8**level, 0.12 * np.log2(stage.channels + 1)
         x = index * 1.25 if index <= depth else index * 1.25
         y = -level * 1.0
-        ax.add_patch(Rectangle((x - width / 2, y), width, height, facecolor=SKY if index <= depth else ORANGE, edgecolor=BLACK, linewidth=0.8))
+        ax.add_patch(
+            Rectangle(
+                (x - width / 2, y),
+                width,
+                height,
+                facecolor=SKY if index <= depth else ORANGE,
+                edgecolor=BLACK,
+                linewidth=0.8,
+            )
+        )
         ax.text(x, y + height + 0.03, f"{stage.channels}", ha="center", va="bottom", fontsize=8, fontweight="bold")
         ax.text(x, y - 0.03, f"{stage.height}×{stage.width}", ha="center", va="top", fontsize=7)
         lower.append((x, y, width, height))
@@ -177,9 +219,22 @@ def draw_unet(
         left, right = lower[level], lower[2 * depth - level]
         y = left[1] + left[3] * 0.5
         if skip != "none" or upsampling == "unpool":
-            _arrow(ax, (left[0] + left[2] / 2, y), (right[0] - right[2] / 2, y), "#777777", "-" if skip != "none" else "--")
+            _arrow(
+                ax,
+                (left[0] + left[2] / 2, y),
+                (right[0] - right[2] / 2, y),
+                "#777777",
+                "-" if skip != "none" else "--",
+            )
     x, y, w, h = lower[0]
-    ax.text(x - w / 2 - 0.12, y + h / 2, f"image\n{input_channels} channel{'s' * (input_channels > 1)}", ha="right", va="center", fontsize=8)
+    ax.text(
+        x - w / 2 - 0.12,
+        y + h / 2,
+        f"image\n{input_channels} channel{'s' * (input_channels > 1)}",
+        ha="right",
+        va="center",
+        fontsize=8,
+    )
     x, y, w, h = lower[-1]
     ax.text(x + w / 2 + 0.12, y + h / 2, f"1×1 →\n{num_classes} logits", ha="left", va="center", fontsize=8)
     links = {"concat": "skip: concatenation", "sum": "short-cut: sum"}.get(skip)
@@ -201,7 +256,18 @@ def draw_unet(
 
 
 def _arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], colour: str, style: str) -> None:
-    ax.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=9, color=colour, linestyle=style, shrinkA=2, shrinkB=2))
+    ax.add_patch(
+        FancyArrowPatch(
+            start,
+            end,
+            arrowstyle="-|>",
+            mutation_scale=9,
+            color=colour,
+            linestyle=style,
+            shrinkA=2,
+            shrinkB=2,
+        )
+    )
 
 
 def _frame(ax: Axes, title: str) -> Axes:

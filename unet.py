@@ -157,7 +157,9 @@ class UNet(nn.Module):
         for block in self.encoder[:-1]:
             x = block(x)  # (B, width, H, W)
             features = x
-            x, indices = self.pool(x) if self.upsampling == "unpool" else (self.pool(x), None)  # (B, width, ⌈H/2⌉, ⌈W/2⌉)
+            x, indices = (
+                self.pool(x) if self.upsampling == "unpool" else (self.pool(x), None)
+            )  # (B, width, ⌈H/2⌉, ⌈W/2⌉)
             handed_across.append((features, indices))
         x = self.dropout(self.encoder[-1](x))
         for up, block in zip(self.ups, self.decoder, strict=True):
@@ -171,7 +173,15 @@ class UNet(nn.Module):
         return self.head(x)  # (B, num_classes, H, W)
 
 
-def _check_settings(in_channels, num_classes, widths, upsampling, skip, norm, keep_channels) -> None:
+def _check_settings(
+    in_channels: int,
+    num_classes: int,
+    widths: Sequence[int],
+    upsampling: str,
+    skip: str,
+    norm: str,
+    keep_channels: bool,
+) -> None:
     choices = {
         "upsampling": (upsampling, ("transposed", "bilinear", "unpool")),
         "skip": (skip, ("none", "concat", "sum")),

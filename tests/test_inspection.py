@@ -143,4 +143,10 @@ def test_inspection_leaves_the_model_as_it_was():
 
 def test_stages_are_the_maps_of_the_blocks():
     found = stages(UNet(widths=(2, 4, 8)), (1, 1, 10, 7))
-    assert [(s.channels, s.height, s.width) for s in found] == [(2, 10, 7), (4, 5, 4), (8, 3, 2), (4, 5, 4), (2, 10, 7)]
+    assert [(s.channels, s.height, s.width) for s in found] == [
+        (2, 10, 7),
+        (4, 5, 4),
+        (8, 3, 2),
+        (4, 5, 4),
+        (2, 10, 7),
+    ]

@@ -48,12 +48,21 @@ def test_perfect_is_zero_and_fault_45_extreme_logits_stay_finite(loss):
     assert torch.isfinite(value) and value > 0.5 and torch.isfinite(wrong.grad).all()
 
 
-@pytest.mark.parametrize("loss", [*LOSSES, partial(focal_loss, gamma=0.5), partial(cross_entropy, class_weight=torch.tensor([1.0, 0.2, 3.0]))])
+@pytest.mark.parametrize(
+    "loss",
+    [
+        *LOSSES,
+        partial(focal_loss, gamma=0.5),
+        partial(cross_entropy, class_weight=torch.tensor([1.0, 0.2, 3.0])),
+    ],
+)
 def test_gradients(loss):
     logits, target = random_pair(dtype=torch.float64, H=3, W=2)
     target[0, 0, 0] = 255
     # computed in float32 by design, hence the coarse tolerance
-    assert torch.autograd.gradcheck(lambda x: loss(x, target).double(), logits.requires_grad_(), eps=1e-2, atol=1e-3, rtol=1e-2)
+    assert torch.autograd.gradcheck(
+        lambda x: loss(x, target).double(), logits.requires_grad_(), eps=1e-2, atol=1e-3, rtol=1e-2
+    )
 
 
 @pytest.mark.parametrize("loss", LOSSES)

@@ -114,7 +114,10 @@ def test_renaming_the_classes_changes_nothing(seed):
     generator = torch.Generator().manual_seed(seed)
     guess, truth = (torch.randint(0, 4, (1, 8, 8), generator=generator) for _ in range(2))
     names = torch.randperm(4, generator=generator)
-    before, after = scores(confusion_matrix(guess, truth, 4)), scores(confusion_matrix(names[guess], names[truth], 4))
+    before, after = (
+        scores(confusion_matrix(guess, truth, 4)),
+        scores(confusion_matrix(names[guess], names[truth], 4)),
+    )
     for name in ("accuracy", "mean_iou", "precision", "recall", "f1", "mcc"):
         assert after[name] == pytest.approx(before[name])
 

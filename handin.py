@@ -1,0 +1,293 @@
+"""The regulations of the course as checks, and one zip that is only written when all of them hold.
+
+The sheet asks for a single notebook with all outputs and images visible, every file pointed to by name, all
+code included, in one `.zip`.  `problems` lists all that is wrong at once, `build_zip` refuses or writes.
+Standard library only, so it works where nothing is installed: `python3 handin.py executed.ipynb`.
+
+Source: "General Regulations" of the exercise sheets.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import contextlib
+import importlib.util
+import itertools
+import json
+import os
+import re
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import unquote
+
+MAX_MEGABYTES = 20  # upload forms refuse large files; the notebook alone should stay below 4
+NOT_HANDED_IN = ("data/", "handin/", "runs/")  # every run fills these anew, so a text may name files in them
+PACKAGES = {"IPython", "PIL", "google", "optuna", "skimage", "torchvision"}  # beside requirements.txt
+PYPLOT = {f"plt.{name}" for name in ("figure", "imshow", "plot", "show", "subplot_mosaic", "subplots")}
+ENDINGS = "csv|gif|h5|hdf5|html|ipynb|jpe?g|json|md|np[yz]|pdf|png|pt|py|svg|tiff?|toml|txt|zip"
+FILE_NAME = re.compile(rf"(\.\.?/)*[\w-][\w./ -]*\.({ENDINGS})", re.IGNORECASE)
+POINTER = re.compile(r"`([^`\n]+)`|\]\(<?([^)>\s]+)|<(?:img|a)\b[^>]*?\b(?:src|href)=[\"']([^\"']+)")
+MACHINE_PATH = r"(?:(?<![\w.~/-])|(?<=file://))/(?:home|Users|root|tmp|var/folders)/\w|\b[A-Za-z]:\\+Users\\"
+TOKEN = re.compile(r"\b(gh[pousr]_|hf_|AKIA|github_pat_)[A-Za-z\d]{16}|(BEGIN (?:[A-Z]+ )*PRIVATE KEY)")
+EMPTY_TIME = re.compile(r"needed the following time[^:\n]*:[^\d\n]*$", re.MULTILINE)
+NAMES = re.compile(r"\b(?:group|names?|partners?)\b[^:\n]*:(?!.*name \d)(?:[^\w\n]|_)*[^\W_\n]", re.IGNORECASE)
+
+
+class HandinError(Exception):
+    """The hand-in was refused; `problems` holds every reason, one line each."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n  - ".join(["No zip was written:", *problems]))
+        self.problems = problems
+
+
+class Cell(NamedTuple):
+    """One cell that is not empty: its text, what it shows, and how a message names it."""
+
+    is_code: bool
+    source: str
+    number: int | None  # the order of execution
+    outputs: list[dict[str, Any]]
+    printed: str  # all text of the outputs
+    shows_image: bool
+    where: str
+
+
+class Report(NamedTuple):
+    """The executed notebook with the folder of its modules."""
+
+    notebook: Path
+    root: Path
+    cells: list[Cell]
+
+    def pointers(self) -> Iterator[tuple[str, str]]:
+        """Place and name of every file that a text points to: a link, an image, or a name in backticks."""
+        for cell in self.cells:
+            for code, link, html in [] if cell.is_code else POINTER.findall(cell.source):
+                name = (code or re.split("[?#]", unquote(link or html))[0]).removeprefix("./")
+                is_command = " " in code  # as in `python3 run.py`
+                if FILE_NAME.fullmatch(name) and not is_command and not name.startswith(NOT_HANDED_IN):
+                    yield cell.where, name
+
+    def contents(self) -> dict[str, Path]:
+        """Name in the zip → file: the notebook, all modules, all that the text points to, all of figures/."""
+        found = [*self.root.glob("*.py"), *(self.root / "figures").rglob("*")]
+        names = {path.relative_to(self.root).as_posix() for path in found if not path.name.startswith(".")}
+        names |= {name for _, name in self.pointers() if not name.startswith("../")}
+        names |= {"LICENSE", "README.md", "requirements.txt"}
+        files = {name: self.root / name for name in names if (self.root / name).is_file()}
+        return dict(sorted({**files, self.notebook.name: self.notebook}.items()))
+
+
+def heading(text: str) -> str:
+    """The last heading of a text cell, or an empty string.
+
+    >>> heading("# Losses\\n## A1.3a Imbalance\\nWhy is it hard?")
+    'A1.3a Imbalance'
+    """
+    lines = re.sub(r"```.*?```", "", text, flags=re.DOTALL).splitlines()
+    return next((line.strip("# ") for line in reversed(lines) if re.match("#+ ", line)), "")
+
+
+def read_report(notebook: Path, root: Path) -> Report:
+    """Read an executed notebook; raises `HandinError` if there is nothing to read."""
+    cells, section = [], "before the first heading"
+    try:
+        for number, raw in enumerate(json.loads(notebook.read_text(encoding="utf-8"))["cells"], start=1):
+            is_code, source, outputs = raw["cell_type"] == "code", "".join(raw["source"]), raw.get("outputs", [])
+            section = section if is_code else heading(source) or section
+            shown = [item for output in outputs for item in (output | output.get("data", {})).items()]
+            texts = ["".join(value) for kind, value in shown if kind.startswith(("text", "traceback"))]
+            image = any(kind.startswith("image/") for kind, _ in shown) or "<img" in "".join(texts)
+            count, where = raw.get("execution_count"), f"cell {number} ({section[:40]})"
+            cells.append(Cell(is_code, source, count, outputs, "\n".join(texts), image, where))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError):
+        raise HandinError([f"{notebook.name} is missing, or no notebook: save it and try again"]) from None
+    cells = [cell for cell in cells if cell.source.strip()]
+    if not any(cell.is_code for cell in cells):
+        raise HandinError([f"{notebook.name} is empty: it has no code that could show a result"])
+    return Report(notebook.resolve(), root.resolve(), cells)
+
+
+def parsed(code: str | Path) -> ast.Module:
+    """A cell or a module as Python, without IPython's own lines; empty if it is missing or no Python."""
+    text = code if isinstance(code, str) else code.read_text(encoding="utf-8") if code.is_file() else ""
+    for version in (text, re.sub(r"^(\s*)([%!?].*|[\w.]+\?+)$", r"\1pass", text, flags=re.MULTILINE)):
+        with contextlib.suppress(SyntaxError):
+            return ast.parse(version)
+    return ast.parse("")
+
+
+def problems(notebook: Path, root: Path) -> list[str]:
+    """All that speaks against handing in the executed `notebook` with the modules in `root`, one line each.
+
+    >>> problems(Path("nothing.ipynb"), Path("."))
+    ['nothing.ipynb is missing, or no notebook: save it and try again']
+    """
+    try:
+        report = read_report(notebook, root)
+    except HandinError as error:
+        return error.problems
+    checks = (unfinished_cells, missing_images, missing_files, missing_modules, secrets, wrong_files)
+    return [problem for check in checks for problem in check(report)]
+
+
+def unfinished_cells(report: Report) -> Iterator[str]:
+    """All cells ran top to bottom in a new kernel (numbers 1 … N), without an error or a lost widget."""
+    for expected, cell in enumerate((cell for cell in report.cells if cell.is_code), start=1):
+        if cell.number != expected:
+            state = f"has number {cell.number}, expected {expected}" if cell.number else "was not run"
+            yield f"{cell.where} {state}: run all cells from top to bottom in a new kernel"
+        for output in cell.outputs:
+            if output["output_type"] == "error":
+                yield f"{cell.where} ends in an error: {output.get('ename')}: {output.get('evalue')}"
+            if any("widget-view" in kind for kind in output.get("data", {})) and not cell.shows_image:
+                yield f"{cell.where} shows only a widget, which is lost in a saved notebook"
+
+
+def missing_images(report: Report) -> Iterator[str]:
+    """There is an image, and one under every cell that calls pyplot or a function of plots.py with axes.
+
+    Calls inside of a function that the cell only defines do not count.
+    """
+    functions = [node for node in parsed(report.root / "plots.py").body if isinstance(node, ast.FunctionDef)]
+    heads = {node.name: ast.unparse(node).split(":\n")[0] for node in functions}
+    names = {name for name, head in heads.items() if re.search(r"\b(ax|axes|Axes|Figure)\b", head)}
+    drawing = PYPLOT | names | {f"plots.{name}" for name in names}
+    if not any(cell.shows_image for cell in report.cells):
+        yield "the notebook shows no image at all"
+    for cell in (cell for cell in report.cells if cell.is_code and not cell.shows_image):
+        body = [node for node in parsed(cell.source).body if not isinstance(node, ast.FunctionDef)]
+        nodes = (node for statement in body for node in ast.walk(statement))
+        calls = {ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call)}
+        yield from (f"{cell.where} calls {name} but shows no image" for name in sorted(drawing & calls)[:1])
+
+
+def missing_files(report: Report) -> Iterator[str]:
+    """All files that the text points to are there; it names every file of figures/, or the folder below."""
+    contents = report.contents()
+    for where, name in report.pointers():
+        if name not in contents:
+            yield f"{where} points to {name}, which is not in this folder: add it, or leave out the backticks"
+    text = "\n".join(cell.source + cell.printed for cell in report.cells)
+    for folder, _, file in (name.rpartition("/") for name in contents):
+        if folder.startswith("figures") and file not in text and (folder == "figures" or folder not in text):
+            yield f"{folder}/{file} is not named in the notebook: point to it in the text, or delete it"
+
+
+def missing_modules(report: Report) -> Iterator[str]:
+    """Each module that the notebook imports, directly or through others, is there or a known package."""
+    listed = report.contents().get("requirements.txt")
+    text = listed.read_text(encoding="utf-8") if listed else ""
+    known = PACKAGES | sys.stdlib_module_names | set(re.findall(r"^[\w-]+", text, re.MULTILINE))
+    waiting: list[tuple[str, str | Path]] = [(cell.where, cell.source) for cell in report.cells if cell.is_code]
+    for where, code in waiting:  # grows while it is read
+        nodes = list(ast.walk(parsed(code)))
+        names = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+        names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
+        for name in sorted({name.partition(".")[0] for name in names} - known):
+            known.add(name)
+            if (module := report.root / f"{name}.py").is_file():
+                waiting.append((module.name, module))
+            elif importlib.util.find_spec(name) is None:
+                yield f"{where} imports {name}, but there is no {name}.py and no such package"
+
+
+def secrets(report: Report) -> Iterator[str]:
+    """No token, and no path of this machine, in the notebook or in another text of the zip."""
+    folders = {str(report.root), str(Path.home())} - {"/content"}  # the same for everybody in Colab
+    own = "|".join(re.escape(folder) for folder in folders if len(folder) > 3)
+    machine_path = re.compile(rf"(?:{MACHINE_PATH}|(?<![\w.-])(?:{own})(?![\w-]))[^\s'\"]*")
+    texts = [(cell.where, text) for cell in report.cells for text in (cell.source, cell.printed)]
+    for name, path in report.contents().items():
+        if path.suffix in {".csv", ".json", ".md", ".py", ".svg", ".txt"}:
+            texts.append((name, path.read_text(encoding="utf-8", errors="replace")))
+    for where, text in texts:
+        if token := TOKEN.search(text):
+            yield f"{where} holds a secret ({token[1] or token[2]}…): remove it, and revoke it at its source"
+        if place := machine_path.search(text):
+            yield f"{where} holds a path of this machine ({place[0][:50]}): write it relative to the project"
+
+
+def wrong_files(report: Report) -> Iterator[str]:
+    """README and requirements are there, no second notebook is, and the size allows an upload."""
+    contents = report.contents()
+    yield from (f"{name} is missing" for name in ("README.md", "requirements.txt") if name not in contents)
+    names = {*contents, *(path.name for path in report.root.glob("*.ipynb"))} - {report.notebook.name}
+    yield from (f"{name} is a second notebook" for name in sorted(names) if name.endswith(".ipynb"))
+    sizes = sorted((path.stat().st_size / 1e6, name) for name, path in contents.items())
+    if (total := sum(size for size, _ in sizes)) > MAX_MEGABYTES:
+        yield f"{total:.1f} MB are too much, {MAX_MEGABYTES} are allowed; the largest is {sizes[-1][1]}"
+
+
+def reminders(notebook: Path, root: Path) -> list[str]:
+    """What a person has to fill in or to look at; no reason to refuse."""
+    cells = read_report(notebook, root).cells
+    texts = [cell for cell in cells if not cell.is_code]
+    lines = [] if any(NAMES.search(cell.source) for cell in texts) else ["the names of the group are missing"]
+    lines += [f"{cell.where}: the needed time is missing" for cell in texts if EMPTY_TIME.search(cell.source)]
+    warned = [cell for cell in cells if any(output.get("name") == "stderr" for output in cell.outputs)]
+    return lines + [f"{cell.where}: a warning is printed" for cell in warned]
+
+
+def build_zip(notebook: Path, root: Path, target: Path) -> Path:
+    """Write the checked hand-in to `target`, or raise `HandinError` with all `problems` and change nothing.
+
+    The same files always give the same bytes.  What `target` held before is kept as a numbered backup.
+    """
+    if found := problems(notebook, root):
+        raise HandinError(found)
+    part = target.with_name(target.name + ".part")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_archive(part, read_report(notebook, root).contents())
+        if target.exists() and target.read_bytes() != part.read_bytes():
+            backups = (target.with_name(f"{target.stem}_backup{number}.zip") for number in itertools.count(1))
+            next(path for path in backups if not path.exists()).write_bytes(target.read_bytes())
+        os.replace(part, target)
+    except (OSError, SyntaxError, ValueError, zipfile.BadZipFile) as error:
+        raise HandinError([f"{target.name} cannot be written; nothing was changed: {error}"]) from error
+    finally:
+        part.unlink(missing_ok=True)
+    return target
+
+
+def write_archive(part: Path, contents: dict[str, Path]) -> None:
+    """Write a zip and open it again: sums and names are right, its notebook and modules can be read."""
+    with part.open("wb") as file:
+        with zipfile.ZipFile(file, "w") as archive:
+            for name, path in contents.items():
+                entry = zipfile.ZipInfo(name)  # dated 1980, so that equal files give equal bytes
+                entry.external_attr = 0o644 << 16
+                archive.writestr(entry, path.read_bytes(), zipfile.ZIP_DEFLATED)
+        os.fsync(file.fileno())
+    with zipfile.ZipFile(part) as archive:
+        if archive.testzip() or archive.namelist() != list(contents):
+            raise OSError("the zip is damaged after writing")
+        for name in contents:
+            if name.endswith(".py"):
+                compile(archive.read(name), name, "exec")
+            if name.endswith(".ipynb"):
+                json.loads(archive.read(name))
+
+
+def main() -> int:
+    """Check an executed notebook and write its zip beside it."""
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("notebook", type=Path, help="the executed notebook")
+    notebook, root = parser.parse_args().notebook, Path(__file__).parent
+    try:
+        target = build_zip(notebook, root, notebook.with_suffix(".zip"))
+    except HandinError as error:
+        print(error)
+        return 1
+    print("\n  - ".join([f"{target} is ready to be handed in.", *reminders(notebook, root)]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

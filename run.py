@@ -1,0 +1,301 @@
+"""One command: sets everything up, executes the notebook from top to bottom, and makes the checked hand-in.
+
+    python3 run.py                   set up, execute, check, zip: everything ends up in handin/
+    python3 run.py --budget quick    the same in a few minutes, to see whether all works
+    python3 run.py test              set up, then run all tests
+
+It needs nothing but Python 3.10.  Missing packages go into an own environment, `.venv` beside this file; the
+Python that started it is never changed.  At the top of the file it imports only the standard library.
+"""
+
+import sys
+
+if sys.version_info < (3, 10):  # noqa: UP036 - an old Python must get this far: no newer syntax below
+    sys.exit(f"The course needs Python 3.10 or newer; this is {sys.version.split()[0]}. Install a newer one.")
+
+import argparse
+import asyncio
+import base64
+import collections
+import contextlib
+import hashlib
+import importlib.metadata
+import importlib.util
+import json
+import logging
+import os
+import re
+import shutil
+import signal
+import subprocess
+import tempfile
+import time
+import urllib.request
+import venv
+import warnings
+from pathlib import Path
+from typing import Any
+from urllib.parse import urljoin
+
+import handin
+
+ROOT = Path(__file__).resolve().parent
+NOTEBOOK = ROOT / "semantic_segmentation.ipynb"
+EXTRA_PACKAGES = ["pip", "jupyterlab"]  # for a student who opens the notebook; run.py does not need them
+WHEEL_FOLDER = Path("/usr/share/python-wheels")  # where Linux distributions put the wheel of pip
+PIP_ADDRESS = "https://pypi.org/pypi/pip/json"
+LONGEST_RUN = 48 * 3600  # seconds; the full budget may take a slow CPU more than a day
+
+
+def version_numbers(version: str) -> list[int]:
+    """The leading numbers of a version, without zeros at the end, so that two can be compared.
+
+    >>> version_numbers("2.10.0+cpu"), version_numbers("3.0rc1"), version_numbers("")
+    ([2, 10], [3], [])
+    """
+    leading = re.split(r"[^\d.]", version)[0]
+    return [int(number) for number in re.sub(r"(\.0)+$", "", leading).split(".") if number]
+
+
+def missing_packages(requirements: Path) -> list[str]:
+    """The lines `name>=1.2` of a file that this interpreter does not fulfil; it imports none of them."""
+    missing = []
+    for name, bound in re.findall(r"^([\w.-]+)>=([\d.]+)", requirements.read_text(encoding="utf-8"), re.MULTILINE):
+        version = ""
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            version = importlib.metadata.version(name) or ""
+        if version_numbers(version) < version_numbers(bound):
+            missing.append(f"{name}>={bound}")
+    return missing
+
+
+def ensure_environment(arguments: list[str], root: Path = ROOT) -> None:
+    """Return if this interpreter has all that is required; else go on in the environment `.venv`."""
+    folder, requirements = root / ".venv", root / "requirements.txt"
+    missing = missing_packages(requirements)
+    if missing and Path(sys.prefix).resolve() == folder.resolve():
+        sys.exit(f".venv lacks {', '.join(missing)}: delete this folder, then type: python3 run.py")
+    if missing:
+        python = make_environment(folder, requirements)
+        continue_as([str(python), str(root / "run.py"), *arguments])
+
+
+def make_environment(folder: Path, requirements: Path) -> Path:
+    """Make sure that a virtual environment with all requirements is there; return its interpreter.
+
+    Once all is installed, a note inside holds the hash of the requirements; with that note nothing is done.
+    What was cut off is made anew, as pip would take half-written packages for complete.
+    """
+    python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    note, complete = folder / "made-by-run.txt", hashlib.sha256(requirements.read_bytes()).hexdigest()
+    state = note.read_text() if note.exists() else ""
+    if state == complete and python.exists():
+        return python
+    if folder.exists() and any(folder.iterdir()) and not note.exists():
+        sys.exit(f"The folder {folder} was not made by run.py: rename it, or install requirements.txt there.")
+    print(f"Setting up {folder.name}: the first time, torch downloads some gigabytes.", flush=True)
+    if state in ("", "unfinished") or not python.exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir(exist_ok=True)
+        note.write_text("unfinished")
+        venv.create(folder, symlinks=os.name != "nt")  # without pip: Debian's Python cannot put it there
+    note.write_text("unfinished")
+    with tempfile.TemporaryDirectory() as scratch:
+        pip = pip_wheel(Path(scratch)) / "pip"  # runs without being unpacked
+        install = ["install", "--disable-pip-version-check", "-r", str(requirements), *EXTRA_PACKAGES]
+        if subprocess.call([str(python), str(pip), *install]):
+            sys.exit("Installing the packages failed. It needs a network and 8 GB of disk; then try again.")
+    note.write_text(complete)
+    return python
+
+
+def pip_wheel(scratch: Path) -> Path:
+    """The wheel of pip: from this Python or its Linux distribution, else downloaded into `scratch`."""
+    bundled = importlib.util.find_spec("ensurepip")
+    folders = [Path(bundled.origin).parent / "_bundled"] if bundled and bundled.origin else []
+    wheels = [wheel for folder in [*folders, WHEEL_FOLDER] for wheel in folder.glob("pip-*.whl")]
+    return wheels[0] if wheels else download_pip(scratch)
+
+
+def download_pip(scratch: Path) -> Path:
+    """Fetch the newest wheel of pip from PyPI, and compare its SHA-256 with the published one."""
+    try:
+        with urllib.request.urlopen(PIP_ADDRESS, timeout=30) as reply:
+            entry = next(file for file in json.load(reply)["urls"] if file["packagetype"] == "bdist_wheel")
+        with urllib.request.urlopen(urljoin(PIP_ADDRESS, entry["url"]), timeout=60) as reply:
+            data = reply.read()
+        if hashlib.sha256(data).hexdigest() != entry["digests"]["sha256"]:
+            raise ValueError("the download is damaged")
+    except (OSError, ValueError, LookupError, StopIteration) as error:
+        sys.exit(f"There is no pip: {error}. Connect to a network, or: sudo apt install python3-venv")
+    wheel = scratch / Path(entry["filename"]).name
+    wheel.write_bytes(data)
+    return wheel
+
+
+def continue_as(command: list[str]) -> None:
+    """Let another command take the place of this one."""
+    sys.stdout.flush()
+    if os.name == "posix":
+        os.execv(command[0], command)
+    sys.exit(subprocess.call(command))
+
+
+class Progress:
+    """Prints a line for each executed cell: `[12/87]   4.1 s  A1.1a U-Net as an nn.Module`."""
+
+    def __init__(self, cells: list[Any]) -> None:
+        self.total = sum(cell.cell_type == "code" and bool(cell.source.strip()) for cell in cells)
+        self.done, self.heading, self.started = 0, "", 0.0
+
+    def read(self, cell: Any, cell_index: int) -> None:
+        """A cell comes next: remember its heading."""
+        self.heading = section(cell, self.heading)
+
+    def begin(self, cell: Any, cell_index: int) -> None:
+        """A cell starts: show it where the line can be written over."""
+        self.done, self.started = self.done + 1, time.monotonic()
+        if sys.stdout.isatty():
+            print(f"[{self.done}/{self.total}]     … s  {self.heading[:60]}", end="\r", flush=True)
+
+    def end(self, cell: Any, cell_index: int, execute_reply: Any) -> None:
+        """A cell has ended, well or not."""
+        seconds = time.monotonic() - self.started
+        print(f"[{self.done}/{self.total}] {seconds:5.1f} s  {self.heading}", flush=True)
+
+
+def section(cell: Any, before: str) -> str:
+    """The heading that holds from this cell on."""
+    return (cell.cell_type == "markdown" and handin.heading(cell.source)) or before
+
+
+def execute(path: Path, settings: dict[str, str]) -> tuple[Any, str]:
+    """Run all cells in a new kernel of this interpreter; return the notebook, and what went wrong or nothing.
+
+    The kernel's folder is that of the notebook, whose file is not changed.
+    """
+    import nbformat
+    from jupyter_client.kernelspec import KernelSpecManager
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellControlSignal
+
+    warnings.simplefilter("ignore")  # Jupyter's own; those of a cell stand in the notebook
+    logging.getLogger("traitlets").disabled = True
+    notebook = nbformat.read(path, as_version=4)
+    for cell in notebook.cells:
+        cell.update({"outputs": [], "execution_count": None} if cell.cell_type == "code" else {})
+    progress, deadline = Progress(notebook.cells), time.monotonic() + LONGEST_RUN
+    client: Any = NotebookClient(
+        notebook, kernel_name="python3", startup_timeout=300,
+        timeout_func=lambda cell: max(1, int(deadline - time.monotonic())),
+        record_timing=False, store_widget_state=False, coalesce_streams=True,
+        on_notebook_start=lambda notebook: stop_on_signals(client),
+        on_cell_start=progress.read, on_cell_execute=progress.begin, on_cell_executed=progress.end,
+    )  # fmt: skip
+    # Without kernel folders "python3" means this interpreter, and not what the user's home calls so.
+    client.create_kernel_manager().kernel_spec_manager = KernelSpecManager(kernel_dirs=[])
+    with tempfile.TemporaryDirectory() as scratch, open(os.devnull, "w") as nowhere:
+        environment = {**os.environ, **settings, "IPYTHONDIR": scratch, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+        environment.pop("MPLBACKEND", None)  # it would keep the figures out of the notebook
+        try:
+            client.execute(cwd=str(path.parent), env=environment, stdout=nowhere, stderr=nowhere)
+        except (CellControlSignal, KeyboardInterrupt) as error:
+            lines = re.sub(r"\x1b\[[\d;]*m", "", str(error)).strip().splitlines()[-12:]
+            return notebook, "\n".join([f"Stopped in {progress.heading}:", *lines])
+        except RuntimeError as error:
+            reason = "Most often the memory was full: close other programs, or try --budget quick."
+            return notebook, f"Stopped in {progress.heading}: {error}.\n{reason}"
+    return notebook, ""
+
+
+def stop_on_signals(client: Any) -> None:
+    """Ctrl-C interrupts the cell that runs, so that all before it can be saved."""
+    with contextlib.suppress(NotImplementedError):  # Windows
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop = asyncio.get_running_loop()
+            loop.add_signal_handler(number, lambda: asyncio.ensure_future(client.km.interrupt_kernel()))
+
+
+def save_figures(cells: list[Any], folder: Path) -> int:
+    """Write all PNG images of the outputs, named after their section; return how many there are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*-[0-9]*.png"):
+        old.unlink()
+    counts, heading = collections.Counter[str](), "figure"
+    for cell in cells:
+        heading = section(cell, heading)
+        name = re.sub(r"[^\w.]+", "-", heading)[:50].strip("-.")
+        for data in (output.get("data", {}) for output in cell.get("outputs", [])):
+            if "image/png" in data:
+                counts[name] += 1
+                (folder / f"{name}-{counts[name]}.png").write_bytes(base64.b64decode(data["image/png"]))
+    return sum(counts.values())
+
+
+def make_hand_in(options: argparse.Namespace) -> int:
+    """Execute the notebook and write the executed copy, its figures and the checked zip."""
+    import nbformat
+
+    if options.output.resolve() == ROOT:
+        sys.exit("--output is the folder of the notebook itself, which would be overwritten: choose another.")
+    options.output.mkdir(parents=True, exist_ok=True)  # at once: a fault here would waste the whole run
+    started = time.monotonic()
+    data = os.path.relpath(options.data, ROOT) if Path(options.data).is_dir() else options.data
+    print(f"Executing {NOTEBOOK.name}: budget {options.budget}, data {data}", flush=True)
+    notebook, failure = execute(NOTEBOOK, {"SEGMENTATION_BUDGET": options.budget, "SEGMENTATION_DATA": data})
+    failed = options.output / f"{NOTEBOOK.stem}_failed.ipynb"
+    failed.unlink(missing_ok=True)
+    executed = failed if failure else options.output / NOTEBOOK.name
+    nbformat.write(notebook, executed)
+    print(f"{failure}\n" * bool(failure) + f"Executed notebook  {executed}")
+    if failure:
+        return 1
+    figures = options.output / "figures"
+    print(f"Figures            {figures} ({save_figures(notebook.cells, figures)} images)")
+    try:
+        target = handin.build_zip(executed, ROOT, options.output / f"{NOTEBOOK.stem}.zip")
+    except handin.HandinError as error:
+        print(error)
+        return 1
+    print(f"Checked hand-in    {target} ({target.stat().st_size / 1e6:.1f} MB)")
+    minutes, seconds = divmod(round(time.monotonic() - started), 60)
+    print(f"Time               {minutes} min {seconds} s")
+    print("".join(f"Still to do        {line}\n" for line in handin.reminders(executed, ROOT)), end="")
+    return 0
+
+
+def run_tests(options: argparse.Namespace) -> None:
+    """All tests; what follows on the command line is for pytest."""
+    os.chdir(ROOT)
+    continue_as([sys.executable, "-m", "pytest", *options.rest])
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """The command line; each further command is one more `add_parser`."""
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
+    parser.add_argument("--budget", choices=["quick", "standard", "full"], default="standard")
+    parser.add_argument("--data", default="built-in", metavar="NAME|FOLDER", help="default: built-in")
+    parser.add_argument("--output", default=ROOT / "handin", type=Path, metavar="FOLDER")
+    parser.set_defaults(action=make_hand_in)
+    commands = parser.add_subparsers(title="commands", metavar="")
+    test = commands.add_parser("test", add_help=False, help="run all tests; all that follows is for pytest")
+    test.set_defaults(action=run_tests)
+    options, rest = parser.parse_known_args(arguments)
+    if rest and options.action is not run_tests:
+        parser.error(f"unknown: {' '.join(rest)}")
+    return argparse.Namespace(**vars(options), rest=rest)
+
+
+def main(arguments: list[str]) -> int:
+    """Do what the command line asks for."""
+    options = parse(arguments)
+    ensure_environment(arguments)
+    return options.action(options) or 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit("\nStopped.")

@@ -1,0 +1,82 @@
+"""The plan of the house: who may import whom, and what must not be there."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MODULES = {path.stem: ast.parse(path.read_text(encoding="utf-8")) for path in ROOT.glob("*.py")}
+
+# Every module may import checks; beyond that, only these arrows.  A new arrow is a decision: add it here.
+ARROWS = {
+    "baselines": {"unet"},
+    "losses": {"topology"},
+    "metrics": {"topology"},
+    "samples": {"imagefile"},
+    "hdf5": {"imagefile", "samples"},
+    "data": {"imagefile", "samples", "hdf5", "synthetic", "download"},
+    "learner": {"metrics", "inspection", "plots", "checkpoint"},
+    "tuning": {"learner"},
+    "run": {"handin"},
+}
+
+
+def imported(tree: ast.AST, in_functions: bool = True) -> set[str]:
+    """Top-level names of all imports; without those in functions, the ones needed to import the module."""
+    names: set[str] = set()
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name.partition(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names.add((node.module or "").partition(".")[0])
+        elif in_functions or not isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            names |= imported(node, in_functions)
+    return names
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_arrows(name: str) -> None:
+    allowed = ARROWS.get(name, set()) | ({"checks"} - {name} if name not in ("run", "handin") else set())
+    assert imported(MODULES[name]) & set(MODULES) <= allowed
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_torchvision_is_not_needed_for_an_import(name: str) -> None:
+    # A broken pair of torch and torchvision fails at import, and would take the whole notebook with it.
+    assert "torchvision" not in imported(MODULES[name], in_functions=False)
+
+
+def test_run_starts_with_the_standard_library_alone() -> None:
+    assert imported(MODULES["run"], in_functions=False) <= sys.stdlib_module_names | {"handin"}
+
+
+def test_handin_needs_nothing_but_the_standard_library() -> None:
+    assert imported(MODULES["handin"]) <= sys.stdlib_module_names
+
+
+def test_nothing_is_shadowed() -> None:
+    assert not (ROOT / "data" / "__init__.py").exists()  # would hide data.py
+    assert not set(MODULES) & sys.stdlib_module_names
+
+
+def check_with(tool: str, *arguments: str) -> None:
+    if importlib.util.find_spec(tool) is None:
+        pytest.skip(f"{tool} is a tool for developers and not installed")
+    command = [sys.executable, "-m", tool, *arguments]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_ruff_is_content() -> None:
+    check_with("ruff", "check", "--output-format=concise", ".")
+
+
+@pytest.mark.slow
+def test_mypy_is_content() -> None:
+    check_with("mypy")

@@ -1,0 +1,212 @@
+"""Tests of imagefile.py: every kind of file that comes along is read as it is stored, or refused with its name."""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from data_helpers import colour_picture, mask, picture, refused, save
+from PIL import Image
+
+from imagefile import list_values, read_image, read_label
+
+
+@pytest.fixture
+def png(tmp_path: Path) -> Path:
+    return tmp_path / "images" / "b.png"
+
+
+@pytest.fixture
+def tif(tmp_path: Path) -> Path:
+    return tmp_path / "images" / "b.tif"
+
+
+def change_header(path: Path, place: slice, value: bytes) -> None:
+    """Change some bytes of a PNG header and make its check sum right again."""
+    raw = bytearray(path.read_bytes())
+    raw[place] = value
+    raw[29:33] = zlib.crc32(raw[12:29]).to_bytes(4, "big")
+    path.write_bytes(raw)
+
+
+# --- files that are no sound images ---
+
+
+def test_fault_02_file_of_zero_bytes(png):
+    save(png, picture()).write_bytes(b"")
+    assert "images/b.png is empty (0 bytes)" in refused(read_image, png)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.95])
+def test_fault_03_truncated_file(tmp_path, suffix, share):
+    path = save(tmp_path / f"d{suffix}", picture(3, 60, 80))
+    assert read_image(path).shape == (60, 80)
+    whole = path.read_bytes()
+    path.write_bytes(whole[: int(len(whole) * share)])
+    assert f"/d{suffix} cannot be read as an image" in refused(read_image, path)
+
+
+@pytest.mark.parametrize("text", [b"<!DOCTYPE html><html>Sign in</html>", b" <html>", b'{"error": 404}'])
+@pytest.mark.parametrize("name", ["b.png", "b.tif"])
+def test_fault_04_web_page_saved_as_an_image(tmp_path, name, text):
+    (tmp_path / name).write_bytes(text)
+    message = refused(read_image, tmp_path / name)
+    assert f"{name} cannot be read" in message
+    assert "a saved web page?" in message
+
+
+@pytest.mark.parametrize("side", [8193, 9500, 100_000])  # in silence, with a warning, with an error of Pillow
+def test_fault_14_huge_png_is_refused_before_it_is_decoded(png, side):
+    change_header(save(png, picture()), slice(16, 24), side.to_bytes(4, "big") * 2)
+    message = refused(read_image, png)
+    assert (f"images/b.png declares {side} × {side} pixels" if side < 10_000 else "b.png is too large") in message
+
+
+def test_fault_14_huge_tiff_is_refused_before_it_is_decoded(tif):
+    with tifffile.TiffFile(save(tif, picture()), mode="r+") as file:
+        file.pages[0].tags["ImageWidth"].overwrite(100_000)
+        file.pages[0].tags["ImageLength"].overwrite(100_000)
+    assert "declares 100000 × 100000 pixels" in refused(read_image, tif)
+
+
+def test_fault_18_file_that_cannot_be_opened(png):
+    assert "images/b.png cannot be read as an image (FileNotFoundError" in refused(read_image, png)
+
+
+# --- images ---
+
+
+def test_fault_05_exif_rotated_photo_is_turned_upright(tmp_path):
+    stored = np.zeros((16, 32), np.uint8)
+    stored[:, :16] = 255  # the left half is bright
+    exif = Image.Exif()
+    exif[274] = 6  # "turn by 90 degrees clockwise to see it upright": the left side becomes the top
+    image = read_image(save(tmp_path / "a.jpg", stored, exif=exif, quality=95))
+    assert image.shape == (32, 16)
+    assert np.array_equal(image > 128, np.arange(32)[:, None] * np.ones(16) < 16)
+
+
+def test_fault_05_turned_tiff_is_refused(tif):
+    save(tif, picture(), extratags=[(274, "H", 1, 6, True)])
+    assert "TIFF orientation" in refused(read_image, tif)
+
+
+@pytest.mark.parametrize("dtype, suffix", [("u1", "png"), ("u2", "png"), ("u2", "tif"), ("f4", "tif")])
+def test_fault_11_bit_depths_are_read_as_they_are(tmp_path, dtype, suffix):
+    stored = picture().astype(dtype) * (257 if dtype != "u1" else 1)
+    image = read_image(save(tmp_path / f"a.{suffix}", stored))
+    assert image.dtype == np.dtype(dtype)
+    assert np.array_equal(image, stored)
+
+
+def test_fault_11_deep_colour_png_is_refused_because_pillow_would_halve_it(png):
+    change_header(save(png, colour_picture()), slice(24, 25), bytes([16]))
+    assert "16-bit colour PNG" in refused(read_image, png)
+
+
+def test_alpha_channel_of_an_image_is_dropped_only_if_opaque(png):
+    opaque = np.dstack([colour_picture(), np.full((6, 8), 255, np.uint8)])
+    assert np.array_equal(read_image(save(png, opaque)), opaque[..., :3])
+    opaque[2, 2, 3] = 0
+    assert "images/b.png has transparent pixels" in refused(read_image, save(png, opaque))
+
+
+def test_opaque_alpha_beside_grey_leaves_a_grey_image(png):
+    image = Image.fromarray(np.dstack([picture(), np.full((6, 8), 255, np.uint8)]))
+    assert np.array_equal(read_image(save(png, image)), picture())
+
+
+@pytest.mark.parametrize("mode, suffix", [("P", "png"), ("CMYK", "jpg")])
+def test_palette_and_print_colours_become_red_green_blue(tmp_path, mode, suffix):
+    even = np.full((6, 8, 3), (255, 102, 0), np.uint8)
+    image = read_image(save(tmp_path / f"a.{suffix}", Image.fromarray(even).convert(mode)))
+    assert image.shape == (6, 8, 3)
+    assert np.abs(image.astype(int) - even).max() < 10  # JPEG rounds
+
+
+def test_one_bit_image_is_scaled_and_one_bit_mask_is_not(png):
+    save(png, Image.fromarray(mask().astype(bool)))
+    assert np.array_equal(read_image(png), mask() * 255)
+    assert np.array_equal(read_label(png), mask())
+    assert read_label(png).dtype == np.uint8
+
+
+@pytest.mark.parametrize("options", [{"compression": "zlib"}, {"planarconfig": "separate"}, {"byteorder": ">"}])
+def test_tiff_flavours_are_read_alike(tif, options):
+    colour = colour_picture().astype(np.uint16) * 200
+    stored = np.moveaxis(colour, -1, 0) if "planarconfig" in options else colour
+    image = read_image(save(tif, np.ascontiguousarray(stored), photometric="rgb", **options))
+    assert np.array_equal(image, colour)
+    assert image.dtype == np.dtype(np.uint16)  # in the byte order of this machine
+
+
+def test_lzw_tiff_is_read_by_pillow_and_a_stack_is_refused(tif):
+    tif.parent.mkdir()
+    Image.fromarray(picture()).save(tif, compression="tiff_lzw")
+    assert np.array_equal(read_image(tif), picture())
+    save(tif, np.stack([picture()] * 2), photometric="minisblack")
+    assert "images/b.tif holds 2 pages" in refused(read_image, tif)
+
+
+# --- labels ---
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".png"])  # the content decides, not the name
+def test_fault_06_jpeg_mask_is_refused_with_its_values(tmp_path, suffix):
+    path = save(tmp_path / "b.jpg", mask() * 255).rename(tmp_path / f"b{suffix}")
+    message = refused(read_label, path)
+    assert f"b{suffix} is a JPEG" in message
+    assert "different values" in message
+
+
+def test_fault_08_palette_mask_gives_its_indices(png):
+    image = Image.fromarray(mask(1, classes=3)).convert("P")
+    image.putdata(mask(1, classes=3).ravel().tolist())
+    image.putpalette([0, 0, 0, 200, 10, 10, 10, 200, 10])
+    assert np.array_equal(read_label(save(png, image)), mask(1, classes=3))
+
+
+def test_fault_09_colour_mask_needs_a_table(png):
+    save(png, np.array([[255, 0, 0], [255, 0, 255]], np.uint8)[mask()])
+    message = refused(read_label, png)
+    assert "colour image" in message
+    assert "(255, 0, 0), (255, 0, 255)" in message
+    assert np.array_equal(read_label(png, {(255, 0, 0): 0, (255, 0, 255): 1}), mask())
+    assert "pixels not in label_map: 1 different values, (255, 0, 255)" in refused(read_label, png, {(255, 0, 0): 0})
+    assert "does not fit" in refused(read_label, png, {0: 0, 255: 1})
+
+
+def test_fault_09_grey_mask_stored_as_colour_is_its_grey_value(png):
+    save(png, np.stack([mask()] * 3, axis=-1))
+    assert np.array_equal(read_label(png), mask())
+    assert np.array_equal(read_label(png, {0: 1, 1: 0}), 1 - mask())
+    assert np.array_equal(read_label(png, {(0, 0, 0): 1, (1, 1, 1): 0}), 1 - mask())
+
+
+def test_fault_10_alpha_channel_in_a_mask(png):
+    assert "images/b.png has an alpha channel" in refused(read_label, save(png, np.stack([mask()] * 4, axis=-1)))
+
+
+def test_fault_13_soft_edges_are_refused_with_the_count(png):
+    label = mask()
+    label[0, :3] = (3, 90, 200)
+    message = refused(read_label, save(png, label), {0: 0, 1: 1})
+    assert "b.png has 3 pixels not in label_map: 3 different values, 3, 90, 200" in message
+
+
+def test_class_in_the_table_must_fit_into_a_byte(png):
+    assert "label_map entry 1: 256 does not fit" in refused(read_label, save(png, mask()), {0: 0, 1: 256})
+
+
+def test_fault_37_float_mask_is_refused(tif):
+    message = refused(read_label, save(tif, mask().astype(np.float32)))
+    assert "images/b.tif has dtype float32; a mask must hold integers" in message
+
+
+def test_list_of_values_is_short():
+    assert list_values(np.array([[7, 3], [3, 3]])) == "2 different values, 3, 7"
+    assert list_values(np.arange(9)) == "9 different values, 0, 1, 2, 3, 4, 5, …"

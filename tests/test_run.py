@@ -1,0 +1,508 @@
+"""The two commands: what they need, how they set it up, how a notebook is executed.  No downloads."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.metadata
+import io
+import json
+import os
+import re
+import runpy
+import subprocess
+import sys
+import time
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+import handin
+import run
+
+ROOT = Path(run.__file__).parent
+COUNT = "import time\nfor i in range(3):\n    print(i, flush=True)\n    time.sleep(0.1)"
+PLOT = "import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()"
+
+
+# ---- what is required ----
+
+
+@pytest.mark.parametrize(
+    ("version", "bound", "enough"),
+    [
+        ("2.6.0", "2.6", True),
+        ("2.13.0+cpu", "2.6", True),  # thirteen is more than six
+        ("2.5.1", "2.6", False),
+        ("10.3", "10.3.0", True),
+        ("3.0rc1", "2.9", True),
+        ("", "1.0", False),
+    ],
+)
+def test_versions_are_compared_as_numbers(version: str, bound: str, enough: bool) -> None:
+    assert (run.version_numbers(version) >= run.version_numbers(bound)) == enough
+
+
+def test_missing_packages_are_absent_or_too_old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def version(name: str) -> str | None:
+        if name == "absent":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return {"new": "2.10", "old": "1.9.9", "damaged": None}[name]
+
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    requirements = tmp_path / "requirements.txt"
+    requirements.write_text("# a comment\n\nnew>=2.9  # why\nold>=2.0\nabsent>=1.0\ndamaged>=1.0\n")
+    assert run.missing_packages(requirements) == ["old>=2.0", "absent>=1.0", "damaged>=1.0"]
+
+
+def test_every_requirement_is_a_lower_bound_with_its_reason() -> None:
+    lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and line[0] != "#"]
+    assert lines
+    for line in lines:
+        assert re.fullmatch(r"[\w.-]+>=\d[\d.]* +# \w.+", line), line
+
+
+# ---- setting up ----
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    (tmp_path / "requirements.txt").write_text("no-such-package>=1.0\n")
+    return tmp_path
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
+    """Replaces everything slow of the set-up; holds the commands of pip."""
+    commands: list[list[str]] = []
+
+    def create(folder: Path, symlinks: bool) -> None:
+        assert (folder / "made-by-run.txt").read_text() == "unfinished"  # so that a cut now is seen later
+        (folder / "bin").mkdir()
+        (folder / "bin" / "python").touch()
+        (folder / "pyvenv.cfg").touch()
+
+    def call(command: list[str]) -> int:
+        assert (Path(command[0]).parent.parent / "made-by-run.txt").read_text() == "unfinished"
+        commands.append(command)
+        return 0
+
+    monkeypatch.setattr(run.os, "name", "posix")
+    monkeypatch.setattr(run.venv, "create", create)
+    monkeypatch.setattr(run, "pip_wheel", lambda scratch: Path("pip-9-py3-none-any.whl"))
+    monkeypatch.setattr(run.subprocess, "call", call)
+    return commands
+
+
+def refuse(*arguments: Any, **options: Any) -> None:
+    raise AssertionError("this must not be called")
+
+
+def test_an_interpreter_that_has_all_is_used_as_it_is(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (project / "requirements.txt").write_text("pytest>=1.0\n")
+    monkeypatch.setattr(run, "make_environment", refuse)
+    monkeypatch.setattr(run, "continue_as", refuse)
+    run.ensure_environment([], project)
+    assert not (project / ".venv").exists()
+
+
+def test_something_missing_leads_into_the_own_environment(
+    project: Path, installed: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    continued: list[list[str]] = []
+    monkeypatch.setattr(run, "continue_as", continued.append)
+    run.ensure_environment(["test", "-x"], project)
+    python = project / ".venv" / "bin" / "python"
+    assert continued == [[str(python), str(project / "run.py"), "test", "-x"]]
+    (command,) = installed
+    assert command[:3] == [str(python), "pip-9-py3-none-any.whl/pip", "install"]
+    assert command[-len(run.EXTRA_PACKAGES) - 2 :] == [
+        "-r", str(project / "requirements.txt"), *run.EXTRA_PACKAGES
+    ]  # fmt: skip
+
+
+def test_a_complete_environment_is_used_without_a_network(
+    project: Path, installed: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run.make_environment(project / ".venv", project / "requirements.txt")
+    for name in ("subprocess.call", "venv.create", "urllib.request.urlopen"):
+        monkeypatch.setattr(f"run.{name}", refuse)
+    assert run.make_environment(project / ".venv", project / "requirements.txt").exists()
+
+
+@pytest.mark.parametrize("broken", ["unfinished", "no interpreter"])
+def test_a_half_made_environment_is_made_anew(project: Path, installed: list[list[str]], broken: str) -> None:
+    folder, requirements = project / ".venv", project / "requirements.txt"
+    python = run.make_environment(folder, requirements)
+    (folder / "half-written").touch()
+    if broken == "unfinished":
+        (folder / "made-by-run.txt").write_text("unfinished")
+    else:
+        python.unlink()
+    assert run.make_environment(folder, requirements).exists()
+    assert not (folder / "half-written").exists()
+    assert len(installed) == 2
+
+
+def test_changed_requirements_are_added_to_what_is_there(project: Path, installed: list[list[str]]) -> None:
+    folder, requirements = project / ".venv", project / "requirements.txt"
+    run.make_environment(folder, requirements)
+    (folder / "large-package").touch()
+    requirements.write_text("no-such-package>=1.1\n")
+    run.make_environment(folder, requirements)
+    assert (folder / "large-package").exists()
+    assert len(installed) == 2
+    assert (folder / "made-by-run.txt").read_text() == hashlib.sha256(requirements.read_bytes()).hexdigest()
+
+
+def test_a_failed_installation_is_not_taken_for_complete(
+    project: Path, installed: list[list[str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run.subprocess, "call", lambda command: 1)
+    with pytest.raises(SystemExit, match="try again"):
+        run.make_environment(project / ".venv", project / "requirements.txt")
+    assert (project / ".venv" / "made-by-run.txt").read_text() == "unfinished"
+
+
+def test_an_environment_of_somebody_else_is_left_alone(project: Path, installed: list[list[str]]) -> None:
+    (project / ".venv").mkdir()
+    (project / ".venv" / "precious").touch()
+    with pytest.raises(SystemExit, match="not made by run.py"):
+        run.make_environment(project / ".venv", project / "requirements.txt")
+    assert (project / ".venv" / "precious").exists()
+    assert not installed
+
+
+def test_a_damaged_environment_does_not_start_itself_for_ever(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run.sys, "prefix", str(project / ".venv"))
+    monkeypatch.setattr(run, "continue_as", refuse)
+    with pytest.raises(SystemExit, match="lacks no-such-package>=1.0: delete this folder"):
+        run.ensure_environment([], project)
+
+
+def test_the_wheel_of_pip_is_taken_from_the_system_or_else_downloaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run.importlib.util, "find_spec", lambda name: None)  # Debian: no ensurepip
+    monkeypatch.setattr(run, "WHEEL_FOLDER", tmp_path / "wheels")
+    monkeypatch.setattr(run, "download_pip", lambda scratch: scratch / "downloaded")
+    assert run.pip_wheel(tmp_path) == tmp_path / "downloaded"
+    (tmp_path / "wheels").mkdir()
+    (tmp_path / "wheels" / "pip-23.0-py3-none-any.whl").touch()
+    assert run.pip_wheel(tmp_path) == tmp_path / "wheels" / "pip-23.0-py3-none-any.whl"
+
+
+@pytest.mark.parametrize("fault", ["", "damaged", "offline", "no json", "no wheel"])
+def test_pip_is_downloaded_and_its_hash_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fault: str
+) -> None:
+    wheel = b"the bytes of pip"
+    entry = {
+        "packagetype": "sdist" if fault == "no wheel" else "bdist_wheel",
+        "url": "../../files/pip.whl",  # some mirrors answer with relative addresses
+        "filename": "../pip-9-py3-none-any.whl",  # a name must not lead out of the folder
+        "digests": {"sha256": hashlib.sha256(wheel).hexdigest()},
+    }
+
+    def urlopen(address: str, timeout: float) -> io.BytesIO:
+        if fault == "offline":
+            raise OSError("no route to host")
+        if address == run.PIP_ADDRESS:
+            return io.BytesIO(b"<html>" if fault == "no json" else json.dumps({"urls": [entry]}).encode())
+        assert address == run.PIP_ADDRESS.replace("pypi/pip/json", "files/pip.whl")
+        return io.BytesIO(wheel + b"!" if fault == "damaged" else wheel)
+
+    monkeypatch.setattr(run.urllib.request, "urlopen", urlopen)
+    if fault:
+        with pytest.raises(SystemExit, match="apt install"):
+            run.download_pip(tmp_path)
+        assert not list(tmp_path.iterdir())
+    else:
+        assert run.download_pip(tmp_path) == tmp_path / "pip-9-py3-none-any.whl"
+        assert (tmp_path / "pip-9-py3-none-any.whl").read_bytes() == wheel
+
+
+@pytest.mark.slow
+def test_a_real_environment_without_pip_is_made_offline(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(run, "download_pip", lambda scratch: pytest.skip("no wheel of pip on this machine"))
+    monkeypatch.setattr(run, "EXTRA_PACKAGES", [])
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    requirements = tmp_path / "requirements.txt"
+    requirements.write_text("# nothing to download\n")
+    python = run.make_environment(tmp_path / ".venv", requirements)
+    code = "import sys, importlib.util as u; print(sys.prefix, u.find_spec('pip'), sep='\\n')"
+    prefix, pip = subprocess.check_output([python, "-c", code], text=True).split()
+    assert Path(prefix) == tmp_path / ".venv"
+    assert pip == "None"
+
+
+# ---- old interpreters ----
+
+
+def test_an_old_python_gets_one_clear_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "version_info", (3, 9, 18))
+    with pytest.raises(SystemExit, match=r"^The course needs Python 3.10 or newer; this is "):
+        runpy.run_path(run.__file__)
+
+
+def test_an_old_python_can_read_the_file_as_far_as_that_line() -> None:
+    ast.parse(Path(run.__file__).read_text(encoding="utf-8"), feature_version=(3, 7))
+
+
+# ---- executing ----
+
+
+def write_notebook(folder: Path, *cells: str) -> Path:
+    """A notebook where a cell that starts with # is a text.  Its kernel has a name that no machine knows."""
+    new = nbformat.v4
+    made = [new.new_markdown_cell(cell) if cell[0] == "#" else new.new_code_cell(cell) for cell in cells]
+    for cell in made:
+        if cell.cell_type == "code":
+            cell.outputs = [new.new_output("stream", text="from an earlier run")]
+    kernel = {"kernelspec": {"name": "conda-of-somebody", "display_name": "x", "language": "python"}}
+    nbformat.write(new.new_notebook(cells=made, metadata=kernel), folder / "course.ipynb")
+    return folder / "course.ipynb"
+
+
+def outputs(notebook: Any) -> list[str]:
+    """The printed text of each code cell."""
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    return ["".join(output.get("text", "") for output in cell.outputs) for cell in cells]
+
+
+def test_three_cells_in_a_new_kernel(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    kernels = tmp_path / "jupyter" / "kernels" / "python3"  # what a user's home may hold under this name
+    kernels.mkdir(parents=True)
+    spec = {"argv": ["false", "{connection_file}"], "display_name": "broken", "language": "python"}
+    (kernels / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    monkeypatch.setenv("MPLBACKEND", "Agg")  # would keep figures out of the notebook
+    startup = tmp_path / "ipython" / "profile_default" / "startup"
+    startup.mkdir(parents=True)
+    (startup / "own.py").write_text("print = None")  # what a user's IPython may do at its start
+    monkeypatch.setenv("IPYTHONDIR", str(tmp_path / "ipython"))
+    show = "import os, sys\nprint(sys.executable, os.getcwd(), os.environ['SEGMENTATION_BUDGET'], sep='\\n')"
+    path = write_notebook(tmp_path, show, "# Title\n## A1.1a U-Net", PLOT, "# B2a Data", COUNT, " ")
+    before = path.read_bytes()
+    notebook, failure = run.execute(path, {"SEGMENTATION_BUDGET": "quick"})
+    assert failure == ""
+    assert path.read_bytes() == before
+    assert outputs(notebook)[0].split() == [sys.executable, str(tmp_path), "quick"]
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [output.text for output in code[2].outputs] == ["0\n1\n2\n"]  # one output, not three
+    assert all(cell.metadata == {} for cell in code)  # no times of the day
+    assert [cell.execution_count for cell in code] == [1, 2, 3, None]
+    assert any("image/png" in output.get("data", {}) for output in code[1].outputs)
+    captured = capfd.readouterr()
+    lines = [re.sub(r" +\d+\.\d s", " T", line) for line in captured.out.splitlines()]
+    assert lines == ["[1/3] T  ", "[2/3] T  A1.1a U-Net", "[3/3] T  B2a Data"]
+    assert captured.err == ""  # Jupyter has told the terminal nothing
+
+
+def test_a_notebook_of_an_old_jupyter_without_cell_ids(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    path = write_notebook(tmp_path, "print(1)")
+    content = json.loads(path.read_text())
+    del content["cells"][0]["id"]
+    path.write_text(json.dumps(content))
+    notebook, failure = run.execute(path, {})
+    assert (outputs(notebook), failure) == (["1\n"], "")
+    assert not recwarn.list
+
+
+def test_a_failing_cell_is_named_and_all_before_it_is_kept(tmp_path: Path) -> None:
+    broken = "def f():\n    1 / 0\nf()"
+    path = write_notebook(tmp_path, "print('kept')", "# A1.2c Train", broken, "print('never')")
+    notebook, failure = run.execute(path, {})
+    assert failure.startswith("Stopped in A1.2c Train:\n")
+    assert "----> 2     1 / 0" in failure
+    assert failure.endswith("ZeroDivisionError: division by zero")
+    assert "\x1b" not in failure
+    assert len(failure.splitlines()) <= 13
+    assert outputs(notebook)[::2] == ["kept\n", ""]  # what an earlier run left in the last cell is gone
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no signals to send")
+def test_ctrl_c_interrupts_the_cell_and_keeps_what_there_is(tmp_path: Path) -> None:
+    interrupt = "import os, signal, time\nos.kill(os.getppid(), signal.SIGINT)\ntime.sleep(60)"
+    started = time.monotonic()
+    notebook, failure = run.execute(write_notebook(tmp_path, "print('kept')", "# B2e Train", interrupt), {})
+    assert time.monotonic() - started < 30
+    assert "Stopped in B2e Train" in failure
+    assert "KeyboardInterrupt" in failure
+    assert outputs(notebook)[0] == "kept\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no signals to send")
+def test_a_kernel_that_dies_is_told_apart_from_a_fault(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = write_notebook(tmp_path, "print('kept')", "# C4 Memory", "import os\nos.kill(os.getpid(), 9)")
+    notebook, failure = run.execute(path, {})
+    assert failure.startswith("Stopped in C4 Memory: Kernel died.")
+    assert "memory was full" in failure
+    assert not caplog.records
+    assert outputs(notebook)[0] == "kept\n"
+
+
+def test_the_whole_run_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "LONGEST_RUN", 1)
+    path = write_notebook(tmp_path, "# D-q1", "import time\ntime.sleep(60)")
+    assert run.execute(path, {})[1].startswith("Stopped in D-q1:\n")
+
+
+# ---- the hand-in ----
+
+
+@pytest.fixture
+def course(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A project with one good notebook, which is executed by no kernel but by a look at its source."""
+    write_notebook(tmp_path, "# Title\nNames: Ada", "import math", "# A1.1a U-Net / links", PLOT, PLOT)
+    (tmp_path / "README.md").write_text("# Course\n")
+    (tmp_path / "requirements.txt").write_text("pytest>=1.0\n")
+    picture = nbformat.v4.new_output("display_data", data={"image/png": "iVBORw0KGgo=\n"})
+
+    def execute(path: Path, settings: dict[str, str]) -> tuple[Any, str]:
+        notebook = nbformat.read(path, as_version=4)
+        code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+        for number, cell in enumerate(code, start=1):
+            cell.update(execution_count=number, outputs=[picture] if "plt" in cell.source else [])
+        (path.parent / "settings.json").write_text(json.dumps(settings))
+        return notebook, "Stopped in A1.1a: no" if "fail" in code[0].source else ""
+
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    monkeypatch.setattr(run, "NOTEBOOK", tmp_path / "course.ipynb")
+    monkeypatch.setattr(run, "execute", execute)
+    monkeypatch.setattr(run, "ensure_environment", lambda arguments: None)
+    return tmp_path
+
+
+def test_the_hand_in_lies_in_one_folder(course: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = (course / "course.ipynb").read_bytes()
+    assert run.main(["--budget", "quick", "--output", str(course / "handin")]) == 0
+    out = course / "handin"
+    assert (course / "course.ipynb").read_bytes() == before
+    assert sorted(path.relative_to(out).as_posix() for path in out.rglob("*")) == [
+        "course.ipynb", "course.zip", "figures",
+        "figures/A1.1a-U-Net-links-1.png", "figures/A1.1a-U-Net-links-2.png",
+    ]  # fmt: skip
+    assert (out / "figures" / "A1.1a-U-Net-links-1.png").read_bytes() == b"\x89PNG\r\n\x1a\n"
+    with zipfile.ZipFile(out / "course.zip") as archive:
+        assert archive.read("course.ipynb") == (out / "course.ipynb").read_bytes()
+    assert handin.problems(out / "course.ipynb", course) == []
+    printed = capsys.readouterr().out
+    for part in (out / "course.ipynb", out / "course.zip", out / "figures", "2 images", "Time  ", " min "):
+        assert str(part) in printed
+
+
+def test_fault_97_the_notebook_runs_again_from_the_zip(
+    course: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (course / "network.py").write_text("widths = [8, 16]\n")
+    write_notebook(course, "import network\nprint(network.widths)", PLOT)
+    assert run.main(["--output", str(course / "handin")]) == 0
+    monkeypatch.undo()  # from here on with a real kernel
+    with zipfile.ZipFile(course / "handin" / "course.zip") as archive:
+        archive.extractall(tmp_path / "unpacked")
+    notebook, failure = run.execute(tmp_path / "unpacked" / "course.ipynb", {})
+    assert failure == ""
+    assert outputs(notebook)[0] == "[8, 16]\n"
+
+
+def test_figures_of_an_earlier_run_are_gone_but_nothing_else(course: Path) -> None:
+    figures = course / "handin" / "figures"
+    figures.mkdir(parents=True)
+    for name in ("A1.1a-old-7.png", "mine.png", "mine.csv"):
+        (figures / name).touch()
+    assert run.main(["--output", str(course / "handin")]) == 0
+    names = {path.name for path in figures.iterdir()}
+    assert {"mine.png", "mine.csv"} <= names
+    assert "A1.1a-old-7.png" not in names
+
+
+def test_a_failed_run_is_saved_under_another_name_and_makes_no_zip(
+    course: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_notebook(course, "fail = True", PLOT)
+    assert run.main(["--output", str(course / "handin")]) == 1
+    assert [path.name for path in (course / "handin").iterdir()] == ["course_failed.ipynb"]
+    printed = capsys.readouterr().out
+    assert "Stopped in A1.1a: no" in printed
+    assert "course_failed.ipynb" in printed
+    write_notebook(course, "mended = True", PLOT)
+    assert run.main(["--output", str(course / "handin")]) == 0
+    assert not (course / "handin" / "course_failed.ipynb").exists()
+
+
+def test_what_the_regulations_forbid_makes_no_zip(course: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (course / "README.md").unlink()
+    assert run.main(["--output", str(course / "handin")]) == 1
+    assert "README.md is missing" in capsys.readouterr().out
+    assert not (course / "handin" / "course.zip").exists()
+    assert (course / "handin" / "course.ipynb").exists()
+
+
+def test_the_notebook_is_never_overwritten(course: Path) -> None:
+    with pytest.raises(SystemExit, match="would be overwritten"):
+        run.main(["--output", str(course)])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "budget", "data"),
+    [([], "standard", "built-in"), (["--budget", "full", "--data", "dsb2018"], "full", "dsb2018")],
+)
+def test_settings_reach_the_kernel(course: Path, arguments: list[str], budget: str, data: str) -> None:
+    run.main([*arguments, "--output", str(course / "handin")])
+    settings = json.loads((course / "settings.json").read_text())
+    assert settings == {"SEGMENTATION_BUDGET": budget, "SEGMENTATION_DATA": data}
+
+
+def test_a_folder_of_data_is_named_relative_to_the_notebook(
+    course: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The kernel runs beside the notebook, and an absolute path would show the user's home in the outputs.
+    (course / "cells").mkdir()
+    (course / "elsewhere").mkdir()
+    monkeypatch.chdir(course / "elsewhere")
+    run.main(["--data", "../cells", "--output", str(course / "handin")])
+    assert json.loads((course / "settings.json").read_text())["SEGMENTATION_DATA"] == "cells"
+
+
+# ---- the command line ----
+
+
+def test_arguments_after_test_are_handed_to_pytest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    continued: list[list[str]] = []
+    monkeypatch.setattr(run, "ensure_environment", lambda arguments: None)
+    monkeypatch.setattr(run, "continue_as", continued.append)
+    monkeypatch.chdir(tmp_path)
+    rest = ["-x", "-k", "a or b", "tests/test_run.py", "--durations=3", "-h"]
+    assert run.main(["test", *rest]) == 0
+    assert continued == [[sys.executable, "-m", "pytest", *rest]]
+    assert Path.cwd() == ROOT
+
+
+@pytest.mark.parametrize("arguments", [["--budget", "huge"], ["--bugdet=full"], ["tests"]])
+def test_a_wrong_command_line_is_refused_before_anything_is_set_up(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run, "ensure_environment", refuse)
+    with pytest.raises(SystemExit):
+        run.main(arguments)
+    assert arguments[-1] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("status", [0, 3])
+def test_the_exit_code_of_the_other_command_is_returned(status: int) -> None:
+    code = f"import run, sys; run.continue_as([sys.executable, '-c', 'raise SystemExit({status})'])"
+    assert subprocess.call([sys.executable, "-c", code], cwd=ROOT) == status
