@@ -135,17 +135,12 @@ def _decode_tiff(path: Path) -> tuple[np.ndarray, bool, bool]:
                 raise
             return _decode_with_pillow(path, as_label=True)  # Pillow knows LZW, tifffile alone does not
         array = np.moveaxis(array, 0, -1) if array.ndim == 3 and page.planarconfig == 2 else array
-        return native_array(array), len(page.extrasamples) > 0, False
+        return array, len(page.extrasamples) > 0, False
 
 
 def _check_size(path: Path, width: int, height: int) -> None:
     if width * height > MAX_PIXELS:
         raise InputError(f"{short_name(path)} declares {width} × {height} pixels; at most {MAX_PIXELS} are read")
-
-
-def native_array(array: np.ndarray) -> np.ndarray:
-    """The array in one piece, in the byte order of this machine."""
-    return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("="))
 
 
 def short_name(path: Path) -> str:

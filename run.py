@@ -4,8 +4,8 @@
     python3 run.py --budget quick    the same in a few minutes, to see whether all works
     python3 run.py test              set up, then run all tests
 
-It needs nothing but Python 3.10.  Missing packages go into an own environment, `.venv` beside this file; the
-Python that started it is never changed.  At the top of the file it imports only the standard library.
+It needs nothing but Python 3.10 or newer.  Missing packages go into an own environment, `.venv` beside this file;
+the Python that started it is never changed.
 """
 
 import sys
@@ -274,9 +274,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line; each further command is one more `add_parser`."""
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
-    parser.add_argument("--budget", choices=["quick", "standard", "full"], default="standard")
+    parser.add_argument("--budget", choices=["quick", "standard", "full"], default="standard", help="default: standard")
     parser.add_argument("--data", default="built-in", metavar="NAME|FOLDER", help="default: built-in")
-    parser.add_argument("--output", default=ROOT / "handin", type=Path, metavar="FOLDER")
+    parser.add_argument("--output", default=ROOT / "handin", type=Path, metavar="FOLDER", help="default: handin")
     parser.set_defaults(action=make_hand_in)
     commands = parser.add_subparsers(title="commands", metavar="")
     test = commands.add_parser("test", add_help=False, help="run all tests; all that follows is for pytest")

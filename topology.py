@@ -43,8 +43,8 @@ from checks import IGNORE_INDEX, InputError
 
 KINDS = ("merge", "spurious", "split", "missed", "hole_merge", "hole_spurious", "hole_split", "hole_missed")
 """The kinds of critical regions, those of the objects first.  A gap in a ring is a `hole_merge` (its inside
-and outside become one), a puncture `hole_spurious`, a bridge across a hole `hole_split`, a filled hole
-`hole_missed`."""
+and outside become one), a puncture `hole_spurious`, a filled hole `hole_missed`, a bridge across a hole or
+across the mouth of a bay `hole_split`."""
 
 TN, FP, FN, TP = range(4)  # codes of a pixel: bit 0 = in P, bit 1 = in G
 
@@ -184,6 +184,8 @@ def betti_numbers(mask: ArrayLike, *, connectivity: int = 8) -> Ints:
     ([[1, 1]], [[4, 0]])
     """
     objects = np.asarray(mask) != 0
+    if objects.ndim != 3:
+        raise InputError(f"mask has shape {objects.shape}; expected (B, H, W).  For one mask use mask[None].")
     return critical_regions(objects, objects, connectivity=connectivity).betti_target[:, 0]
 
 
@@ -485,7 +487,8 @@ def _first_arrival(slot: Ints, inside: Bools, here: Ints, number: Ints) -> Ints:
     source = np.concatenate([np.zeros_like(objects), 1 + number, pixels_from + slot[pixel, step]])
     goal = np.concatenate([objects, pixels_from + here, pixels_from + pixel])
     nodes = pixels_from + len(slot)
-    graph = coo_array((np.ones(source.size), (source, goal)), shape=(nodes, nodes)).tocsr()
+    edges = source.astype(np.int32), goal.astype(np.int32)  # older releases of csgraph take no other integers
+    graph = coo_array((np.ones(source.size), edges), shape=(nodes, nodes)).tocsr()
     owner = breadth_first_order(graph, 0)[1].astype(np.int64)  # the node from which each node was reached
     owner[:pixels_from] = np.arange(pixels_from)
     while not np.array_equal(further := owner[owner], owner):

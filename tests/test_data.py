@@ -116,6 +116,7 @@ def test_fault_62_epochs_and_samples_differ_and_a_rerun_is_equal(tmp_path):
     assert len({item.numpy().tobytes() for item in items}) > 3
     assert any(not torch.equal(item, other[epoch, 0][0]) for epoch, item in enumerate(items))
     assert torch.equal(first[3][0], first[0, 3][0])  # a plain index is epoch 0
+    assert torch.equal(first[-1][0], first[3][0])  # and may count from the end
 
 
 def test_fault_62_two_samples_of_one_epoch_draw_differently(tmp_path):
@@ -270,6 +271,14 @@ def test_lone_shape_is_never_left_out():
     assert sorted(sum(epoch_of(batches, 0), [])) == [0, 1, 2, 3, 4]
 
 
+def test_batches_of_all_shapes_are_mixed_in_training():
+    shapes = [(4, 4)] * 8 + [(8, 8)] * 8
+    batches = EpochBatches(Shapes(shapes), 2, shuffle=True)
+    orders = [[shapes[batch[0]] for batch in epoch_of(batches, epoch)] for epoch in range(3)]
+    assert all(order != sorted(order) for order in orders)
+    assert orders[0] != orders[1] or orders[1] != orders[2]
+
+
 def test_crop_puts_all_shapes_into_one_group():
     assert len(EpochBatches(Shapes([(8, 8), (4, 4), (5, 9), (7, 7)], crop=4), 4, shuffle=True)) == 1
 
@@ -290,6 +299,7 @@ def batches_of(loader, epochs) -> list[list[torch.Tensor]]:
     return result
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker")  # a machine with one core
 def test_fault_62_two_workers_draw_what_one_process_draws(tmp_path):
     path = build_normalised(tmp_path, make_samples(14, (12, 12)))
     transform = Compose(RandomReflect(), RandomRotate90())
@@ -313,6 +323,8 @@ def test_repeats_of_the_loader_draw_another_crop_each_time(tmp_path):
     corners = [int(place) for *_, places in batches_of(loader, (0, 1)) for place in places[:, 0, 0]]
     assert len(corners) == 20
     assert len(set(corners)) > 15  # of 53 × 53 places
+    seeded = [list(make_loader(dataset, 4, shuffle=True, repeats=10, seed=seed).batch_sampler) for seed in (0, 0, 1)]
+    assert seeded[0] == seeded[1] != seeded[2]
 
 
 def test_loader_stacks_maps_too_and_leaves_the_global_generator_alone(tmp_path):

@@ -53,6 +53,18 @@ def test_built_file_holds_what_was_given(tmp_path):
         assert file.attrs["num_classes"] == 2
 
 
+@pytest.mark.parametrize(
+    "view", [lambda a: a.T, lambda a: a[::2, 1::3], lambda a: a.astype(">f4"), lambda a: np.asfortranarray(a)]
+)
+def test_views_and_other_byte_orders_are_the_same_to_the_hash(tmp_path, view):
+    samples = [Sample(s.name, view(s.image), view(s.label).astype(int), None) for s in make_samples(8, (30, 30))]
+    path = build_normalised(tmp_path, samples)
+    read_all(path)
+    with open_hdf5(tmp_path / "set.hdf5") as file:
+        assert np.array_equal(read_array(file["image/00000"]), samples[0].image)
+        assert np.array_equal(read_array(file["label/00000"]), samples[0].label)
+
+
 def test_fault_11_other_dtypes_and_mixtures_are_refused(tmp_path):
     message = refused(build, tmp_path, [Sample("odd", picture(9).astype(np.int32), mask(9))])
     assert "odd: the image has dtype int32; expected uint8, uint16 or float" in message
@@ -224,6 +236,14 @@ def test_fault_25_missing_attribute_of_one_sample_is_named(tmp_path):
     with h5py.File(path, "r+") as file:
         del file["image"]["00003"].attrs["part"]
     assert "image/00003 lacks the attributes ['part']; it has ['name', 'sha256']" in refused(read_all, path)
+
+
+def test_fault_25_array_in_place_of_a_group(tmp_path):
+    path = build(tmp_path)
+    with h5py.File(path, "r+") as file:
+        del file["image"]
+        file["image"] = np.zeros(8)
+    assert "is damaged" in refused(read_all, path)
 
 
 def test_fault_26_numbers_of_arrays_that_disagree(tmp_path):

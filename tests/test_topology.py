@@ -1,7 +1,8 @@
 """Critical regions: pictures solved by hand, a slow oracle that floods pixel by pixel, and the seven properties.
 
-The oracle is plain Python on sets of pixels and shares no line with the module.  The properties are checked against
-scikit-image, by flipping regions and counting again.  `TOPOLOGY_CASES=2000 pytest tests/test_topology.py` is the long run.
+The oracle is plain Python on sets of pixels and shares no line with the module.  The properties are checked
+against scikit-image, by flipping regions and counting again.  The long run, of a few minutes, is
+TOPOLOGY_CASES=2500 python -m pytest tests/test_topology.py
 """
 
 import csv
@@ -58,7 +59,7 @@ def flood(pixels, connectivity):
 
 
 def frontier(region, objects, connectivity):
-    """Waves with sets of objects as colours: meeting points are pixels of two colours, or one colour beside another."""
+    """Waves in the colours of the objects: frontier is a pixel of two colours, or one colour beside another."""
     colours, wave = {}, {}
     for p in region:
         seen = {i for i, o in enumerate(objects) if neighbours(p, connectivity) & o}
@@ -72,8 +73,8 @@ def frontier(region, objects, connectivity):
                 following[q] = following.get(q, set()) | seen
         wave = following
     alone = {p for p in region if len(colours[p]) == 1}
-    beside = {p for p in alone if any(colours[q] != colours[p] for q in neighbours(p, connectivity) & alone)}
-    return frozenset(region - alone | beside)
+    mixed = {p for p in alone if any(colours[q] != colours[p] for q in neighbours(p, connectivity) & alone)}
+    return frozenset(region - alone | mixed)
 
 
 def judge(pred, true, connectivity, strict, cut):
@@ -114,9 +115,7 @@ def as_counter(result, image=0, class_index=0):
     found = Counter()
     for row in np.flatnonzero((result.image == image) & (result.class_index == class_index)):
         runs = np.flatnonzero(result.run_region == row)
-        flat = [
-            p for r in runs for p in range(result.run_start[r], result.run_start[r] + result.run_length[r])
-        ]
+        flat = [result.run_start[r] + step for r in runs for step in range(result.run_length[r])]
         assert len(flat) == len(set(flat)) == result.size[row]
         assert all(p // (height * width) == image for p in flat)
         pixels = frozenset(divmod(int(p) % (height * width), width) for p in flat)
@@ -128,7 +127,7 @@ def as_counter(result, image=0, class_index=0):
 
 
 def maps(drawing):
-    """`#` right, `+` only predicted, `-` only true, `.` neither, `?` predicted but ignored → pred, target (1, H, W)."""
+    """`#` right, `+` only predicted, `-` only true, `.` neither, `?` predicted but ignored → pred, target."""
     signs = np.array([list(row) for row in drawing.split()])
     target = np.isin(signs, ["#", "-"]).astype(np.uint8)
     target[signs == "?"] = IGNORE_INDEX
@@ -244,18 +243,15 @@ def test_redundant_bridges_are_all_critical():
 def test_a_pixel_can_lie_in_a_region_of_the_objects_and_in_one_of_the_background():
     # Without its middle column the frame falls into two objects, and two holes run out: 1/3 + 2/3 a pixel.
     regions = critical_regions(*maps("##-## #.-.# ##-##"))
-    assert Counter(dict(zip(KINDS, regions.severities()[0, 0].tolist()))) == {
-        **dict.fromkeys(KINDS, 0),
-        "split": 1,
-        "hole_merge": 2,
-    }
+    assert regions.severities()[0, 0].tolist() == [0, 0, 1, 0, 2, 0, 0, 0]  # split 1, hole_merge 2
     np.testing.assert_allclose(regions.weights()[0, :, 2], 1, rtol=1e-6)
     assert regions.weights(["split"])[0, 1, 2] == np.float32(1 / 3)
 
 
 def test_example_against_diu():
-    # Truth: a bar on columns 1-5.  Prediction: a bar on 1-3 and a blob on 6-7.  Union (1-7) and intersection (1-3) are
-    # one bar each, so DIU = 0, though the prediction has one object too many.  The blob touches nothing of T: spurious.
+    # Truth: a bar on columns 1-5.  Prediction: a bar on 1-3 and a blob on 6-7.  Union (1-7) and intersection
+    # (1-3) are one bar each, so DIU = 0, though the prediction has one object too many.  The blob touches
+    # nothing of T, so it is spurious; the missed piece (4-5) touches one predicted object in T: neutral.
     pred, target = maps(".###--++.")
     for betti in (
         betti_numbers(pred | (target == 1)),
@@ -339,7 +335,7 @@ def test_fault_56_ties_are_resolved_the_same_way_each_time():
 
 
 def serpentine(size):
-    """A path of one pixel that goes right, down, left, down …: the longest way that a label can have to travel."""
+    """A path of one pixel that goes right, down, left, down …: the longest way for a label to travel."""
     mask = np.zeros((size, size), bool)
     mask[::2] = mask[1::4, -1] = mask[3::4, 0] = True
     return mask
@@ -361,9 +357,7 @@ def test_fault_57_noise_and_long_paths_take_bounded_time(options):
     for pred, target in worst_cases(256):
         start = time.perf_counter()
         find(pred, target, **options)
-        assert (
-            time.perf_counter() - start < 2
-        )  # about 0.05 s on one core; repeated max-pooling would need minutes
+        assert time.perf_counter() - start < 2  # about 0.05 s on one core; repeated max-pooling would need minutes
 
 
 @pytest.mark.parametrize(
@@ -399,7 +393,7 @@ def test_wrong_options_are_refused(options, message):
         critical_regions(zeros, zeros, **options)
 
 
-@pytest.mark.parametrize("kinds", [["merg"], "merge"])
+@pytest.mark.parametrize("kinds", [["merge", "merg"], "merge"])
 def test_wrong_kinds_are_refused(kinds):
     regions = critical_regions(*maps("#+#"))
     with pytest.raises(InputError, match="kinds is"):
@@ -443,9 +437,7 @@ def test_a_batch_is_the_same_as_its_images():
     pred, target = rng.integers(0, 3, (2, 5, 17, 23))
     for options in ({}, {"strict": True, "cut": True, "connectivity": 4}):
         batch = critical_regions(pred, target, classes=(0, 1, 2), **options)
-        singles = [
-            critical_regions(p[None], t[None], classes=(0, 1, 2), **options) for p, t in zip(pred, target)
-        ]
+        singles = [critical_regions(p[None], t[None], classes=(0, 1, 2), **options) for p, t in zip(pred, target)]
         for image, single in enumerate(singles):
             np.testing.assert_array_equal(batch.weights()[image], single.weights()[0])
             np.testing.assert_array_equal(batch.severities()[image], single.severities()[0])
@@ -453,9 +445,7 @@ def test_a_batch_is_the_same_as_its_images():
             np.testing.assert_array_equal(batch.betti_target[image], single.betti_target[0])
 
 
-SYMMETRIES = [
-    lambda m, k=k, f=f: np.rot90(m[..., ::-1] if f else m, k, (-2, -1)) for k in range(4) for f in (0, 1)
-]
+SYMMETRIES = [lambda m, k=k, f=f: np.rot90(m[..., ::-1] if f else m, k, (-2, -1)) for k in range(4) for f in (0, 1)]
 
 
 @pytest.mark.parametrize("options", [{}, {"strict": True}, {"cut": True}, {"strict": True, "cut": True}])
@@ -478,9 +468,7 @@ def test_property_6_many_classes_are_one_against_the_rest_under_any_names():
         connectivity, name = (4, 8)[seed % 2], rng.permutation(200)[:4]
         together = critical_regions(pred, target, classes=(0, 1, 2, 3), connectivity=connectivity)
         order = rng.permutation(4)
-        renamed = critical_regions(
-            name[pred], name[target], classes=name[order].tolist(), connectivity=connectivity
-        )
+        renamed = critical_regions(name[pred], name[target], classes=name[order].tolist(), connectivity=connectivity)
         np.testing.assert_array_equal(renamed.severities(), together.severities()[:, order])
         np.testing.assert_allclose(renamed.weights(), together.weights(), rtol=1e-5)
         for k in range(4):
@@ -542,7 +530,7 @@ def merges(regions, kind="merge"):
 
 
 def test_property_2_a_merge_is_what_joins_objects_when_it_is_flipped_on():
-    # Default: T with the region joins severity + 1 objects.  Strict: the whole truth with it has severity fewer objects.
+    # Default: T with the region joins severity + 1 objects.  Strict: the whole truth with it has that many fewer.
     total = 0
     for seed in range(CASES):
         pred, target, connectivity = random_case(seed, largest=24)
@@ -563,7 +551,7 @@ def betti_by_scikit_image(mask, connectivity):
 
 
 def repair(pred, target, connectivity, extra, lacking):
-    """Take away the critical FP, find anew, fill the critical FN, and so on; the repaired map and the rounds it took."""
+    """Take away the critical FP, find anew, fill the critical FN, and so on; the repaired map and the rounds."""
     pred, rounds = pred.copy(), 0
     while find(pred, target, connectivity=connectivity).mask([*extra, *lacking]).any():
         pred &= ~find(pred, target, connectivity=connectivity).mask(extra)[0]
@@ -627,9 +615,7 @@ def test_property_7_equals_the_oracle_on_whole_batches_of_larger_maps():
     for seed in range(CASES // 4):
         rng = np.random.default_rng(seed)
         target = rng.integers(0, 3, (2, *rng.integers(1, 15, 2)))
-        pred = np.where(
-            rng.random(target.shape) < 0.6 * rng.random(), rng.integers(0, 3, target.shape), target
-        )
+        pred = np.where(rng.random(target.shape) < 0.6 * rng.random(), rng.integers(0, 3, target.shape), target)
         target[rng.random(target.shape) < 0.05] = IGNORE_INDEX
         options = {"connectivity": (4, 8)[seed % 2], "strict": seed % 3 == 0, "cut": seed % 5 == 0}
         regions = critical_regions(pred, target, classes=(2, 1), **options)
@@ -662,10 +648,13 @@ def test_betti_numbers_equal_those_of_scikit_image():
             assert betti_numbers(pair, connectivity=connectivity).tolist() == expected
 
 
+def test_betti_numbers_need_a_batch_axis():
+    with pytest.raises(InputError, match=r"mask has shape \(3, 3\)"):
+        betti_numbers(np.zeros((3, 3)))
+
+
 def test_betti_numbers_of_a_mask_with_values_0_and_255():
-    assert betti_numbers(
-        np.array([[[255, 255, 255], [255, 0, 255], [255, 255, 255]]], np.uint8)
-    ).tolist() == [[1, 1]]
+    assert betti_numbers(np.array([[[255, 255, 255], [255, 0, 255], [255, 255, 255]]], np.uint8)).tolist() == [[1, 1]]
 
 
 @pytest.mark.skipif(not MIRROR, reason="needs the TopoMortar images: set SEGMENTATION_MIRROR")
@@ -693,7 +682,7 @@ def test_union_find_equals_scipy():
         found = topology._unite(
             found, *pairs[:, some:]
         )  # in two steps: the second starts from the components of the first
-        graph = coo_array((np.ones(pairs.shape[1]), tuple(pairs)), shape=(nodes, nodes))
+        graph = coo_array((np.ones(pairs.shape[1]), tuple(pairs.astype(np.int32))), shape=(nodes, nodes))
         _, number = connected_components(graph, directed=False)
         smallest = np.full(nodes, nodes)
         np.minimum.at(smallest, number, np.arange(nodes))
