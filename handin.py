@@ -67,16 +67,25 @@ class Report(NamedTuple):
     def pointers(self) -> Iterator[tuple[str, str]]:
         """Place and name of every file that a text points to: a link, an image, or a name in backticks."""
         for cell in self.cells:
-            for code, link, html in [] if cell.is_code else POINTER.findall(cell.source):
+            for code, link, html in POINTER.findall(cell.printed if cell.is_code else cell.source):
                 name = (code or re.split("[?#]", unquote(link or html))[0]).removeprefix("./")
                 is_command = " " in code  # as in `python3 run.py`
                 if FILE_NAME.fullmatch(name) and not is_command and not name.startswith(NOT_HANDED_IN):
                     yield cell.where, name
 
+    def figures(self) -> tuple[set[str], set[str]]:
+        """The files of figures/ that the notebook names, by themselves or by their sub-folder; and all others."""
+        paths = [path for path in (self.root / "figures").rglob("*") if path.is_file() and path.name[0] != "."]
+        text = "\n".join(cell.source + cell.printed for cell in self.cells)
+        every = {path.relative_to(self.root).as_posix() for path in paths}
+        named = {name for name in every if name.rpartition("/")[2] in text}
+        named |= {name for name in every if (folder := name.rpartition("/")[0]) != "figures" and folder in text}
+        return named, every - named
+
     def contents(self) -> dict[str, Path]:
-        """Name in the zip → file: the notebook, all modules, all that the text points to, all of figures/."""
-        found = [*self.root.glob("*.py"), *(self.root / "figures").rglob("*")]
-        names = {path.relative_to(self.root).as_posix() for path in found if not path.name.startswith(".")}
+        """Name in the zip → file: the notebook, all modules, all that the text points to or names."""
+        named, _ = self.figures()
+        names = {path.name for path in self.root.glob("*.py")} | named
         names |= {name for _, name in self.pointers() if not name.startswith("../")}
         names |= {"LICENSE", "README.md", "requirements.txt"}
         files = {name: self.root / name for name in names if (self.root / name).is_file()}
@@ -168,15 +177,11 @@ def missing_images(report: Report) -> Iterator[str]:
 
 
 def missing_files(report: Report) -> Iterator[str]:
-    """All files that the text points to are there; it names every file of figures/, or the folder below."""
+    """All files that a text points to are there."""
     contents = report.contents()
     for where, name in report.pointers():
         if name not in contents:
             yield f"{where} points to {name}, which is not in this folder: add it, or leave out the backticks"
-    text = "\n".join(cell.source + cell.printed for cell in report.cells)
-    for folder, _, file in (name.rpartition("/") for name in contents):
-        if folder.startswith("figures") and file not in text and (folder == "figures" or folder not in text):
-            yield f"{folder}/{file} is not named in the notebook: point to it in the text, or delete it"
 
 
 def missing_modules(report: Report) -> Iterator[str]:
@@ -226,10 +231,12 @@ def wrong_files(report: Report) -> Iterator[str]:
 
 def reminders(notebook: Path, root: Path) -> list[str]:
     """What a person has to fill in or to look at; no reason to refuse."""
-    cells = read_report(notebook, root).cells
+    report = read_report(notebook, root)
+    cells = report.cells
     texts = [cell for cell in cells if not cell.is_code]
     lines = [] if any(NAMES.search(cell.source) for cell in texts) else ["the names of the group are missing"]
     lines += [f"{cell.where}: the needed time is missing" for cell in texts if EMPTY_TIME.search(cell.source)]
+    lines += [f"{name} is not named in the notebook, and so not in the zip" for name in sorted(report.figures()[1])]
     warned = [cell for cell in cells if any(output.get("name") == "stderr" for output in cell.outputs)]
     return lines + [f"{cell.where}: a warning is printed" for cell in warned]
 

@@ -259,9 +259,7 @@ def test_single_files_match_the_expected_names_and_numbers() -> None:
         for pattern, number in SOURCES[name].expected:
             assert sum(fnmatch.fnmatchcase(target, pattern) for target in targets) == number
     assert SOURCES["yeast_phase"].files[1].target == "data/sample_movie_1/im000_mask1.tif"
-    assert (
-        SOURCES["yeastcellseg"].files[-1].address.endswith("zenodo.org/records/344879/files/DS01_15_gt.tif")
-    )
+    assert SOURCES["yeastcellseg"].files[-1].address.endswith("zenodo.org/records/344879/files/DS01_15_gt.tif")
     assert sum(number for _, number in SOURCES["dsb2018"].expected) == 2 * 497
 
 
@@ -410,9 +408,7 @@ def test_fault_82_a_wrong_file_put_there_by_hand_is_set_aside(zipped: Register, 
 # 83: cut connections
 
 
-def test_fault_83_a_cut_leaves_a_part_that_the_next_run_continues(
-    tiny: Source, site: Site, tmp_path: Path
-) -> None:
+def test_fault_83_a_cut_leaves_a_part_that_the_next_run_continues(tiny: Source, site: Site, tmp_path: Path) -> None:
     site.pages["/a.tif"] = [cut(TIF, 1000), status(503)]
     assert "run this again" in refused("tiny", tmp_path)
     assert (tmp_path / "tiny/im/a.tif.part").read_bytes() == TIF[:1000]
@@ -459,17 +455,13 @@ OTHER = b"MM\x00*" + bytes(len(TIF))  # another file in the same place, later
         pytest.param(status(416), id="says that the part is too long"),
     ],
 )
-def test_fault_83_two_different_files_are_never_joined(
-    second: Page, bare: Source, site: Site, tmp_path: Path
-) -> None:
+def test_fault_83_two_different_files_are_never_joined(second: Page, bare: Source, site: Site, tmp_path: Path) -> None:
     site.pages["/a.tif"] = [cut(TIF, 1000), second, serve(OTHER, etag='"v2"')]
     locate("bare", tmp_path, say=quiet)
     assert (tmp_path / "bare/a.tif").read_bytes() == OTHER
 
 
-def test_fault_83_a_server_that_cannot_continue_is_asked_for_all(
-    bare: Source, site: Site, tmp_path: Path
-) -> None:
+def test_fault_83_a_server_that_cannot_continue_is_asked_for_all(bare: Source, site: Site, tmp_path: Path) -> None:
     def page(handler: BaseHTTPRequestHandler) -> None:
         wrong = raw(206, OTHER[1000:], Content_Range=f"bytes 1000-{len(OTHER) - 1}/{len(OTHER)}", ETag='"v2"')
         (wrong if handler.headers.get("Range") else serve(OTHER))(handler)
@@ -496,9 +488,7 @@ def test_fault_83_a_broken_secure_connection_is_tried_again(
 
 
 @pytest.mark.parametrize("etag", ["", 'W/"v1"'], ids=["no ETag", "weak ETag"])
-def test_fault_83_without_proof_all_is_fetched_anew(
-    etag: str, bare: Source, site: Site, tmp_path: Path
-) -> None:
+def test_fault_83_without_proof_all_is_fetched_anew(etag: str, bare: Source, site: Site, tmp_path: Path) -> None:
     site.pages["/a.tif"] = [cut(TIF, 1000, etag=etag), serve(OTHER, etag=etag)]
     locate("bare", tmp_path, say=quiet)
     assert site.ranges()[:2] == ["", ""]
@@ -518,9 +508,7 @@ def test_fault_83_a_range_that_nobody_asked_for(bare: Source, site: Site, tmp_pa
     assert "another file" in refused("bare", tmp_path)
 
 
-def test_fault_83_no_length_and_no_checksum_is_refused(
-    bare: Source, tiny: Source, site: Site, tmp_path: Path
-) -> None:
+def test_fault_83_no_length_and_no_checksum_is_refused(bare: Source, tiny: Source, site: Site, tmp_path: Path) -> None:
     site.pages["/a.tif"] = raw(200, TIF)
     assert "does not say how long" in refused("bare", tmp_path)
     locate("tiny", tmp_path, say=quiet)  # here the checksum proves that nothing is missing
@@ -543,9 +531,7 @@ def test_fault_83_chunks_have_an_end_mark_of_their_own(bare: Source, site: Site,
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
-def test_fault_83_a_full_disk_leaves_no_final_name(
-    call: str, tiny: Source, tmp_path: Path, monkeypatch: Patch
-) -> None:
+def test_fault_83_a_full_disk_leaves_no_final_name(call: str, tiny: Source, tmp_path: Path, monkeypatch: Patch) -> None:
     def full(*ignored: object) -> None:
         raise OSError(28, "No space left on device")
 
@@ -557,9 +543,7 @@ def test_fault_83_a_full_disk_leaves_no_final_name(
     assert (tmp_path / "tiny/im/a.tif").read_bytes() == TIF
 
 
-def test_fault_83_on_the_disk_before_the_name_changes(
-    tiny: Source, tmp_path: Path, monkeypatch: Patch
-) -> None:
+def test_fault_83_on_the_disk_before_the_name_changes(tiny: Source, tmp_path: Path, monkeypatch: Patch) -> None:
     calls: list[str] = []
 
     def spy(call: str) -> Callable[..., None]:
@@ -621,9 +605,7 @@ def test_fault_83_kill_9_while_fetching(site: Site, tmp_path: Path, monkeypatch:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="this system has no SIGKILL")
-def test_fault_88_kill_9_while_unpacking(
-    site: Site, zipped: Register, tmp_path: Path, monkeypatch: Patch
-) -> None:
+def test_fault_88_kill_9_while_unpacking(site: Site, zipped: Register, tmp_path: Path, monkeypatch: Patch) -> None:
     source = zipped(pack(GOOD))
     assert child(tmp_path, f"{site.base}/z.zip", "z.zip").wait() == -signal.SIGKILL
     assert names(tmp_path) == ["killed.unpacking/box/im/a.tif", "z.zip"]
@@ -652,18 +634,14 @@ def test_fault_84_a_length_that_is_too_small(tiny: Source, site: Site, tmp_path:
     assert "SHA-256" in refused("tiny", tmp_path)
 
 
-def test_fault_04_a_web_page_is_refused_before_a_byte_is_stored(
-    tiny: Source, site: Site, tmp_path: Path
-) -> None:
+def test_fault_04_a_web_page_is_refused_before_a_byte_is_stored(tiny: Source, site: Site, tmp_path: Path) -> None:
     site.pages["/a.tif"] = [cut(TIF, 1000), serve(HTML, etag="", kind="text/html; charset=utf-8")]
     assert "login" in refused("tiny", tmp_path)
     assert (tmp_path / "tiny/im/a.tif.part").read_bytes() == TIF[:1000]  # the good part is still there
     assert len(site.log) == 2  # refused at once, not tried again
 
 
-def test_fault_04_a_web_page_under_a_false_type_is_set_aside(
-    bare: Source, site: Site, tmp_path: Path
-) -> None:
+def test_fault_04_a_web_page_under_a_false_type_is_set_aside(bare: Source, site: Site, tmp_path: Path) -> None:
     site.pages["/a.tif"] = serve(HTML, kind="image/tiff")
     assert "is not a .tif file" in refused("bare", tmp_path)
     assert names(tmp_path) == ["bare/a.tif.wrong"]
@@ -684,9 +662,7 @@ def test_fault_85_a_stall_ends_after_three_tries(
     assert 0.5 < time.monotonic() - began < 6  # 3 tries of 0.2 s; the server would wait for 20 s
 
 
-def test_fault_85_a_pause_before_each_new_try(
-    tiny: Source, site: Site, tmp_path: Path, monkeypatch: Patch
-) -> None:
+def test_fault_85_a_pause_before_each_new_try(tiny: Source, site: Site, tmp_path: Path, monkeypatch: Patch) -> None:
     waited: list[float] = []
     monkeypatch.setattr(download, "PAUSES", (0.0, 2.0, 8.0))
     monkeypatch.setattr(time, "sleep", waited.append)
@@ -746,9 +722,7 @@ def test_fault_86_a_path_out_of_the_folder(name: str, zipped: Register, tmp_path
     assert not list(tmp_path.glob("data/boxed*"))
 
 
-@pytest.mark.parametrize(
-    "kind", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR], ids=["symlink", "pipe", "device"]
-)
+@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR], ids=["symlink", "pipe", "device"])
 def test_fault_86_links_and_devices_are_refused(kind: int, zipped: Register, tmp_path: Path) -> None:
     zipped(entry("box/im/link", kind | 0o777, b"/etc/passwd"))
     assert "is a link" in refused("boxed", tmp_path)
@@ -778,13 +752,9 @@ def test_fault_87_size_and_entries_are_capped(
     locate("boxed", tmp_path, say=quiet)
 
 
-def test_fault_87_an_archive_cannot_lie_about_sizes(
-    zipped: Register, tmp_path: Path, monkeypatch: Patch
-) -> None:
+def test_fault_87_an_archive_cannot_lie_about_sizes(zipped: Register, tmp_path: Path, monkeypatch: Patch) -> None:
     archive = bytearray(pack({"box/im/a.tif": TIF, "box/im/b.tif": TIF + bytes(10**7)}))
-    directory = archive.rindex(
-        b"PK\x01\x02"
-    )  # the record of b.tif: its unpacked size lies 24 bytes further on
+    directory = archive.rindex(b"PK\x01\x02")  # the record of b.tif: its unpacked size lies 24 bytes further on
     assert struct.unpack_from("<I", archive, directory + 24)[0] == len(TIF) + 10**7
     struct.pack_into("<I", archive, directory + 24, len(TIF))
     zipped(bytes(archive))
@@ -809,13 +779,9 @@ def damaged(kind: str) -> bytes:
     elif kind == "flipped bits":
         archive[200] ^= 0xFF
     elif kind == "no deflate stream":
-        archive[30 + len("box/im/a.tif")] = (
-            0xFF  # the first byte after the header: a block type that is not defined
-        )
+        archive[30 + len("box/im/a.tif")] = 0xFF  # the first byte after the header: a block type that is not defined
     elif kind == "beyond the end":
-        struct.pack_into(
-            "<II", archive, last + 20, 10**6, 10**6
-        )  # packed and unpacked size of the last entry
+        struct.pack_into("<II", archive, last + 20, 10**6, 10**6)  # packed and unpacked size of the last entry
     elif kind == "password":
         archive[6] |= 1  # the flag in the header of the first entry, and in the directory
         archive[first + 8] |= 1
@@ -835,9 +801,7 @@ def test_fault_88_an_archive_with_other_content_is_refused(zipped: Register, tmp
     assert names(tmp_path) == ["z.zip"]
 
 
-def test_fault_88_a_folder_that_is_there_is_never_overwritten(
-    zipped: Register, site: Site, tmp_path: Path
-) -> None:
+def test_fault_88_a_folder_that_is_there_is_never_overwritten(zipped: Register, site: Site, tmp_path: Path) -> None:
     zipped(pack(GOOD))
     (tmp_path / "boxed/im").mkdir(parents=True)
     (tmp_path / "boxed/im/mine.tif").write_bytes(TIF)
@@ -859,9 +823,7 @@ def mirror(tmp_path: Path, monkeypatch: Patch) -> Path:
     return folder
 
 
-def test_the_mirror_is_used_and_the_run_says_so(
-    bare: Source, mirror: Path, site: Site, tmp_path: Path
-) -> None:
+def test_the_mirror_is_used_and_the_run_says_so(bare: Source, mirror: Path, site: Site, tmp_path: Path) -> None:
     said: list[str] = []
     before = names(tmp_path)
     for _ in range(2):
@@ -936,9 +898,7 @@ def test_reachable_needs_no_network_for_what_is_there(
     assert site.log == []
 
 
-def test_reachable_asks_for_the_headers_of_the_first_missing_file(
-    bare: Source, site: Site, tmp_path: Path
-) -> None:
+def test_reachable_asks_for_the_headers_of_the_first_missing_file(bare: Source, site: Site, tmp_path: Path) -> None:
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare/a.tif").write_bytes(TIF)
     assert reachable("bare", tmp_path)
@@ -946,9 +906,7 @@ def test_reachable_asks_for_the_headers_of_the_first_missing_file(
     assert names(tmp_path) == ["bare/a.tif"]
 
 
-def test_reachable_asks_again_with_get_where_head_is_refused(
-    tiny: Source, site: Site, tmp_path: Path
-) -> None:
+def test_reachable_asks_again_with_get_where_head_is_refused(tiny: Source, site: Site, tmp_path: Path) -> None:
     site.pages["/a.tif"] = [status(403), serve(TIF)]
     assert reachable("tiny", tmp_path)
     assert [method for method, _, _ in site.log] == ["HEAD", "GET"]
@@ -962,9 +920,7 @@ def test_reachable_says_no_to_another_answer(page: Page, tiny: Source, site: Sit
     assert reachable("tiny", tmp_path) is False
 
 
-def test_reachable_is_fast_when_nobody_answers(
-    tiny: Source, site: Site, tmp_path: Path, monkeypatch: Patch
-) -> None:
+def test_reachable_is_fast_when_nobody_answers(tiny: Source, site: Site, tmp_path: Path, monkeypatch: Patch) -> None:
     def silent_name_server(*ignored: object) -> None:
         site.release.wait(20)
         raise socket.gaierror("too late")

@@ -99,7 +99,6 @@ DEFECTS: dict[str, tuple[Callable[[Cells, Path], object], str]] = {
     "linked file missing": (add_text("[here](figures/gone%20too.png)"), "points to figures/gone too.png"),
     "image missing": (add_text('<img alt="x" src="figures/no.png">'), "points to figures/no.png"),
     "file outside": (add_text("![](../shared/x.png)"), "points to ../shared/x.png"),
-    "figure not pointed to": (write("figures/extra.csv", "1"), "figures/extra.csv is not named"),
     "module missing": (delete("mynet.py"), "cell 2 (Report) imports mynet, but there is no mynet.py"),
     "module of a module missing": (delete("helper.py"), "mynet.py imports helper, but there is no helper.py"),
     "token in a source": (add_text(f"token = {GITHUB_TOKEN}"), "(A1.1a U-Net) holds a secret (ghp_"),
@@ -220,7 +219,24 @@ def test_a_figure_may_be_named_by_its_folder_or_in_the_code(root: Path) -> None:
         (root / "figures" / name).write_text("1")
     cells = [*good_cells(), text("All seeds: `figures/study`."), code(4, "open('figures/' + 'code.csv')")]
     cells[1]["outputs"].append(printed("written: out.csv"))
-    assert handin.problems(save(root, cells), root) == []
+    contents = handin.read_report(save(root, cells), root).contents()
+    wanted = {"figures/study/seed_1.csv", "figures/code.csv", "figures/out.csv", "figures/table.csv"}
+    assert {name for name in contents if name.startswith("figures/")} == wanted
+
+
+def test_a_figure_of_an_earlier_run_that_is_not_named_stays_out_of_the_zip(root: Path) -> None:
+    (root / "figures" / "extra.csv").write_text("1")
+    notebook = save(root, good_cells())
+    assert handin.problems(notebook, root) == []
+    assert "figures/extra.csv" not in handin.read_report(notebook, root).contents()
+    assert handin.reminders(notebook, root) == ["figures/extra.csv is not named in the notebook, and so not in the zip"]
+
+
+def test_a_file_that_a_result_points_to_must_be_there(root: Path) -> None:
+    cells = good_cells()
+    cells[1]["outputs"].append(printed("curves in `figures/gone.png`"))
+    (problem,) = handin.problems(save(root, cells), root)
+    assert "points to figures/gone.png" in problem
 
 
 @pytest.mark.parametrize("field", ["none", "Names of the partners: ____", "**Group:** _name 1, name 2_", "Name:\n\nx"])
@@ -304,9 +320,7 @@ def test_fault_97_a_module_that_is_no_python_is_refused(root: Path) -> None:
     assert not list(root.glob("*.zip*"))
 
 
-def test_fault_97_a_zip_that_was_damaged_while_writing_is_refused(
-    root: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fault_97_a_zip_that_was_damaged_while_writing_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def damage(number: int) -> None:
         part = root / "report.zip.part"
         data = bytearray(part.read_bytes())

@@ -231,9 +231,7 @@ def test_a_smooth_disc_has_the_exact_distance() -> None:
 def test_two_pressed_discs_meet_half_way(monkeypatch: pytest.MonkeyPatch) -> None:
     draw = synthetic._wavy_disc
     monkeypatch.setattr(synthetic, "_wavy_disc", lambda rng, c, r, rough, shape: draw(rng, c, r, 0.0, shape))
-    cells = synthetic._Cells(
-        np.array([[0, 0], [20, 15], [20, 25]]), np.array([1, 8, 8]), np.array([False, True, True])
-    )
+    cells = synthetic._Cells(np.array([[0, 0], [20, 15], [20, 25]]), np.array([1, 8, 8]), np.array([False, True, True]))
     owner, depth = synthetic._yeast_regions(np.random.default_rng(0), cells, (40, 40))
     # radius 8 around columns 15 and 25: row 20 is covered from 8 to 32, column 20 is half way (to the first)
     assert owner[20].tolist() == [0] * 8 + [1] * 13 + [2] * 12 + [0] * 7
