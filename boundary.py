@@ -156,7 +156,7 @@ def find_cells(label: np.ndarray) -> np.ndarray:
 def _squared_distance(label: np.ndarray) -> np.ndarray:
     """Square of `border_distance`: a whole number of quarters, so without any rounding."""
     _check_label(label)
-    cracks = _cracks(label)
+    cracks = find_cracks(label)
     if not cracks.any():
         return np.full(label.shape, np.inf)
     # scipy's own distances would be worked out, slowly, at four times as many points as are pixels
@@ -166,7 +166,7 @@ def _squared_distance(label: np.ndarray) -> np.ndarray:
     return (down * down + right * right) / 4
 
 
-def _cracks(label: np.ndarray) -> np.ndarray:
+def find_cracks(label: np.ndarray) -> np.ndarray:
     """Where the cracks lie on the half-pixel lattice, bool (2H+1, 2W+1); pixel (i, j) is its point (2i+1, 2j+1)."""
     H, W = label.shape
     counts = label != IGNORE_INDEX

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import cKDTree
 
-from boundary import _cracks  # one definition of a border for weights and for metrics
+from boundary import find_cracks  # one definition of a border for weights and for metrics
 from checks import IGNORE_INDEX, InputError
 from objects import Counts, check_maps, class_masks, harmonic_mean, ratio
 
@@ -117,7 +117,7 @@ def boundary_distances(pred: ArrayLike, target: ArrayLike, of_class: int | None 
     pred, target = check_maps(pred, target)
     ignored = target == IGNORE_INDEX
     maps = (pred, target) if of_class is None else class_masks(pred, target, of_class)
-    in_pred, in_target = (_cracks(np.where(ignored, IGNORE_INDEX, labels.astype(np.int64))) for labels in maps)
+    in_pred, in_target = (find_cracks(np.where(ignored, IGNORE_INDEX, labels.astype(np.int64))) for labels in maps)
     return BoundaryDistances(_middles_to(in_pred, in_target), _middles_to(in_target, in_pred))
 
 

@@ -196,6 +196,8 @@ class Learner:
             note += f"continued after epoch {state['epoch']}. "
         self.model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
+        if isinstance(self.loss, nn.Module):  # a loss may count steps, for its warm-up
+            self.loss.load_state_dict(state["loss"])
         return dict(state), note
 
     def _close_epoch(
@@ -215,6 +217,7 @@ class Learner:
             "optimizer": _copy_to_cpu(optimizer.state_dict()),
             "scaler": scaler.state_dict(),
         }
+        state["loss"] = _copy_to_cpu(self.loss.state_dict()) if isinstance(self.loss, nn.Module) else None
         state["history"] = [*state["history"], row]
         self._state = dict(state)
         if self.folder is not None:
@@ -246,7 +249,8 @@ class Learner:
             text += f" · validation mean IoU {best['val_mean_iou']:.3f} (best, epoch {state['best_epoch']})"
         if not finished:
             return text
-        return f"{len(rows)} epochs in {seconds:.0f} s ({state['precision']} on {self.device.type}) · {text}"
+        name = f"{self.folder.name}: " if self.folder is not None else ""
+        return f"{name}{len(rows)} epochs in {seconds:.0f} s ({state['precision']} on {self.device.type}) · {text}"
 
     # ---- evaluation and prediction ----------------------------------------------------------------------------------
 

@@ -23,6 +23,7 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
 )  # fmt: skip
 PALETTE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK, YELLOW)
+GREY = "#777777"
 IGNORED = 255
 
 
@@ -57,16 +58,24 @@ def show(path: str | Path) -> None:
     buffer = io.BytesIO()
     plt.gcf().savefig(buffer, format="png")
     plt.close()
-    colours = PIL.Image.open(buffer).convert("RGB").quantize(128, dither=PIL.Image.Dither.NONE)
-    colours.save(path, optimize=True)
+    _with_palette(PIL.Image.open(buffer).convert("RGB")).save(path, optimize=True)
     display(Image(filename=str(path)))
 
 
-def grid(rows: int, columns: int, *, size: float = 1.8, aspect: float = 1.0) -> np.ndarray:
-    """A grid of axes for pictures of height / width = `aspect`, always as a two-dimensional array."""
-    width, height = size / aspect**0.5, size * aspect**0.5
-    _, axes = plt.subplots(rows, columns, figsize=(width * columns, (height + 0.2) * rows), squeeze=False)
+def grid(rows: int, columns: int, *, size: float = 1.7, title: str = "") -> np.ndarray:
+    """A grid of axes for square pictures, always as a two-dimensional array."""
+    figure, axes = plt.subplots(rows, columns, figsize=(size * columns, (size + 0.2) * rows + 0.3), squeeze=False)
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", fontsize=10)
     return axes
+
+
+def square(around: np.ndarray, *arrays: np.ndarray) -> list[np.ndarray]:
+    """Cut the same square, as large as fits, out of all arrays (…, H, W), around the middle of a label."""
+    (H, W), side = around.shape, min(around.shape)
+    middle = np.argwhere((around > 0) & (around != IGNORED)).mean(axis=0) if (around > 0).any() else (H / 2, W / 2)
+    top, left = (int(np.clip(m - side / 2, 0, n - side)) for m, n in zip(middle, (H, W)))
+    return [array[..., top : top + side, left : left + side] for array in arrays]
 
 
 def show_image(ax: Axes, image: np.ndarray, title: str = "", **options: Any) -> Axes:
@@ -108,9 +117,10 @@ def show_errors(ax: Axes, image: np.ndarray, target: np.ndarray, prediction: np.
 
 
 def error_legend(ax: Axes) -> Axes:
-    """Explain the colours of `show_errors` below the axes."""
-    handles = [Patch(color=ORANGE, label="false alarm"), Patch(color=BLUE, label="missed")]
-    ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(0, -0.02), ncols=2, fontsize=8)
+    """Explain the colours of `show_errors` below the figure that `ax` belongs to."""
+    handles: list[Any] = [Patch(color=ORANGE, label="false alarm"), Patch(color=BLUE, label="missed")]
+    handles.append(plt.Line2D([], [], color=SKY, label="outline of the label"))
+    ax.figure.legend(handles=handles, loc="outside lower left", ncols=3, fontsize=8)
     return ax
 
 
@@ -140,6 +150,8 @@ def curves(
                         label=f"{name} {'training' if part == 'train' else 'validation'}",
                     )
         ax.set(xlabel="epoch", ylabel=key.replace("_", " ").replace("iou", "IoU"))
+        if key == "loss":
+            ax.set_yscale("log")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes[1].legend(fontsize=8)
     return axes
@@ -191,42 +203,25 @@ def draw_unet(
     depth = (len(stages) - 1) // 2
     if ax is None:
         _, ax = plt.subplots(figsize=(9, 1.0 + 0.95 * (depth + 1)))
-    lower, centre = [], []
+    boxes = []  # left, bottom, width, height
     for index, stage in enumerate(stages):
         level = min(index, 2 * depth - index)
-        height, width = 0.72 * 0.8**level, 0.12 * np.log2(stage.channels + 1)
-        x = index * 1.25 if index <= depth else index * 1.25
-        y = -level * 1.0
-        ax.add_patch(
-            Rectangle(
-                (x - width / 2, y),
-                width,
-                height,
-                facecolor=SKY if index <= depth else ORANGE,
-                edgecolor=BLACK,
-                linewidth=0.8,
-            )
-        )
+        width, height = 0.12 * np.log2(stage.channels + 1), 0.72 * 0.8**level
+        x, y = 1.25 * index, -float(level)
+        colour = SKY if index <= depth else ORANGE
+        ax.add_patch(Rectangle((x - width / 2, y), width, height, facecolor=colour, edgecolor=BLACK, linewidth=0.8))
         ax.text(x, y + height + 0.03, f"{stage.channels}", ha="center", va="bottom", fontsize=8, fontweight="bold")
         ax.text(x, y - 0.03, f"{stage.height}×{stage.width}", ha="center", va="top", fontsize=7)
-        lower.append((x, y, width, height))
-        centre.append((x, y + height / 2))
-    for index in range(2 * depth):
-        (x0, y0, w0, h0), (x1, y1, w1, h1) = lower[index], lower[index + 1]
+        boxes.append((x, y, width, height))
+    for index, ((x0, y0, w0, h0), (x1, y1, w1, h1)) in enumerate(zip(boxes, boxes[1:])):
         start, end = (x0 + w0 / 2, y0 + h0 / 2), (x1 - w1 / 2, y1 + h1 / 2)
         _arrow(ax, start, end, VERMILION if index < depth else GREEN, "-")
-    for level in range(depth):
-        left, right = lower[level], lower[2 * depth - level]
-        y = left[1] + left[3] * 0.5
-        if skip != "none" or upsampling == "unpool":
-            _arrow(
-                ax,
-                (left[0] + left[2] / 2, y),
-                (right[0] - right[2] / 2, y),
-                "#777777",
-                "-" if skip != "none" else "--",
-            )
-    x, y, w, h = lower[0]
+    if skip != "none" or upsampling == "unpool":
+        for left, right in zip(boxes[:depth], boxes[:depth:-1]):
+            middle = left[1] + left[3] / 2
+            start, end = (left[0] + left[2] / 2, middle), (right[0] - right[2] / 2, middle)
+            _arrow(ax, start, end, GREY, "-" if skip != "none" else "--")
+    x, y, w, h = boxes[0]
     ax.text(
         x - w / 2 - 0.12,
         y + h / 2,
@@ -235,7 +230,7 @@ def draw_unet(
         va="center",
         fontsize=8,
     )
-    x, y, w, h = lower[-1]
+    x, y, w, h = boxes[-1]
     ax.text(x + w / 2 + 0.12, y + h / 2, f"1×1 →\n{num_classes} logits", ha="left", va="center", fontsize=8)
     links = {"concat": "skip: concatenation", "sum": "short-cut: sum"}.get(skip)
     if upsampling == "unpool":
@@ -247,12 +242,21 @@ def draw_unet(
         plt.Line2D([], [], color=GREEN, label=f"up ×2: {upsampling}" if upsampling else "up ×2"),
     ]
     if links:
-        handles.append(plt.Line2D([], [], color="#777777", label=links))
+        handles.append(plt.Line2D([], [], color=GREY, label=links))
     ax.legend(handles=handles, loc="lower center", ncols=3, fontsize=8, bbox_to_anchor=(0.5, -0.16))
-    ax.set_xlim(-1.4, lower[-1][0] + 1.4)
+    ax.set_xlim(-1.4, boxes[-1][0] + 1.4)
     ax.set_ylim(-depth - 0.45, 1.1)
     ax.axis("off")
     return ax
+
+
+def _with_palette(picture: PIL.Image.Image) -> PIL.Image.Image:
+    """The picture in 128 colours, the ones of this module among them exactly."""
+    ours = [int(colour[i : i + 2], 16) for colour in (*PALETTE, "#FFFFFF") for i in (1, 3, 5)]
+    found = picture.quantize(128 - len(ours) // 3).getpalette() or []
+    palette = PIL.Image.new("P", (1, 1))
+    palette.putpalette([*ours, *found][: 3 * 128])
+    return picture.quantize(palette=palette, dither=PIL.Image.Dither.NONE)
 
 
 def _arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], colour: str, style: str) -> None:

@@ -8,7 +8,7 @@ from torch import nn
 
 from checks import InputError
 from learner import Learner, _Tally, pick_device
-from losses import cross_entropy
+from losses import TopologyLoss, cross_entropy
 from unet import UNet
 
 
@@ -95,6 +95,25 @@ def test_fault_69_resumed_equals_uninterrupted_bit_for_bit(tmp_path, monkeypatch
     second.fit(4)
     assert without_times(second.history) == without_times(whole.history)
     assert same(weights(whole), weights(second))
+
+
+def test_fault_70_a_loss_that_counts_its_steps_is_resumed_too(tmp_path):
+    settings = {"strength": 0.5, "warm_up": 6, "every": 2}
+    whole, first = make(loss=TopologyLoss(**settings)), make(tmp_path, loss=TopologyLoss(**settings))
+    whole.fit(3)
+    whole_settings = first._settings  # cut off after the first of three epochs
+    close = first._close_epoch
+
+    def power_cut(*args):
+        close(*args)
+        raise KeyboardInterrupt
+
+    first._close_epoch = power_cut
+    with pytest.raises(KeyboardInterrupt):
+        first.fit(3)
+    second = make(tmp_path, loss=TopologyLoss(**settings))
+    second.fit(3)
+    assert second._settings() == whole_settings() and same(weights(whole), weights(second))
 
 
 def test_interrupted_in_the_middle_of_an_epoch_the_same_learner_goes_on(monkeypatch):

@@ -1,0 +1,106 @@
+"""The committed notebook: complete, executed from top to bottom, small enough, and able to run again."""
+
+from __future__ import annotations
+
+import ast
+import base64
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import handin
+
+ROOT = Path(__file__).parent.parent
+PATH = ROOT / "semantic_segmentation.ipynb"
+CELLS = json.loads(PATH.read_text(encoding="utf-8"))["cells"]
+CODE = [cell for cell in CELLS if cell["cell_type"] == "code"]
+TEXT = ["".join(cell["source"]) for cell in CELLS if cell["cell_type"] == "markdown"]
+
+SECTIONS = [
+    "B-colab", "B2a", "B2b", "B2c", "B2d", "B1a", "B1b", "A1.1a", "A1.1b", "B2e", "A1.2a", "A1.2b", "A1.2c",
+    *(f"A1.3{part}" for part in "abcde"), *(f"C{number}" for number in range(1, 15)), "C-fig",
+    "D-up", "D-dil", "D-skip", "D-fcn", *(f"D-q{number}" for number in range(1, 8)),
+    "E-unet", "E-loss", "E-lr", "E-dog", "E-learn", "B-reg",
+]  # fmt: skip
+
+
+def test_every_task_of_the_sheets_has_its_section_in_order() -> None:
+    headings = [line for text in TEXT for line in text.splitlines() if line.startswith("## ")]
+    assert [line.split()[1] for line in headings] == SECTIONS
+
+
+def test_the_time_needed_can_be_filled_in_for_each_part() -> None:
+    assert re.findall(r"needed the following time to complete the task \((1\.\d)\)", "".join(TEXT)) == [
+        "1.1",
+        "1.2",
+        "1.3",
+    ]
+
+
+def test_it_passes_the_regulations() -> None:
+    assert handin.problems(PATH, ROOT) == []
+
+
+def test_no_cell_warns() -> None:
+    assert not [o for cell in CODE for o in cell["outputs"] if o.get("name") == "stderr"]
+
+
+def test_code_cells_are_short() -> None:
+    assert max(len("".join(cell["source"]).splitlines()) for cell in CODE) <= 15
+
+
+def test_the_file_and_its_pictures_are_small() -> None:
+    pictures = [
+        "".join(o["data"]["image/png"]) for cell in CODE for o in cell["outputs"] if "image/png" in o.get("data", {})
+    ]
+    assert pictures and max(len(base64.b64decode(picture)) for picture in pictures) <= 150_000
+    assert PATH.stat().st_size <= 4_000_000
+
+
+def test_readme_and_notebook_name_one_repository() -> None:
+    texts = [(ROOT / "README.md").read_text(encoding="utf-8"), PATH.read_text(encoding="utf-8")]
+    repositories = {found for text in texts for found in re.findall(r"github(?:\.com)?/([\w-]+/[\w-]+)", text)}
+    assert len(repositories) == 1
+
+
+def test_the_readme_names_every_module() -> None:
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert [path.name for path in ROOT.glob("*.py") if f"`{path.name}`" not in readme] == []
+
+
+def test_the_notebook_needs_no_package_beyond_the_requirements() -> None:
+    imported = {
+        (alias.name if isinstance(node, ast.Import) else node.module or "").partition(".")[0]
+        for cell in CODE
+        for node in ast.walk(ast.parse("".join(cell["source"])))
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+    }
+    ours = {path.stem for path in ROOT.glob("*.py")}
+    assert imported - ours - set(sys.stdlib_module_names) <= {
+        "torch",
+        "numpy",
+        "h5py",
+        "matplotlib",
+        "skimage",
+        "IPython",
+    }
+
+
+@pytest.mark.slow
+def test_the_hand_in_is_made_from_a_fresh_copy(tmp_path: Path) -> None:
+    """`run.py` in another folder, with the quick budget and the built-in data: executed, checked, zipped."""
+    copy = tmp_path / "copy of the course"
+    copy.mkdir()
+    for name in [*(path.name for path in ROOT.glob("*.py")), PATH.name, "README.md", "LICENSE", "requirements.txt"]:
+        shutil.copy(ROOT / name, copy / name)
+    command = [sys.executable, "run.py", "--budget", "quick"]
+    result = subprocess.run(command, cwd=copy, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert (copy / "handin" / "semantic_segmentation.zip").exists()
+    assert (copy / PATH.name).read_bytes() == PATH.read_bytes()  # nothing rewrites the notebook
