@@ -57,7 +57,5 @@ def load(folder: Path) -> tuple[dict[str, Any] | None, str]:
             # weights_only: a checkpoint from elsewhere can bring numbers, but no code.
             return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True), trouble
         os.replace(path, path.with_suffix(".corrupt"))
-        trouble = (
-            f"{path} was damaged and is kept as {path.with_suffix('.corrupt').name}; went on from the one before. "
-        )
-    return None, trouble
+        trouble += f"{name} was damaged and is kept as {path.with_suffix('.corrupt').name}. "
+    return None, trouble and f"{trouble}No older checkpoint is whole: started over. "

@@ -2,8 +2,9 @@
 
 The receptive field is derived, not looked up.  While one input runs through the model, each operation that mixes
 pixels is recorded.  Walking this record backwards from an output pixel gives the exact range of input pixels on which
-it can depend, for branches, dilation, pooling and transposed convolutions alike.  `receptive_field_measured`
-checks the result with gradients.
+it can depend, for branches, dilation, pooling and transposed convolutions alike.  (Normalisation counts as pixel by
+pixel, although GroupNorm averages over the image, and BatchNorm in training over the batch.)
+`receptive_field_measured` checks the result with gradients.
 
 Source of the arithmetic: Dumoulin and Visin, 2016 (arXiv:1603.07285); Araujo, Norris and Sim, 2019
 (doi:10.23915/distill.00021).
@@ -110,15 +111,15 @@ def format_table(layers: list[Layer], input_shape: tuple[int, ...]) -> str:
     lines = [
         f"input {'×'.join(map(str, input_shape))}",
         f"{'layer':<18}{'kind':<35}{'output C×H×W':>15}{'parameters':>12}"
-        f"{'multiply-adds':>15}{'receptive field':>17}{'memory':>10}",
+        f"{'multiply-adds':>15}{'receptive field':>17}{'memory':>11}",
     ]
     for row in layers:
         shape, field = "×".join(map(str, row.output_shape[1:])), "×".join(map(str, row.receptive_field))
-        numbers = f"{row.parameters:>12,}{row.multiply_adds / 1e6:>13.1f} M{field:>17}{row.memory / 2**20:>7.2f} MB"
+        numbers = f"{row.parameters:>12,}{row.multiply_adds / 1e6:>13.1f} M{field:>17}{row.memory / 2**20:>7.2f} MiB"
         lines.append(f"{row.name:<18}{row.kind:<35}{shape:>15}{numbers}")
     parameters, products = sum(r.parameters for r in layers), sum(r.multiply_adds for r in layers)
     memory = sum(r.memory for r in layers) / 2**20
-    lines.append(f"{'sum':<68}{parameters:>12,}{products / 1e6:>13.1f} M{'':>17}{memory:>7.2f} MB")
+    lines.append(f"{'sum':<68}{parameters:>12,}{products / 1e6:>13.1f} M{'':>17}{memory:>7.2f} MiB")
     return "\n".join(lines)
 
 
@@ -168,7 +169,7 @@ def receptive_field_measured(
     >>> receptive_field_measured(nn.Conv2d(1, 1, 3, padding=2, dilation=2), (1, 1, 32, 32))
     (5, 5)
     """
-    model = copy.deepcopy(model).double().eval()
+    model = copy.deepcopy(model).cpu().double().eval()
     for parameter in model.parameters():
         parameter.data.abs_()
     generator = torch.Generator().manual_seed(seed)

@@ -2,13 +2,16 @@
 
 The loop is forward, loss, stop if it is not finite, backward, step.  Everything random in an epoch follows from
 (seed, epoch) alone: the order of the samples, their crops, the augmentation, dropout.  So a run that was cut off needs
-only its weights, its optimiser and the number of its epoch to continue bit for bit as if nothing had happened.
+only its weights, its optimiser and the number of its epoch to continue as if nothing had happened: bit for bit on a
+CPU, on a GPU up to the rounding of sums whose order is not fixed there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
+import inspect
 import math
 import sys
 import time
@@ -93,6 +96,7 @@ class Learner:
         self.folder = Path(folder) if folder is not None else None
         self.seed, self.precision, self.verbose = seed, precision, verbose
         self.history: list[dict[str, float]] = []
+        self._initial: Any = None  # state of model and loss before the first step
         self._state: dict[str, Any] | None = None  # the run as of its last epoch, as it is in the checkpoint
         self._active_precision = precision if precision != "auto" else "float32"  # until `fit` has chosen
 
@@ -109,13 +113,15 @@ class Learner:
 
         Raises:
             InputError: if there is no training data.
-            FloatingPointError: if the loss is not finite; the weights of the last good epoch stay.
+            FloatingPointError: if the loss is not finite; the best weights so far stay.
         """
         if self.train_loader is None or len(self.train_loader) == 0:
             raise InputError("Learner.fit: there is no training data; give a train_loader with at least one batch.")
         line = _LiveLine(self.verbose)
         optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.lr, weight_decay=self.weight_decay)
-        state, note = self._resume(optimizer)
+        state, note = self._resume(optimizer, epochs)
+        if state["epoch"] < epochs:
+            line.show(f"{note}epoch {state['epoch'] + 1}/{epochs} …")
         self._active_precision = state["precision"]
         scaler = GradScaler(self.device.type, enabled=state["precision"] == "float16")
         if state["scaler"]:
@@ -130,8 +136,7 @@ class Learner:
                 self._close_epoch(state, row, optimizer, scaler)
                 line.show(f"epoch {epoch + 1}/{epochs} · {self._summary(state)}")
         finally:  # also when the student presses stop, or the loss is not finite
-            if state["history"]:
-                self.model.load_state_dict(state["best_model"])
+            self.model.load_state_dict(state["best_model"] if state["history"] else self._initial[0])
             self.history = list(state["history"])
             line.show(note + self._summary(state, finished=True))
         return self.history
@@ -173,8 +178,11 @@ class Learner:
 
     # ---- the run as it lies in memory and in the checkpoint ---------------------------------------------------------
 
-    def _resume(self, optimizer: Optimizer) -> tuple[dict[str, Any], str]:
+    def _resume(self, optimizer: Optimizer, epochs: int) -> tuple[dict[str, Any], str]:
         """The state to start from (a new one, or that of an interrupted run) and what to say about it."""
+        loss = self.loss if isinstance(self.loss, nn.Module) else None
+        if self._initial is None:
+            self._initial = _copy_to_cpu([self.model.state_dict(), loss.state_dict() if loss is not None else None])
         settings, note = self._settings(), ""
         state = self._state
         if state is None and self.folder is not None:
@@ -184,41 +192,35 @@ class Learner:
             note += f"settings changed ({', '.join(changed)}): started over. "
             state = None
         if state is None:
+            self.model.load_state_dict(self._initial[0])
+            if loss is not None:
+                loss.load_state_dict(self._initial[1])
             precision = self._pick_precision() if self.precision == "auto" else self.precision
-            return {
-                "settings": settings,
-                "epoch": 0,
-                "history": [],
-                "precision": precision,
-                "scaler": None,
-            }, note
-        if state["epoch"] and self._state is None:
-            note += f"continued after epoch {state['epoch']}. "
+            state = {"settings": settings, "epochs": epochs, "precision": precision, "scaler": None}
+            return state | {"epoch": 0, "history": []}, note
+        if self._state is None:
+            note += f"continued after epoch {state['epoch']}. " if state["epoch"] < epochs else "trained before. "
+        if state["epochs"] != epochs:
+            note += (
+                f"begun as a run of {state['epochs']} epochs: its learning rate is not that of one run of {epochs}. "
+            )
         self.model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        if isinstance(self.loss, nn.Module):  # a loss may count steps, for its warm-up
-            self.loss.load_state_dict(state["loss"])
+        optimizer.load_state_dict(_copy_to_cpu(state["optimizer"]))  # a copy: else training would change the state
+        if loss is not None:  # it may count steps, for its warm-up
+            loss.load_state_dict(state["loss"])
         return dict(state), note
 
     def _close_epoch(
         self, state: dict[str, Any], row: dict[str, float], optimizer: Optimizer, scaler: GradScaler
     ) -> None:
-        """Note the finished epoch in `state`, and write it to the folder."""
-        score = row.get("val_mean_iou", float(row["epoch"]))
-        state["model"] = _copy_to_cpu(self.model.state_dict())
+        """Note the finished epoch in `state`, all at once, and write it to the folder."""
+        score, model = row.get("val_mean_iou", float(row["epoch"])), _copy_to_cpu(self.model.state_dict())
+        update = {"model": model, "optimizer": _copy_to_cpu(optimizer.state_dict()), "scaler": scaler.state_dict()}
+        update["loss"] = _copy_to_cpu(self.loss.state_dict()) if isinstance(self.loss, nn.Module) else None
+        update |= {"epoch": row["epoch"], "history": [*state["history"], row]}
         if not state["history"] or not score <= state["best_score"]:
-            state["best_score"], state["best_epoch"], state["best_model"] = (
-                score,
-                row["epoch"],
-                state["model"],
-            )
-        state |= {
-            "epoch": row["epoch"],
-            "optimizer": _copy_to_cpu(optimizer.state_dict()),
-            "scaler": scaler.state_dict(),
-        }
-        state["loss"] = _copy_to_cpu(self.loss.state_dict()) if isinstance(self.loss, nn.Module) else None
-        state["history"] = [*state["history"], row]
+            update |= {"best_score": score, "best_epoch": row["epoch"], "best_model": model}
+        state |= update
         self._state = dict(state)
         if self.folder is not None:
             checkpoint.save(self.folder, state)
@@ -226,6 +228,9 @@ class Learner:
     def _settings(self) -> dict[str, Any]:
         """What must be the same for a run to be continued."""
         dataset = getattr(self.train_loader, "dataset", None)
+        sampler = getattr(self.train_loader, "batch_sampler", None)
+        drawn = [getattr(sampler, name, None) for name in ("batch_size", "shuffle", "seed", "repeats")]
+        drawn += [getattr(dataset, name, None) for name in ("part", "crop", "maps", "seed")]
         return {
             "model": hashlib.sha256(repr(self.model).encode()).hexdigest()[:16],
             "loss": _name(self.loss),
@@ -234,7 +239,10 @@ class Learner:
             "schedule": self.schedule,
             "augment": _name(self.augment),
             "seed": self.seed,
+            "precision": self.precision,
             "batches": len(self.train_loader),
+            "sampling": str(drawn),
+            "transform": _name(getattr(dataset, "transform", None)),
             "data": str(getattr(dataset, "fingerprint", None)),
         }
 
@@ -271,8 +279,9 @@ class Learner:
 
         Args:
             images: float, finite.
-            tile: images larger than this are cut into tiles of this size.  Each tile is taken with a margin as wide as
-                the receptive field reaches, which is cut off again: the result is that of the whole image.
+            tile: images larger than this are cut into tiles of this size, each with a margin as wide as the receptive
+                field reaches.  The margin is cut off again, so the result is that of the whole image.  (A model with a
+                GroupNorm, which averages over the whole image, is never cut.)
             flips: average over the four reflections of the image.
         """
         check_images(images)
@@ -282,8 +291,8 @@ class Learner:
             axes: list[list[int]] = [[], [2], [3], [2, 3]]
             views = [self.predict(images.flip(a), tile=tile).flip(a) for a in axes]
             return torch.stack(views).mean(dim=0)
-        if max(H, W) <= tile:
-            return self._probs(images)
+        if max(H, W) <= tile or any(isinstance(module, nn.GroupNorm) for module in self.model.modules()):
+            return self._probs(images)  # GroupNorm averages over the whole image: tiles would change the result
         # Tiles start at multiples of 64 (up to six poolings), so that pooling windows lie as in the whole image.
         margin = _round_up(max(inspection.receptive_field(self.model, (1, C, 128, 128))) // 2 + 1, 64)
         core = _round_up(max(tile - 2 * margin, 64), 64)
@@ -328,7 +337,7 @@ class Learner:
 
     def _to_device(self, batch: Batch) -> list[Tensor]:
         images, *maps = batch
-        images = images.to(self.device, non_blocking=True, memory_format=torch.channels_last)
+        images = images.to(self.device, torch.float32, non_blocking=True, memory_format=torch.channels_last)
         return [images, *(m.to(self.device, non_blocking=True) for m in maps)]
 
     def _forward(self, images: Tensor) -> Tensor:
@@ -350,33 +359,35 @@ class _Tally:
     """Sums loss and confusion matrix over the batches of an epoch, on their device."""
 
     def __init__(self) -> None:
-        self.loss: Tensor | float = 0.0
-        self.pixels: Tensor | float = 0.0
+        self.losses: list[Tensor] = []
+        self.pixels: list[Tensor] = []
         self.confusion: Tensor | float = 0.0
 
     def add(self, loss: Tensor, logits: Tensor, target: Tensor) -> None:
-        pixels = (target != IGNORE_INDEX).sum()
-        self.loss = self.loss + loss.double() * pixels
-        self.pixels = self.pixels + pixels
+        self.losses.append(loss)
+        self.pixels.append((target != IGNORE_INDEX).sum())
         self.confusion = self.confusion + metrics.confusion_matrix(logits, target)
 
     def scores(self) -> dict[str, float]:
         if not isinstance(self.confusion, Tensor):
             raise InputError("There is no batch to score: the loader is empty.")
-        return {"loss": float(self.loss / self.pixels)} | metrics.scores(self.confusion)
+        # In float64 on the CPU: Apple's GPU has none.
+        losses, pixels = (torch.stack(values).cpu().double() for values in (self.losses, self.pixels))
+        return {"loss": float((losses * pixels).sum() / pixels.sum())} | metrics.scores(self.confusion)
 
 
 class _LiveLine:
-    """One line of progress that replaces itself, in a notebook as in a terminal, and stays as the only output."""
+    """Progress: in a notebook one line that replaces itself and stays as the only output, elsewhere a line a step."""
 
     def __init__(self, active: bool) -> None:
         self._handle: Any = None
         self._display: Callable[..., Any] | None = None
         self._print = active
         if active and "ipykernel" in sys.modules:
+            from IPython import get_ipython
             from IPython.display import display
 
-            self._display = display
+            self._display = display if get_ipython() is not None else None
 
     def show(self, text: str) -> None:
         if not self._print:
@@ -401,7 +412,8 @@ def _faster_format_on_cpu() -> str:
             with torch.autocast("cpu", torch.bfloat16, enabled=name == "bfloat16"):
                 layer(x).float().square().mean().backward()
             seconds[name] = min(seconds[name], time.perf_counter() - began)
-    return min(seconds, key=seconds.__getitem__)
+    # A clear lead only: else noise in the timing would decide, and two runs of one seed would differ.
+    return "bfloat16" if seconds["bfloat16"] < 0.67 * seconds["float32"] else "float32"
 
 
 def _copy_to_cpu(value: Any) -> Any:
@@ -418,6 +430,10 @@ def _name(function: Any) -> str:
     if isinstance(function, functools.partial):
         settings = {**{str(i): value for i, value in enumerate(function.args)}, **function.keywords}
         return f"{_name(function.func)}({', '.join(f'{k}={v}' for k, v in sorted(settings.items()))})"
+    if getattr(function, "__module__", "") == "__main__" and inspect.isfunction(function):
+        with contextlib.suppress(OSError):  # a function of the notebook may have been edited: its text counts
+            text = inspect.getsource(function)
+            return f"{function.__name__}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
     return getattr(function, "__name__", None) or (
         repr(function) if isinstance(function, nn.Module) else type(function).__name__
     )

@@ -48,7 +48,7 @@ def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int | None
     if target.device.type == "cpu":
         check_labels(target, num_classes)
         check_labels(prediction.where(target != IGNORE_INDEX, IGNORE_INDEX), num_classes)
-    # Ignored pixels go into a bin of their own, which is cut off: no boolean indexing, so no wait for the GPU.
+    # Ignored pixels go into a bin of their own, which is cut off.
     pairs = target.long() * num_classes + prediction.long()
     pairs = pairs.where(target != IGNORE_INDEX, num_classes**2).flatten()
     counts = torch.bincount(pairs, minlength=num_classes**2 + 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +74,8 @@ def grid(rows: int, columns: int, *, size: float = 1.7, title: str = "") -> np.n
 def square(around: np.ndarray, *arrays: np.ndarray) -> list[np.ndarray]:
     """Cut the same square, as large as fits, out of all arrays (…, H, W), around the middle of a label."""
     (H, W), side = around.shape, min(around.shape)
-    middle = np.argwhere((around > 0) & (around != IGNORED)).mean(axis=0) if (around > 0).any() else (H / 2, W / 2)
+    inside = np.argwhere((around > 0) & (around != IGNORED))
+    middle = inside.mean(axis=0) if len(inside) else (H / 2, W / 2)
     top, left = (int(np.clip(m - side / 2, 0, n - side)) for m, n in zip(middle, (H, W)))
     return [array[..., top : top + side, left : left + side] for array in arrays]
 
@@ -126,7 +128,7 @@ def error_legend(ax: Axes) -> Axes:
 
 def show_classes(ax: Axes, label: np.ndarray, num_classes: int = 2, title: str = "") -> Axes:
     """Draw a label map: background white, each class in its colour, ignored pixels grey."""
-    colours = ["white", *PALETTE[: num_classes - 1], "#BBBBBB"]
+    colours = ["white", *(PALETTE[i % len(PALETTE)] for i in range(num_classes - 1)), "#BBBBBB"]
     shown = np.where(np.asarray(label) == IGNORED, num_classes, label)
     ax.imshow(shown, cmap=ListedColormap(colours), vmin=0, vmax=num_classes, interpolation="nearest")
     return _frame(ax, title)
@@ -137,7 +139,7 @@ def curves(
 ) -> Sequence[Axes]:
     """Loss (first axes) and a metric (second axes) over the epochs: training dashed, validation solid."""
     for ax, key in zip(axes, ("loss", metric), strict=True):
-        for (name, history), colour in zip(histories.items(), PALETTE, strict=False):
+        for (name, history), colour in zip(histories.items(), cycle(PALETTE)):
             epochs = [row["epoch"] for row in history]
             for part, line in (("train", "--"), ("val", "-")):
                 if history and f"{part}_{key}" in history[0]:
@@ -159,7 +161,7 @@ def curves(
 
 def dots(ax: Axes, values: Mapping[str, Sequence[float]], xlabel: str) -> Axes:
     """One row a name: a dot for each seed, a bar for their mean."""
-    for row, (numbers, colour) in enumerate(zip(values.values(), PALETTE, strict=False)):
+    for row, (numbers, colour) in enumerate(zip(values.values(), cycle(PALETTE))):
         ax.plot(numbers, [row] * len(numbers), "o", color=colour, alpha=0.6, markersize=5)
         ax.plot([np.mean(numbers)] * 2, [row - 0.3, row + 0.3], color=colour, linewidth=2)
     ax.set_yticks(range(len(values)), list(values))
@@ -236,8 +238,8 @@ def draw_unet(
     if upsampling == "unpool":
         links = f"{links} + pooling indices" if links else "pooling indices (dashed)"
     handles = [
-        Patch(color=SKY, label="encoder: 2 × (3×3 convolution, ReLU)"),
-        Patch(color=ORANGE, label="decoder"),
+        Patch(color=SKY, label="encoder block: two 3×3 convolutions"),
+        Patch(color=ORANGE, label="decoder block: the same"),
         plt.Line2D([], [], color=VERMILION, label="2×2 max pooling"),
         plt.Line2D([], [], color=GREEN, label=f"up ×2: {upsampling}" if upsampling else "up ×2"),
     ]

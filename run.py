@@ -189,7 +189,7 @@ def execute(path: Path, settings: dict[str, str]) -> tuple[Any, str]:
     )  # fmt: skip
     # Without kernel folders "python3" means this interpreter, and not what the user's home calls so.
     client.create_kernel_manager().kernel_spec_manager = KernelSpecManager(kernel_dirs=[])
-    with tempfile.TemporaryDirectory() as scratch, open(os.devnull, "w") as nowhere:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch, open(os.devnull, "w") as nowhere:
         environment = {**os.environ, **settings, "IPYTHONDIR": scratch, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
         environment.pop("MPLBACKEND", None)  # it would keep the figures out of the notebook
         try:
@@ -235,7 +235,9 @@ def make_hand_in(options: argparse.Namespace) -> int:
         sys.exit("--output is the folder of the notebook itself, which would be overwritten: choose another.")
     options.output.mkdir(parents=True, exist_ok=True)  # at once: a fault here would waste the whole run
     started = time.monotonic()
-    data = os.path.relpath(options.data, ROOT) if Path(options.data).is_dir() else options.data
+    data, folder = options.data, Path(options.data).resolve()
+    if Path(data).is_dir():  # relative, so that no path of this machine lands in the notebook
+        data = os.path.relpath(folder, ROOT) if folder.anchor == ROOT.anchor else str(folder)
     print(f"Executing {NOTEBOOK.name}: budget {options.budget}, data {data}", flush=True)
     notebook, failure = execute(NOTEBOOK, {"SEGMENTATION_BUDGET": options.budget, "SEGMENTATION_DATA": data})
     failed = options.output / f"{NOTEBOOK.stem}_failed.ipynb"
@@ -284,6 +286,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 def main(arguments: list[str]) -> int:
     """Do what the command line asks for."""
+    if hasattr(sys.stdout, "reconfigure"):  # a heading may hold what this terminal cannot show
+        sys.stdout.reconfigure(errors="replace")
     options = parse(arguments)
     ensure_environment(arguments)
     return options.action(options) or 0

@@ -77,9 +77,7 @@ def yeast_scene(rng: Generator, height: int = 256, width: int = 256) -> Scene:
     return Scene(grey[frame], (living > 0).astype(np.uint8), living.astype(np.uint16), dead)
 
 
-def write_yeast(
-    folder: Path, num_images: int = 18, seed: int = 0, height: int = 256, width: int = 256
-) -> Path:
+def write_yeast(folder: Path, num_images: int = 18, seed: int = 0, height: int = 256, width: int = 256) -> Path:
     """Write the yeast set as PNG files and return `folder`; image i depends on `seed`, i and the size only.
 
     `images/yeast_00.png` (8-bit grey), `labels/` (0, 1), `instances/` (16-bit), `dead/` (0, 1), and
@@ -104,9 +102,7 @@ def _check_whole_numbers(**arguments: tuple[int, int]) -> None:
             raise InputError(f"{name} is {value!r}; expected a whole number of at least {least}.")
 
 
-def _write_set(
-    folder: Path, settings: str, names: list[str], layers: dict[str, str], scenes: Iterable[Scene]
-) -> Path:
+def _write_set(folder: Path, settings: str, names: list[str], layers: dict[str, str], scenes: Iterable[Scene]) -> Path:
     """Write beside `folder` and rename at the end, so a killed run leaves no half set under that name."""
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         note = folder / "settings.json"

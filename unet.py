@@ -70,7 +70,10 @@ class ConvBlock(nn.Sequential):
             if norm == "batch":
                 layers.append(nn.BatchNorm2d(out_channels))
             elif norm == "group":
-                layers.append(nn.GroupNorm(math.gcd(8, out_channels), out_channels))
+                groups = math.gcd(8, out_channels)
+                if 1 < groups == out_channels:  # a group of one channel has one value on a 1×1 map, and no spread
+                    groups //= 2
+                layers.append(nn.GroupNorm(groups, out_channels))
             layers.append(nn.ReLU(inplace=True))
         super().__init__(*layers)
 
@@ -150,6 +153,10 @@ class UNet(nn.Module):
             self.decoder.append(ConvBlock(risen + width if skip == "concat" else risen, width, norm))
         self.head = nn.Conv2d(widths[0], num_classes, 1)
         self.apply(_initialise)
+
+    def extra_repr(self) -> str:
+        """The two choices that the list of layers does not show; a learner knows a model again by its repr."""
+        return f"upsampling={self.upsampling!r}, skip={self.skip!r}"
 
     def forward(self, x: Tensor) -> Tensor:
         _check_input(x, self.in_channels)

@@ -266,3 +266,58 @@ def test_a_model_of_another_kind_can_be_explained(capsys):
 
 def test_device_is_one_that_exists():
     torch.zeros(1, device=pick_device())
+
+
+def test_skip_none_and_sum_are_different_runs(tmp_path, capsys):
+    make(tmp_path, model={"skip": "none"}).fit(1)
+    make(tmp_path, model={"skip": "sum"}, verbose=True).fit(1)
+    assert "settings changed (model)" in capsys.readouterr().out
+
+
+def test_stopped_in_the_first_epoch_the_next_fit_starts_from_the_first_weights():
+    whole, cut = make(val=False), make(val=False)
+    whole.fit(2)
+    steps = itertools.count()
+
+    def stops_once(logits, target):
+        if next(steps) == 1:
+            raise KeyboardInterrupt
+        return cross_entropy(logits, target)
+
+    stops_once.__name__ = "cross_entropy"
+    before, cut.loss = weights(cut), stops_once
+    with pytest.raises(KeyboardInterrupt):
+        cut.fit(2)
+    assert same(before, weights(cut))
+    cut.fit(2)
+    assert same(weights(whole), weights(cut))
+
+
+def test_training_on_does_not_change_the_kept_state():
+    learner = make()
+    learner.fit(2)
+    learner.fit(4)
+    kept = learner._state["optimizer"]["state"][0]["exp_avg"].clone()
+
+    def power_cut(*args):
+        raise KeyboardInterrupt
+
+    learner._close_epoch = power_cut
+    with pytest.raises(KeyboardInterrupt):
+        learner.fit(6)
+    assert torch.equal(learner._state["optimizer"]["state"][0]["exp_avg"], kept)
+
+
+def test_more_epochs_than_planned_are_said(tmp_path, capsys):
+    make(tmp_path).fit(2)
+    make(tmp_path, verbose=True).fit(3)
+    assert "begun as a run of 2 epochs" in capsys.readouterr().out
+
+
+def test_group_norm_is_never_cut_into_tiles():
+    learner, image = make(model={"norm": "group"}), torch.randn(1, 1, 64, 320)
+    torch.testing.assert_close(learner.predict(image, tile=192), learner.predict(image), rtol=0, atol=0)
+
+
+def test_float64_images_are_predicted():
+    assert make().predict(torch.randn(1, 1, 8, 8, dtype=torch.float64)).dtype == torch.float32

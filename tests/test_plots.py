@@ -1,0 +1,87 @@
+"""Drawing: the right pixels in the right colours, for any number of classes, and no fault on odd input."""
+
+import io
+
+import matplotlib.pyplot as plt
+import numpy as np
+import PIL.Image
+import pytest
+
+import plots
+
+
+@pytest.fixture
+def ax():
+    figure, ax = plt.subplots()
+    yield ax
+    plt.close(figure)
+
+
+def test_errors_are_told_apart(ax):
+    target = np.array([[0, 0, 1, 1, 255]])
+    prediction = np.array([[0, 1, 0, 1, 1]])
+    plots.show_errors(ax, np.zeros((1, 5)), target, prediction)
+    assert ax.images[-1].get_array().tolist() == [[0, 1, 2, 0, 3]]  # right, false alarm, missed, right, ignored
+
+
+def test_contours_follow_the_edges_of_pixels(ax):
+    label = np.zeros((6, 8), dtype=int)
+    label[2:4, 3:6] = 1
+    plots.draw_contours(ax, label, plots.ORANGE)
+    x, y = np.concatenate([p.vertices for p in ax.collections[0].get_paths()]).T
+    # pixels 3 … 5 and 2 … 3 reach from 2.5 to 5.5 and from 1.5 to 3.5; the line may cut a corner by an eighth
+    assert (x.min(), x.max(), y.min(), y.max()) == pytest.approx((2.5, 5.5, 1.5, 3.5), abs=0.13)
+    plots.draw_contours(ax, np.zeros((3, 3)), plots.ORANGE)  # nothing to outline
+
+
+@pytest.mark.parametrize("shape", [(4, 5), (1, 4, 5), (3, 4, 5), (4, 5, 3), (4, 5, 1)])
+def test_images_of_every_layout(ax, shape):
+    plots.show_image(ax, np.random.default_rng(0).normal(size=shape))
+    assert ax.images[0].get_array().shape[:2] == (4, 5)
+
+
+def test_many_classes_have_colours_and_ignored_pixels_are_grey(ax):
+    plots.show_classes(ax, np.array([[0, 1, 11, 255]]), num_classes=12)
+    colours = ax.images[0].cmap(ax.images[0].norm(ax.images[0].get_array()))[0]
+    assert colours[0].tolist() == [1, 1, 1, 1] and len({tuple(c) for c in colours}) == 4
+
+
+def test_the_square_holds_the_middle_of_the_label():
+    label = np.zeros((10, 4), dtype=int)
+    label[7:9] = 1
+    (cut,) = plots.square(label, label)
+    assert cut.shape == (4, 4) and cut.sum() == 8
+    for nothing in (np.zeros((6, 3), dtype=int), np.full((6, 3), 255)):
+        assert plots.square(nothing, nothing)[0].shape == (3, 3)
+
+
+def test_curves_and_dots_draw_every_entry():
+    _, axes = plt.subplots(1, 2)
+    rows = [{"epoch": e, "train_loss": 1 / e, "val_loss": 2 / e, "val_mean_iou": e / 9} for e in (1, 2)]
+    plots.curves(axes, {f"run {i}": rows for i in range(9)})
+    assert len(axes[0].lines) == 18 and len(axes[1].lines) == 9
+    plots.dots(axes[1], {f"row {i}": [0.5, 0.6] for i in range(9)}, "IoU")
+    assert len(axes[1].lines) == 27 and len(axes[1].get_yticks()) == 9
+    plt.close("all")
+
+
+def test_pooling_is_drawn_with_its_winners():
+    axes = plots.grid(1, 4)[0]
+    before = np.array([[1.0, 2.0], [4.0, 3.0]])
+    plots.show_pooling(axes, before, np.array([[4.0]]), np.array([[2]]), np.array([[0, 0], [4.0, 0]]))
+    assert [line.get_xydata().tolist() for line in axes[0].lines] == [[[0.0, 1.0]]]  # x = 0, y = 1
+    assert axes[3].images[0].get_array().mask.tolist() == [[True, True], [False, True]]
+    plt.close("all")
+
+
+def test_a_saved_picture_is_small_and_keeps_our_colours(tmp_path, ax):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64))
+    plots.show_image(ax, noise)
+    ax.plot([0, 63], [0, 63], color=plots.ORANGE, linewidth=5)
+    buffer = io.BytesIO()
+    plt.gcf().savefig(buffer, format="png")
+    plots.show(tmp_path / "a.png")
+    picture = PIL.Image.open(tmp_path / "a.png")
+    assert picture.mode == "P" and (tmp_path / "a.png").stat().st_size < len(buffer.getvalue())
+    colours = {colour for _, colour in picture.convert("RGB").getcolors()}
+    assert {(0xE6, 0x9F, 0x00), (255, 255, 255)} <= colours
