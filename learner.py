@@ -9,6 +9,7 @@ CPU, on a GPU up to the rounding of sums whose order is not fixed there.
 from __future__ import annotations
 
 import contextlib
+import copy
 import functools
 import hashlib
 import inspect
@@ -352,7 +353,10 @@ class Learner:
         if self.device.type == "cuda":
             # A T4 says that it supports bfloat16, but has no units for it.
             return "bfloat16" if torch.cuda.get_device_capability(self.device)[0] >= 8 else "float16"
-        return _faster_format_on_cpu() if self.device.type == "cpu" else "float32"
+        if self.device.type != "cpu":
+            return "float32"
+        (images,) = self._to_device(next(iter(self.train_loader))[:1])
+        return _faster_format_on_cpu(self.model, images)
 
 
 class _Tally:
@@ -400,20 +404,26 @@ class _LiveLine:
             self._handle.update({"text/plain": text}, raw=True)
 
 
-@functools.cache
-def _faster_format_on_cpu() -> str:
-    """Time a convolution with its gradient in both formats: only some CPUs have units for bfloat16."""
-    x = torch.randn(4, 32, 64, 64).contiguous(memory_format=torch.channels_last)
-    layer = nn.Conv2d(32, 32, 3, padding=1).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    seconds = {"float32": math.inf, "bfloat16": math.inf}
-    for _ in range(5):
-        for name in seconds:
-            began = time.perf_counter()
-            with torch.autocast("cpu", torch.bfloat16, enabled=name == "bfloat16"):
-                layer(x).float().square().mean().backward()
-            seconds[name] = min(seconds[name], time.perf_counter() - began)
-    # A clear lead only: else noise in the timing would decide, and two runs of one seed would differ.
-    return "bfloat16" if seconds["bfloat16"] < 0.67 * seconds["float32"] else "float32"
+def _faster_format_on_cpu(model: nn.Module, images: Tensor) -> str:
+    """Time a training step of a copy of the model in both formats: only some CPUs have units for bfloat16.
+
+    The answer is kept for all models of the process that see batches of this shape.
+    """
+    if images.shape not in _FASTER:
+        model = copy.deepcopy(model).train()
+        seconds = {"float32": math.inf, "bfloat16": math.inf}
+        for _ in range(3):  # the first round warms up
+            for name in seconds:
+                began = time.perf_counter()
+                with torch.autocast("cpu", torch.bfloat16, enabled=name == "bfloat16"):
+                    model(images).float().square().mean().backward()
+                seconds[name] = min(seconds[name], time.perf_counter() - began)
+        # A clear lead only: else noise in the timing would decide, and two runs of one seed would differ.
+        _FASTER[images.shape] = "bfloat16" if seconds["bfloat16"] < 0.8 * seconds["float32"] else "float32"
+    return _FASTER[images.shape]
+
+
+_FASTER: dict[torch.Size, str] = {}
 
 
 def _copy_to_cpu(value: Any) -> Any:
