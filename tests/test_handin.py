@@ -178,7 +178,7 @@ def test_fault_96_path_of_the_project_itself(root: Path) -> None:
         "`nn.Module`, `unet.UNet(1, 2)`, `.hdf5`, `figures/`, `B, C, H, W = x.shape`",  # code, no files
         "Type `python3 run.py`, then look at `handin/report.zip` and `data/yeast.hdf5`.",  # what a run makes
         "[paper](https://arxiv.org/pdf/1505.04597.pdf) ![](attachment:a.png) [above](#A1.1a) `./mynet.py`",
-        "https://example.org/home/page, either/root/or, and 1/tmp/2 are no paths of a machine",
+        "https://example.org/home/page, either/Users/or, and 1/tmp/2 are no paths of a machine",
         "hf_hub_download_to_this_folder and ghp_ alone are no tokens",
         "```\n# not a heading\n```",
     ],
