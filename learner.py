@@ -250,7 +250,7 @@ class Learner:
     def _summary(self, state: dict[str, Any], finished: bool = False) -> str:
         rows = state["history"]
         if not rows:
-            return "nothing to train"
+            return "no epoch is finished"
         seconds = sum(row["seconds"] for row in rows)
         text = f"training loss {rows[-1]['train_loss']:.3f}"
         if "val_mean_iou" in rows[-1]:

@@ -20,12 +20,13 @@ from matplotlib.colors import ListedColormap
 from matplotlib.patches import FancyArrowPatch, Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
 
+from checks import IGNORE_INDEX
+
 BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
     "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
 )  # fmt: skip
 PALETTE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK, YELLOW)
 GREY = "#777777"
-IGNORED = 255
 
 
 def use_style() -> None:
@@ -74,7 +75,7 @@ def grid(rows: int, columns: int, *, size: float = 1.7, title: str = "") -> np.n
 def square(around: np.ndarray, *arrays: np.ndarray) -> list[np.ndarray]:
     """Cut the same square, as large as fits, out of all arrays (…, H, W), around the middle of a label."""
     (H, W), side = around.shape, min(around.shape)
-    inside = np.argwhere((around > 0) & (around != IGNORED))
+    inside = np.argwhere((around > 0) & (around != IGNORE_INDEX))
     middle = inside.mean(axis=0) if len(inside) else (H / 2, W / 2)
     top, left = (int(np.clip(m - side / 2, 0, n - side)) for m, n in zip(middle, (H, W)))
     return [array[..., top : top + side, left : left + side] for array in arrays]
@@ -108,7 +109,7 @@ def show_errors(ax: Axes, image: np.ndarray, target: np.ndarray, prediction: np.
     """The image with the wrong pixels on it: false alarms orange, missed pixels blue, ignored pixels grey."""
     show_image(ax, image, title)
     target, prediction = np.asarray(target), np.asarray(prediction)
-    counts = target != IGNORED
+    counts = target != IGNORE_INDEX
     layer = np.zeros(target.shape, dtype=np.uint8)
     layer[counts & (prediction != target) & (prediction > 0)] = 1
     layer[counts & (prediction != target) & (prediction == 0)] = 2
@@ -124,14 +125,6 @@ def error_legend(ax: Axes) -> Axes:
     handles.append(plt.Line2D([], [], color=SKY, label="outline of the label"))
     ax.figure.legend(handles=handles, loc="outside lower left", ncols=3, fontsize=8)
     return ax
-
-
-def show_classes(ax: Axes, label: np.ndarray, num_classes: int = 2, title: str = "") -> Axes:
-    """Draw a label map: background white, each class in its colour, ignored pixels grey."""
-    colours = ["white", *(PALETTE[i % len(PALETTE)] for i in range(num_classes - 1)), "#BBBBBB"]
-    shown = np.where(np.asarray(label) == IGNORED, num_classes, label)
-    ax.imshow(shown, cmap=ListedColormap(colours), vmin=0, vmax=num_classes, interpolation="nearest")
-    return _frame(ax, title)
 
 
 def curves(

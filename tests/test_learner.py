@@ -1,13 +1,15 @@
 """The learner: it learns, resumes bit for bit, predicts by tiles as on the whole, and says what is wrong."""
 
 import itertools
+import linecache
 
 import pytest
 import torch
 from torch import nn
 
+import learner as learner_module
 from checks import InputError
-from learner import Learner, _Tally, pick_device
+from learner import Learner, _faster_format_on_cpu, _name, _Tally, pick_device
 from losses import TopologyLoss, cross_entropy
 from unet import UNet
 
@@ -321,3 +323,31 @@ def test_group_norm_is_never_cut_into_tiles():
 
 def test_float64_images_are_predicted():
     assert make().predict(torch.randn(1, 1, 8, 8, dtype=torch.float64)).dtype == torch.float32
+
+
+def test_another_sampling_is_another_run(tmp_path, capsys):
+    first, other = make(tmp_path), make(tmp_path, verbose=True)
+    other.train_loader.repeats = 3  # as many batches, other crops
+    first.fit(1)
+    other.fit(1)
+    assert "settings changed (sampling)" in capsys.readouterr().out
+
+
+def test_an_edited_function_of_the_notebook_is_another_setting():
+    names = []
+    for factor in ("1", "2"):
+        source = f"def augment(x):\n    return {factor} * x\n"
+        linecache.cache[f"<cell {factor}>"] = (len(source), None, source.splitlines(True), f"<cell {factor}>")
+        namespace = {"__name__": "__main__"}
+        exec(compile(source, f"<cell {factor}>", "exec"), namespace)
+        names.append(_name(namespace["augment"]))
+    assert names[0] != names[1] and all(name.startswith("augment-") for name in names)
+    assert _name(cross_entropy) == "cross_entropy"
+
+
+@pytest.mark.parametrize(("bfloat16", "chosen"), [(0.5, "bfloat16"), (0.9, "float32"), (1.5, "float32")])
+def test_only_a_clear_lead_chooses_bfloat16(monkeypatch, bfloat16, chosen):
+    clock = itertools.accumulate(itertools.cycle([0.0, 1.0, 0.0, bfloat16]))  # begin, end in each format in turn
+    monkeypatch.setattr(learner_module.time, "perf_counter", lambda: next(clock))
+    monkeypatch.setattr(learner_module, "_FASTER", {})
+    assert _faster_format_on_cpu(UNet(widths=(2,)), torch.zeros(1, 1, 8, 8)) == chosen

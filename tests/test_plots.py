@@ -40,12 +40,6 @@ def test_images_of_every_layout(ax, shape):
     assert ax.images[0].get_array().shape[:2] == (4, 5)
 
 
-def test_many_classes_have_colours_and_ignored_pixels_are_grey(ax):
-    plots.show_classes(ax, np.array([[0, 1, 11, 255]]), num_classes=12)
-    colours = ax.images[0].cmap(ax.images[0].norm(ax.images[0].get_array()))[0]
-    assert colours[0].tolist() == [1, 1, 1, 1] and len({tuple(c) for c in colours}) == 4
-
-
 def test_the_square_holds_the_middle_of_the_label():
     label = np.zeros((10, 4), dtype=int)
     label[7:9] = 1

@@ -150,3 +150,9 @@ def test_contradicting_settings_are_refused(settings, word):
 def test_fault_36_wrong_input_gets_one_clear_sentence(shape, hint):
     with pytest.raises(InputError, match=hint):
         UNet(3, 2, (2,))(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("width", [2, 4, 8, 16])
+def test_group_norm_works_on_a_single_pixel(width):
+    """A group of one channel would have one value there, and no deviation to divide by."""
+    assert UNet(widths=(width, width), norm="group")(torch.zeros(1, 1, 1, 1)).shape == (1, 2, 1, 1)
