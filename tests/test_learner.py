@@ -351,3 +351,12 @@ def test_only_a_clear_lead_chooses_bfloat16(monkeypatch, bfloat16, chosen):
     monkeypatch.setattr(learner_module.time, "perf_counter", lambda: next(clock))
     monkeypatch.setattr(learner_module, "_FASTER", {})
     assert _faster_format_on_cpu(UNet(widths=(2,)), torch.zeros(1, 1, 8, 8)) == chosen
+
+
+def test_changed_settings_start_from_the_first_weights():
+    changed, fresh = make(), make(lr=0.01)
+    changed.fit(2)
+    changed.lr = 0.01
+    changed.fit(2)
+    fresh.fit(2)
+    assert same(weights(fresh), weights(changed))

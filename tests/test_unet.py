@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from checks import InputError
 from inspection import count_parameters
-from unet import UNet, unpool2x2
+from unet import UNet, Up, unpool2x2
 
 SETTINGS = list(itertools.product(("transposed", "bilinear", "unpool"), ("none", "concat", "sum")))
 
@@ -156,3 +156,10 @@ def test_fault_36_wrong_input_gets_one_clear_sentence(shape, hint):
 def test_group_norm_works_on_a_single_pixel(width):
     """A group of one channel would have one value there, and no deviation to divide by."""
     assert UNet(widths=(width, width), norm="group")(torch.zeros(1, 1, 1, 1)).shape == (1, 2, 1, 1)
+
+
+def test_the_decoder_of_an_index_linked_net_unpools_by_the_indices_of_its_level():
+    maps = torch.randn(1, 3, 5, 7)
+    pooled, indices = F.max_pool2d(maps, 2, ceil_mode=True, return_indices=True)
+    risen = Up(3, 3, "unpool")(pooled, (5, 7), indices)  # equal channels: nothing to project
+    assert torch.equal(risen, nn.MaxUnpool2d(2)(pooled, indices, output_size=(5, 7)))
