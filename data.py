@@ -228,6 +228,7 @@ def prepare(
     num_classes: int = 2,
     seed: int = 0,
     label_map: LabelMap | None = None,
+    changes: Sequence[Callable[[Sample], Sample | None]] = (),
     say: Callable[[str], object] = print,
 ) -> Path:
     """Return the path of the normalised .hdf5 of `source`; build it first if it must be.
@@ -235,6 +236,10 @@ def prepare(
     `source` is "synthetic_yeast" (built in), a name that `read_dataset` knows, or a folder (`find_pairs`).
     `NAME.hdf5` and `NAME_normalised.hdf5` in `data_dir` are used again only if they were built with the same
     settings from the same source files; otherwise they are built again, and `say` tells so.
+
+    `changes` are applied to every sample in turn, for example `[separate_cells, WeightMap(5, 2)]` of `targets.py`:
+    what they add is worked out once and kept in the file.  A change that returns None leaves the sample out.  Files
+    with other changes get a name of their own, and a change is known again by its name or its `repr`.
     """
     data_dir = Path(data_dir)
     folder = source_folder(source, data_dir, say)
@@ -245,6 +250,10 @@ def prepare(
     else:
         samples = read_folder(folder, label_map, extra_maps(folder))
     digest = f"{name} {_folder_sha256(folder)} {sorted(map(str, (label_map or {}).items()))}"
+    if changes:
+        recipe = " ".join(getattr(change, "__qualname__", repr(change)) for change in changes)
+        samples = _changed(samples, changes)
+        digest, name = f"{digest} {recipe}", f"{name}_{hashlib.sha256(recipe.encode()).hexdigest()[:8]}"
     plain, normalised = data_dir / f"{name}.hdf5", data_dir / f"{name}_normalised.hdf5"
     settings = build_settings(num_classes, FRACTIONS, seed, digest)
     if not _is_current(plain, settings, say):
@@ -252,6 +261,15 @@ def prepare(
     if not _is_current(normalised, settings, say):
         normalise_hdf5(plain, normalised)
     return normalised
+
+
+def _changed(samples: Iterator[Sample], changes: Sequence[Callable[[Sample], Sample | None]]) -> Iterator[Sample]:
+    for sample in samples:
+        changed: Sample | None = sample
+        for change in changes:
+            changed = change(changed) if changed is not None else None
+        if changed is not None:
+            yield changed
 
 
 def source_folder(source: str | Path, data_dir: Path = Path("data"), say: Callable[[str], object] = print) -> Path:

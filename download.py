@@ -84,6 +84,9 @@ _YEASTVISION_COMMIT = "79cb3da2f759e03b9015fc939af1736a16f1f36b"  # fixes the co
 _YEASTVISION = f"https://raw.githubusercontent.com/berkyalcinkaya/yeastvision/{_YEASTVISION_COMMIT}"
 _MOVIE = "data/sample_movie_1"  # 20 single files, 11 MB; the archive would bring the whole repository
 _ZENODO = "https://zenodo.org/records/344879/files"
+_TOPOMORTAR_COMMIT = "f709b3c72f4f24f68239281292f854918707f95f"
+_TOPOMORTAR = f"https://raw.githubusercontent.com/jmlipman/TopoMortar/{_TOPOMORTAR_COMMIT}/dataset"
+_BRICK_WALLS = {"train": range(1, 51), "val": range(51, 71), "test": range(71, 121)}  # 121 … 420: other walls
 
 _TABLE = (
     Source(
@@ -130,6 +133,23 @@ _TABLE = (
         ),
         expected=(("DS01_[0-9][0-9].tif", 15), ("DS01_[0-9][0-9]_gt.tif", 15)),
     ),
+    Source(
+        name="topomortar",
+        what="120 photographs of brick walls (512 x 512), the mortar between the bricks labelled.",
+        licence="MIT",
+        citation="Valverde et al., TopoMortar, BMVC 2025, doi 10.48550/arXiv.2503.03365",
+        files=tuple(
+            RemoteFile(f"{_TOPOMORTAR}/{path}", path)
+            for part, numbers in _BRICK_WALLS.items()
+            for number in numbers
+            for path in (f"{part}/images/{number:03d}.png", f"{part}/accurate/{number:03d}.png")
+        ),
+        expected=tuple(
+            (f"{part}/{layer}/*.png", len(numbers))
+            for part, numbers in _BRICK_WALLS.items()
+            for layer in ("images", "accurate")
+        ),
+    ),
 )
 SOURCES: dict[str, Source] = {source.name: source for source in _TABLE}
 
@@ -143,7 +163,7 @@ def locate(name: str, data_dir: str | Path = Path("data"), *, say: Callable[[str
 
     >>> locate("moon")
     Traceback (most recent call last):
-    checks.InputError: 'moon' is not a known data set; known are dsb2018, yeast_phase, yeastcellseg.
+    checks.InputError: 'moon' is not a known data set; known are dsb2018, topomortar, yeast_phase, yeastcellseg.
     """
     source = _named(name)
     mirror = _in_mirror(source)
@@ -163,7 +183,7 @@ def reachable(name: str, data_dir: str | Path = Path("data"), timeout: float = 3
 
     >>> reachable("moon")
     Traceback (most recent call last):
-    checks.InputError: 'moon' is not a known data set; known are dsb2018, yeast_phase, yeastcellseg.
+    checks.InputError: 'moon' is not a known data set; known are dsb2018, topomortar, yeast_phase, yeastcellseg.
     """
     source = _named(name)
     if _in_mirror(source) or not faults(source, Path(data_dir) / name):

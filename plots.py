@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import FancyArrowPatch, Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
+from scipy.spatial import cKDTree
 
 from checks import IGNORE_INDEX
 
@@ -27,6 +28,7 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
 )  # fmt: skip
 PALETTE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK, YELLOW)
 GREY = "#777777"
+REGION_COLOURS = {"merge": VERMILION, "split": BLUE, "spurious": ORANGE, "missed": PURPLE, "hole": GREEN}
 
 
 def use_style() -> None:
@@ -51,17 +53,22 @@ def use_style() -> None:
 
 
 def show(path: str | Path) -> None:
-    """Save the current figure as a PNG of 128 colours, show exactly this file in the notebook, and close the figure.
+    """Save the current figure (see `save`) and show exactly this file in the notebook."""
+    from IPython.display import Image, display
+
+    save(path)
+    display(Image(filename=str(path)))
+
+
+def save(path: str | Path) -> None:
+    """Save the current figure as a PNG of 128 colours, and close it.
 
     The palette makes pictures of noisy images a third of their size, so that the notebook stays small.
     """
-    from IPython.display import Image, display
-
     buffer = io.BytesIO()
     plt.gcf().savefig(buffer, format="png")
     plt.close()
     _with_palette(PIL.Image.open(buffer).convert("RGB")).save(path, optimize=True)
-    display(Image(filename=str(path)))
 
 
 def grid(rows: int, columns: int, *, size: float = 1.7, title: str = "") -> np.ndarray:
@@ -124,6 +131,33 @@ def error_legend(ax: Axes) -> Axes:
     handles: list[Any] = [Patch(color=ORANGE, label="false alarm"), Patch(color=BLUE, label="missed")]
     handles.append(plt.Line2D([], [], color=SKY, label="outline of the label"))
     ax.figure.legend(handles=handles, loc="outside lower left", ncols=3, fontsize=8)
+    return ax
+
+
+def show_regions(
+    ax: Axes, image: np.ndarray, regions: Mapping[str, np.ndarray], title: str = "", **options: Any
+) -> Axes:
+    """The image with critical regions on it, each kind in its colour and outlined, so that one pixel can be seen.
+
+    Args:
+        regions: kind → mask (H, W), as `topology.CriticalRegions.mask` makes them.  Kinds of holes share one colour
+            and lie below the others.
+        options: for `show_image`.
+    """
+    show_image(ax, image, title, **options)
+    for kind, mask in sorted(regions.items(), key=lambda entry: not entry[0].startswith("hole")):
+        colour = REGION_COLOURS[kind.partition("_")[0]]
+        layer = np.where(mask, 0.0, np.nan)
+        ax.imshow(layer, cmap=ListedColormap([colour]), vmin=0, vmax=1, interpolation="nearest")
+        draw_contours(ax, mask, colour, width=1.2)
+    return ax
+
+
+def region_legend(ax: Axes) -> Axes:
+    """Explain the colours of `show_regions` below the figure that `ax` belongs to."""
+    handles: list[Any] = [Patch(color=colour, label=kind) for kind, colour in REGION_COLOURS.items()]
+    handles.append(plt.Line2D([], [], color=SKY, label="outline of the label"))
+    ax.figure.legend(handles=handles, loc="outside lower left", ncols=6, fontsize=8)
     return ax
 
 
@@ -247,11 +281,16 @@ def draw_unet(
 
 def _with_palette(picture: PIL.Image.Image) -> PIL.Image.Image:
     """The picture in 128 colours, the ones of this module among them exactly."""
-    ours = [int(colour[i : i + 2], 16) for colour in (*PALETTE, "#FFFFFF") for i in (1, 3, 5)]
-    found = picture.quantize(128 - len(ours) // 3).getpalette() or []
-    palette = PIL.Image.new("P", (1, 1))
-    palette.putpalette([*ours, *found][: 3 * 128])
-    return picture.quantize(palette=palette, dither=PIL.Image.Dither.NONE)
+    ours = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in (*PALETTE, "#FFFFFF")])
+    found = np.reshape(picture.quantize(128 - len(ours)).getpalette() or [], (-1, 3))
+    palette = np.concatenate([ours, found])[:128]
+    # Pillow's own search for the nearest colour is not exact: white came out as (252, 252, 252)
+    red, green, blue = np.moveaxis(np.asarray(picture, np.int64), -1, 0)
+    colours, place = np.unique(red << 16 | green << 8 | blue, return_inverse=True)
+    nearest = cKDTree(palette).query(np.stack([colours >> 16, colours >> 8 & 255, colours & 255], axis=1))[1]
+    result = PIL.Image.fromarray(nearest[place].reshape(red.shape).astype(np.uint8))
+    result.putpalette(palette.astype(np.uint8).ravel().tolist())
+    return result
 
 
 def _arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], colour: str, style: str) -> None:

@@ -267,6 +267,12 @@ def run_tests(options: argparse.Namespace) -> None:
     continue_as([sys.executable, "-m", "pytest", *options.rest])
 
 
+def run_study(options: argparse.Namespace) -> None:
+    """The study of losses; what follows on the command line is for study.py."""
+    os.chdir(ROOT)
+    continue_as([sys.executable, "study.py", *options.rest])
+
+
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line; each further command is one more `add_parser`."""
     layout = argparse.RawDescriptionHelpFormatter
@@ -278,8 +284,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     commands = parser.add_subparsers(title="commands", metavar="")
     test = commands.add_parser("test", add_help=False, help="run all tests; all that follows is for pytest")
     test.set_defaults(action=run_tests)
+    study = commands.add_parser("study", add_help=False, help="repeat the study of losses, a part at a time (-h: how)")
+    study.set_defaults(action=run_study)
     options, rest = parser.parse_known_args(arguments)
-    if rest and options.action is not run_tests:
+    if rest and options.action not in (run_tests, run_study):
         parser.error(f"unknown: {' '.join(rest)}")
     return argparse.Namespace(**vars(options), rest=rest)
 

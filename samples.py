@@ -203,14 +203,22 @@ def _yeastcellseg_files(root: Path) -> Files:
     return [(path, path.with_name(f"{path.stem}_gt.tif"), None) for path in paths]
 
 
-def _cells(sample: Sample) -> list[Sample]:
-    """Any value above 0 is a cell."""
+def _topomortar_files(root: Path) -> Files:
+    return [
+        (path, root / part / "accurate" / path.name, part)
+        for part in PARTS
+        for path in sorted((root / part / "images").glob("*.png"))
+    ]
+
+
+def _foreground(sample: Sample) -> list[Sample]:
+    """Any value above 0 is class 1."""
     return [replace(sample, label=(sample.label > 0).astype(np.uint8))]
 
 
 def _numbered_cells(sample: Sample) -> list[Sample]:
     """Any value above 0 is the number of a cell."""
-    return _cells(replace(sample, extras={"instances": sample.label}))
+    return _foreground(replace(sample, extras={"instances": sample.label}))
 
 
 # One movie: neighbouring frames are nearly equal, so a split by frame would put the same cells into all
@@ -234,7 +242,8 @@ def _columns(sample: Sample, part: str, first: int, last: int) -> Sample:
 READERS: dict[str, tuple[Callable[[Path], Files], Callable[[Sample], list[Sample]]]] = {
     "dsb2018": (_dsb2018_files, _numbered_cells),
     "yeast_phase": (_yeast_phase_files, _yeast_regions),
-    "yeastcellseg": (_yeastcellseg_files, _cells),
+    "yeastcellseg": (_yeastcellseg_files, _foreground),
+    "topomortar": (_topomortar_files, _foreground),
 }
 
 

@@ -316,6 +316,31 @@ def random_intensity(
     return result
 
 
+def random_hue(images: Tensor, *, generator: torch.Generator) -> Tensor:
+    """Turn the colours of each image of a batch by its own angle round the grey axis; grey stays grey.
+
+    The angle is uniform in ±180°, one a sample: what an object is must then be learnt from shape and brightness, not
+    from its colour.  `images` is (B, 3, H, W) float, red, green, blue, in any common scale (also normalised by
+    channel: then the axis is that of equal deviations).  `generator` is a CPU generator.
+    Raises `InputError` for other shapes or dtypes.
+
+    >>> grey = torch.full((2, 3, 4, 4), 0.7)
+    >>> torch.allclose(random_hue(grey, generator=torch.Generator()), grey)
+    True
+    """
+    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
+        found = f"{images.dtype} {tuple(images.shape)}"
+        raise InputError(f"random_hue: images is {found}; expected a float tensor (B, 3, H, W).")
+    angle = (torch.rand(images.shape[0], 1, 1, generator=generator) * 2 - 1) * torch.pi
+    across = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / 3**0.5  # axis × colour
+    # Rodrigues' formula for the axis (1, 1, 1)/√3: (B, 3, 3)
+    turn = angle.cos() * torch.eye(3) + angle.sin() * across + (1 - angle.cos()) / 3
+    if images.device.type == "cuda":
+        turn = turn.pin_memory()
+    turn = turn.to(images.device, images.dtype, non_blocking=True)
+    return torch.einsum("bij,bjhw->bihw", turn, images).contiguous(memory_format=_memory_format(images))
+
+
 def _moved(tensor: Tensor, k: int) -> Tensor:
     """Symmetry k of the last two axes, perhaps as a view."""
     flipped = tensor.flip(_FLIPPED_AXES[k]) if _FLIPPED_AXES[k] else tensor

@@ -27,6 +27,11 @@ ARROWS = {
     "instance_metrics": {"objects"},
     "structure_metrics": {"objects", "topology"},
     "run": {"handin"},
+    "targets": {"boundary", "samples"},
+    "study": {  # like the notebook: it brings the pieces together, and nothing imports it
+        *("boundary_metrics", "comparison", "data", "instance_metrics", "learner", "losses", "metrics", "objects"),
+        *("plots", "samples", "structure_metrics", "synthetic", "targets", "topology", "transforms", "unet"),
+    },
 }
 
 

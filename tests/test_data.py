@@ -422,7 +422,7 @@ def test_prepare_takes_named_sets_and_a_folder_that_is_called_like_one(tmp_path,
 def test_source_is_drawn_or_fetched_or_a_folder_or_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(data, "write_yeast", lambda folder: folder)
     monkeypatch.setattr(data, "locate", lambda name, data_dir, say: data_dir / "fetched" / name)
-    assert NAMES == ("synthetic_yeast", "dsb2018", "yeast_phase", "yeastcellseg")
+    assert NAMES == ("synthetic_yeast", "dsb2018", "yeast_phase", "yeastcellseg", "topomortar")
     assert source_folder("synthetic_yeast", tmp_path) == tmp_path / "synthetic_yeast"
     assert [source_folder(name, tmp_path) for name in NAMES[1:]] == [tmp_path / "fetched" / n for n in NAMES[1:]]
     assert source_folder(str(tmp_path)) == tmp_path

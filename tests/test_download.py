@@ -252,14 +252,15 @@ def test_every_address_is_https_and_every_set_says_its_terms() -> None:
 
 
 def test_single_files_match_the_expected_names_and_numbers() -> None:
-    # yeast_phase: 10 frames + 10 labels = 20 files; yeastcellseg: 15 + 15 = 30 files
-    for name, total in (("yeast_phase", 20), ("yeastcellseg", 30)):
+    # yeast_phase: 10 frames + 10 labels = 20 files; yeastcellseg: 15 + 15 = 30; topomortar: 2·(50 + 20 + 50) = 240
+    for name, total in (("yeast_phase", 20), ("yeastcellseg", 30), ("topomortar", 240)):
         targets = [file.target for file in SOURCES[name].files]
         assert len(set(targets)) == total
         for pattern, number in SOURCES[name].expected:
             assert sum(fnmatch.fnmatchcase(target, pattern) for target in targets) == number
     assert SOURCES["yeast_phase"].files[1].target == "data/sample_movie_1/im000_mask1.tif"
     assert SOURCES["yeastcellseg"].files[-1].address.endswith("zenodo.org/records/344879/files/DS01_15_gt.tif")
+    assert SOURCES["topomortar"].files[-1].address.endswith("/dataset/test/accurate/120.png")
     assert sum(number for _, number in SOURCES["dsb2018"].expected) == 2 * 497
 
 

@@ -24,6 +24,17 @@ def test_errors_are_told_apart(ax):
     assert ax.images[-1].get_array().tolist() == [[0, 1, 2, 0, 3]]  # right, false alarm, missed, right, ignored
 
 
+def test_regions_have_the_colour_of_their_kind_objects_above_holes(ax):
+    merge, hole = np.array([[1, 0, 0]], dtype=bool), np.array([[1, 1, 0]], dtype=bool)
+    plots.show_regions(ax, np.zeros((1, 3)), {"merge": merge, "hole_split": hole})
+    plots.region_legend(ax)
+    drawn = [image.to_rgba(image.get_array())[0] for image in ax.images[1:]]
+    colours = [tuple(np.round(255 * layer[0, :3]).astype(int)) for layer in drawn]
+    assert colours == [(0x00, 0x9E, 0x73), (0xD5, 0x5E, 0x00)]  # the hole first, the merge upon it
+    assert [layer[:, 3].tolist() for layer in drawn] == [[1, 1, 0], [1, 0, 0]]  # clear where there is no region
+    plots.show_regions(ax, np.zeros((1, 3)), {"merge": np.zeros((1, 3), dtype=bool)})  # nothing to draw
+
+
 def test_contours_follow_the_edges_of_pixels(ax):
     label = np.zeros((6, 8), dtype=int)
     label[2:4, 3:6] = 1

@@ -458,14 +458,22 @@ def test_a_folder_of_data_is_named_relative_to_the_notebook(course: Path, monkey
 # ---- the command line ----
 
 
-def test_arguments_after_test_are_handed_to_pytest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("command", "program", "rest"),
+    [
+        ("test", ["-m", "pytest"], ["-x", "-k", "a or b", "tests/test_run.py", "--durations=3", "-h"]),
+        ("study", ["study.py"], ["--sets", "yeast", "--seeds", "0", "1", "-h"]),
+    ],
+)
+def test_arguments_after_a_command_are_handed_on(
+    command: str, program: list[str], rest: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     continued: list[list[str]] = []
     monkeypatch.setattr(run, "ensure_environment", lambda arguments: None)
     monkeypatch.setattr(run, "continue_as", continued.append)
     monkeypatch.chdir(tmp_path)
-    rest = ["-x", "-k", "a or b", "tests/test_run.py", "--durations=3", "-h"]
-    assert run.main(["test", *rest]) == 0
-    assert continued == [[sys.executable, "-m", "pytest", *rest]]
+    assert run.main([command, *rest]) == 0
+    assert continued == [[sys.executable, *program, *rest]]
     assert Path.cwd() == ROOT
 
 

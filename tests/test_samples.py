@@ -178,6 +178,16 @@ def test_yeastcellseg_layout(tmp_path):
     assert np.array_equal(sample.label, mask())
 
 
+def test_topomortar_layout_has_its_own_three_parts(tmp_path):
+    for part, number in (("train", "001"), ("val", "051"), ("test", "071")):
+        save(tmp_path / part / "images" / f"{number}.png", np.dstack([picture()] * 3))
+        save(tmp_path / part / "accurate" / f"{number}.png", mask() * 255)
+        save(tmp_path / part / "noisy" / f"{number}.png", mask(1) * 255)  # not ours
+    samples = list(read_dataset("topomortar", tmp_path))
+    assert [(sample.name, sample.part) for sample in samples] == [("001", "train"), ("051", "val"), ("071", "test")]
+    assert all(np.array_equal(sample.label, mask()) for sample in samples)
+
+
 def test_yeast_phase_layout_gives_one_sample_a_region(tmp_path):
     movie = tmp_path / "data" / "sample_movie_1"
     save(movie / "im007_channel1_phase.tif", np.tile(np.arange(692, dtype=np.uint16), (5, 1)))

@@ -21,6 +21,7 @@ from transforms import (
     ToTorchTensor,
     apply_symmetry,
     inverse_symmetry,
+    random_hue,
     random_intensity,
     random_symmetries,
 )
@@ -470,3 +471,29 @@ def test_noise_does_not_change_what_is_drawn_for_gain_and_offset():
 def test_intensity_refuses_what_is_no_batch_of_float_images(bad):
     with pytest.raises(InputError, match="expected a float tensor"):
         random_intensity(bad, generator=cpu_generator())
+
+
+def test_hue_turns_colours_round_the_grey_axis():
+    images = torch.rand(64, 3, 2, 2)
+    turned = random_hue(images, generator=cpu_generator())
+    assert torch.allclose(turned.mean(dim=1), images.mean(dim=1), atol=1e-6)  # the place along the axis
+    assert torch.allclose(turned.norm(dim=1), images.norm(dim=1), atol=1e-6)  # a rotation
+    colour = torch.stack([images, turned]) - images.mean(dim=1, keepdim=True)
+    cosine = (colour[0] * colour[1]).sum(dim=1) / colour.norm(dim=2).prod(dim=0)
+    angle = cosine.clamp(-1, 1).acos()  # (64, 2, 2)
+    assert torch.allclose(angle, angle[:, :1, :1].expand_as(angle), atol=1e-3)  # one angle a sample
+    assert angle[:, 0, 0].mean() == pytest.approx(torch.pi / 2, abs=0.25)  # |angle| uniform in 0 … π
+    assert torch.equal(turned, random_hue(images, generator=cpu_generator()))
+
+
+def test_a_third_of_a_turn_makes_red_green():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch, "rand", lambda *size, generator: torch.full(size, 5 / 6))  # (2u − 1)·π = 2π/3
+        green = random_hue(torch.tensor([1.0, 0.0, 0.0]).reshape(1, 3, 1, 1), generator=cpu_generator())
+    assert torch.allclose(green.flatten(), torch.tensor([0.0, 1.0, 0.0]), atol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [torch.zeros(2, 1, 4, 4), torch.zeros(3, 4, 4), torch.zeros(2, 3, 4, 4).long()])
+def test_hue_refuses_what_has_no_three_colours(bad):
+    with pytest.raises(InputError, match="B, 3, H, W"):
+        random_hue(bad, generator=cpu_generator())

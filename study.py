@@ -1,0 +1,444 @@
+"""Which loss keeps objects whole and apart?  The study of section A1.3e, resumable, a part at a time.
+
+    python3 run.py study                                          # all that is not done yet
+    python3 run.py study --sets nuclei --losses ce topology --seeds 0 1
+
+A run is one network: a data set, a loss, a seed.  With one seed all losses share the first weights, images, crops,
+augmentation, number of steps and learning rate, and the network after the last step is judged.  For every network alike
+a threshold is chosen on the validation images: the one with the fewest errors of objects and holes.  The test images
+are judged at this threshold and at 0.5, once as they are and once with the predictions for their four reflections
+averaged.
+
+A finished run is kept in `runs/study`, and its rows go into `figures/study.csv` (each set, loss, seed, number of views
+and rule), `figures/study_images.csv` (each test image) and `figures/study_thresholds.csv` (each threshold, validation
+images); rows of other runs stay.  Tables and plots are drawn from these files; `figures/study_SET.png` shows examples.
+
+Objects are 8-connected, background and holes 4-connected.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import operator
+import os
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import data
+import metrics
+import plots
+import transforms
+from boundary_metrics import boundary_distances
+from comparison import Row, read_table
+from instance_metrics import match_objects, partition
+from learner import Learner, set_seed
+from losses import (
+    BoundaryWeightedLoss,
+    TopologyLoss,
+    WeightedSum,
+    cross_entropy,
+    dice_loss,
+    soft_cldice_loss,
+)
+from objects import label_objects, overlaps
+from samples import Sample
+from structure_metrics import TopologyCounts, centre_lines, topology_counts
+from synthetic import write_yeast
+from targets import WeightMap, separate_cells
+from topology import KINDS, critical_regions
+from unet import UNet
+
+RUNS, FIGURES, DATA = Path("runs/study"), Path("figures"), Path("data")
+THRESHOLDS = tuple(k / 20 for k in range(1, 20))
+RULES = ("fixed", "validation")  # the threshold 0.5, or the one chosen
+VIEWS = (1, 4)  # the image as it is, or the mean of the predictions for its four reflections
+CURVE = ("threshold", "dice", "errors", "merges", "splits", "beta0_error", "beta1_error")
+T = TypeVar("T")
+
+
+# --- data sets ---
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Change of a sample: the first images of a numbered set train, the next ones validate, the others test."""
+
+    train: int
+    val: int
+
+    def __call__(self, sample: Sample) -> Sample:
+        number = int(sample.name.rpartition("_")[2])
+        part = "train" if number < self.train else "val" if number < self.train + self.val else "test"
+        return replace(sample, part=part)
+
+
+@dataclass(frozen=True)
+class Only:
+    """Change of a sample: training images that are not named are left out."""
+
+    names: tuple[str, ...]
+
+    def __call__(self, sample: Sample) -> Sample | None:
+        return sample if sample.part != "train" or sample.name in self.names else None
+
+
+@dataclass(frozen=True)
+class StudySet:
+    """A data set and how every network is trained on it; `shrink` is how many pixels become one, along each axis."""
+
+    source: str
+    weight_map: WeightMap
+    object_class: int  # whose components are told apart in instance metrics: cells, or the bricks between mortar
+    seeds: int
+    repeats: int  # crops of each image in an epoch
+    epochs: int
+    changes: tuple[Callable[[Sample], Sample | None], ...] = ()
+    widths: tuple[int, ...] = (8, 16, 32, 64)
+    channels: int = 1
+    shrink: int = 1
+    crop: int = 128
+    batch: int = 16
+    lr: float = 5e-3
+    thickness: int = 12  # steps of the soft skeleton: at least half the width of the thickest structure
+    strength: float = 0.1  # λ of the topology loss, chosen on the validation images
+
+
+# The small training set of the authors (splits_small.yaml)
+TEN_WALLS = ("001", "009", "011", "024", "036", "041", "043", "045", "048", "049")
+
+_WALLS = StudySet(
+    source="topomortar",
+    weight_map=WeightMap(w0=5, sigma=2),
+    object_class=0,
+    seeds=3,
+    widths=(8, 16, 32, 64, 128),
+    channels=3,
+    shrink=2,
+    crop=256,
+    batch=8,
+    repeats=24,
+    epochs=8,
+    thickness=10,
+    strength=0.3,
+)
+SETS = {
+    "yeast": StudySet(
+        source="study_yeast",
+        changes=(Parts(train=24, val=8), separate_cells),
+        weight_map=WeightMap(w0=10, sigma=5, separation=True),
+        object_class=1,
+        seeds=5,
+        repeats=18,
+        epochs=20,
+    ),
+    "nuclei": StudySet(
+        source="dsb2018",
+        changes=(separate_cells,),
+        weight_map=WeightMap(w0=10, sigma=5, separation=True),
+        object_class=1,
+        seeds=3,
+        repeats=2,
+        epochs=24,
+    ),
+    "walls": _WALLS,
+    "walls10": replace(_WALLS, changes=(Only(TEN_WALLS),), repeats=80, epochs=6),
+}
+
+
+def build(study_set: StudySet) -> Path:
+    """The normalised .hdf5 of a study set, with the weight maps in it."""
+    source: str | Path = study_set.source
+    if source == "study_yeast":  # more test images than the 18 of the course
+        source = write_yeast(DATA / source, num_images=72, seed=1)
+    return data.prepare(source, DATA, changes=(*study_set.changes, study_set.weight_map))
+
+
+def augment(*tensors: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """The eight symmetries, brightness and contrast, and the hue of colour images."""
+    images, *others = transforms.random_symmetries(*tensors, generator=generator)
+    if images.shape[1] == 3:
+        images = transforms.random_hue(images, generator=generator)
+    return transforms.random_intensity(images, gain=0.3, offset=0.3, generator=generator), *others
+
+
+class Shrunk(nn.Module):
+    """A network that looks at an image of lower resolution, and gives its logits in the full one."""
+
+    def __init__(self, network: nn.Module, factor: int):
+        super().__init__()
+        self.network, self.factor = network, factor
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.network(F.avg_pool2d(images, self.factor))
+        return F.interpolate(logits, size=images.shape[-2:], mode="bilinear")
+
+    def extra_repr(self) -> str:
+        return f"factor={self.factor}"
+
+
+# --- losses ---
+
+
+def make_loss(name: str, study_set: StudySet, path: Path, steps: int) -> Callable[..., Tensor]:
+    """The loss of a name of `LOSSES`; "topology:3" has λ = 3, which rises from 0 over all steps."""
+    kind, _, strength = name.partition(":")
+    border, dice = study_set.weight_map, (1.0, dice_loss)
+    if kind in ("topology", "both"):
+        topology = TopologyLoss(float(strength or study_set.strength), warm_up=steps)
+        return WeightedSum((1.0, topology), dice)
+    if kind == "weighted_ce":
+        return functools.partial(cross_entropy, class_weight=class_weights(path))
+    cldice = functools.partial(soft_cldice_loss, iterations=study_set.thickness)
+    losses: dict[str, Callable[..., Tensor]] = {
+        "ce": cross_entropy,
+        "ce_dice": WeightedSum((1.0, cross_entropy), dice),
+        "cldice": WeightedSum((1.0, cross_entropy), dice, (1.0, cldice)),
+        "boundary": BoundaryWeightedLoss(border.w0, border.sigma, separation=border.separation),
+    }
+    return losses[kind]
+
+
+LOSSES = {
+    "ce": "cross-entropy",
+    "weighted_ce": "cross-entropy, classes of equal weight",
+    "ce_dice": "cross-entropy + Dice",
+    "cldice": "cross-entropy + Dice + soft-clDice",
+    "boundary": "cross-entropy with border weights (b)",
+    "topology": "cross-entropy + Dice + topology (c)",
+    "both": "the same with border weights (b and c)",
+}
+WITH_WEIGHTS = ("boundary", "both")  # these read the weight maps of the data set
+
+
+def class_weights(path: Path) -> Tensor:
+    """Weights that give both classes the same share of the loss: 1 / (2·share of the class in the training part)."""
+    dataset = data.SegmentationDataset(path, "train")
+    labels = torch.cat([dataset[index][1].flatten() for index in range(len(dataset))])
+    return labels.numel() / (2 * torch.bincount(labels, minlength=2)[:2])
+
+
+# --- one run ---
+
+
+def train(set_name: str, loss_name: str, seed: int) -> tuple[Learner, Path]:
+    """A network trained with one loss on one set; an interrupted training is continued, a finished one loaded."""
+    study_set = SETS[set_name]
+    path = build(study_set)
+    maps = ("weights",) if loss_name.partition(":")[0] in WITH_WEIGHTS else ()
+    dataset = data.SegmentationDataset(path, "train", crop=study_set.crop, maps=maps, seed=seed)
+    loader = data.make_loader(dataset, study_set.batch, shuffle=True, seed=seed, repeats=study_set.repeats)
+    loss = make_loss(loss_name, study_set, path, study_set.epochs * len(loader))
+    set_seed(seed)
+    model: nn.Module = UNet(study_set.channels, 2, study_set.widths)
+    if study_set.shrink > 1:
+        model = Shrunk(model, study_set.shrink)
+    folder = RUNS / set_name / loss_name.replace(":", "_") / str(seed)
+    learner = Learner(model, loss, loader, lr=study_set.lr, augment=augment, folder=folder, seed=seed)
+    learner.fit(study_set.epochs)
+    return learner, path
+
+
+def predict(learner: Learner, path: Path, part: str, views: int) -> list[np.ndarray]:
+    """Probability of class 1 of each image of a part; with four views the mean over its reflections."""
+    dataset = data.SegmentationDataset(path, part)
+    images = [dataset[index][0][None] for index in range(len(dataset))]
+    return [learner.predict(image, flips=views == 4)[0, 1].numpy() for image in images]
+
+
+def labels_of(path: Path, part: str) -> list[np.ndarray]:
+    """The labels of all images of a part."""
+    dataset = data.SegmentationDataset(path, part)
+    return [dataset[index][1].numpy() for index in range(len(dataset))]
+
+
+def errors_of(counts: TopologyCounts) -> int:
+    """All errors of objects and of holes, with their severities."""
+    return counts.errors + counts.hole_merges + counts.hole_spurious + counts.hole_splits + counts.hole_missed
+
+
+def choose_threshold(probs: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> tuple[float, list[Row]]:
+    """The threshold with the fewest errors of objects and holes, in a tie the one next to 0.5; and a row for each."""
+    rows = []
+    for threshold in THRESHOLDS:
+        guesses = [p > threshold for p in probs]
+        counts = total(topology_counts(g, label) for g, label in zip(guesses, labels))
+        rows.append({"threshold": threshold, "dice": dice(guesses, labels)} | topology_row(counts))
+    best = min(rows, key=lambda row: (row["errors"], abs(row["threshold"] - 0.5)))
+    return best["threshold"], rows
+
+
+def dice(guesses: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> float:
+    """Dice of class 1 over all pixels of all images (its F1)."""
+    both = sum(np.count_nonzero(g & (label == 1)) for g, label in zip(guesses, labels))
+    each = sum(np.count_nonzero(g) + np.count_nonzero(label == 1) for g, label in zip(guesses, labels))
+    return 2 * both / each
+
+
+def total(counts: Iterable[T]) -> T:
+    """The sum of one or more counts; unlike `sum` it has no 0 to start with."""
+    return functools.reduce(operator.add, counts)
+
+
+def topology_row(counts: TopologyCounts) -> Row:
+    """The counts of one or more images, per image."""
+    return {"errors": errors_of(counts) / counts.images} | counts.per_image()
+
+
+def judge(guesses: Sequence[np.ndarray], labels: Sequence[np.ndarray], study_set: StudySet) -> Row:
+    """All scores of a set of label maps; counts of all images are added before any ratio is taken."""
+    guessed, truth = ([torch.from_numpy(array.astype(np.int64)) for array in arrays] for arrays in (guesses, labels))
+    confusion = total(metrics.confusion_matrix(g, t, 2) for g, t in zip(guessed, truth))
+    pairs = list(zip(guesses, labels))
+    border = [boundary_distances(g, label, of_class=1) for g, label in pairs]
+    tables = [overlaps(*(label_objects(m == study_set.object_class) for m in pair)) for pair in pairs]
+    parts, matches = total(map(partition, tables)), total(map(match_objects, tables))
+    row = {"dice": dice(guesses, labels), "mean_iou": metrics.mean_iou(confusion)}
+    row |= {"boundary_f1": total(d.within(2) for d in border).f1, "hd95": np.median([d.hausdorff(95) for d in border])}
+    row |= {"cl_dice": total(centre_lines(g, label) for g, label in pairs).cl_dice}
+    row |= {"arand": parts.arand, "voi_split": parts.voi_split, "voi_merge": parts.voi_merge}
+    row |= {"object_f1": matches.f1, "panoptic_quality": matches.panoptic_quality}
+    return row | topology_row(total(topology_counts(g, label) for g, label in pairs))
+
+
+def run_one(set_name: str, loss_name: str, seed: int) -> None:
+    """Train, choose the threshold, judge, and keep the rows, unless they are there already."""
+    file = RUNS / set_name / loss_name.replace(":", "_") / f"{seed}.json"
+    study_set = SETS[set_name]
+    changes = tuple(getattr(change, "__qualname__", repr(change)) for change in study_set.changes)
+    settings = repr((replace(study_set, changes=()), changes, loss_name, seed))
+    if file.exists() and json.loads(file.read_text())["settings"] == settings:
+        return
+    learner, path = train(set_name, loss_name, seed)
+    truth, names = labels_of(path, "test"), data.SegmentationDataset(path, "test").names
+    seconds = sum(row["seconds"] for row in learner.history)
+    done: dict[str, Any] = {"settings": settings, "rows": [], "images": [], "thresholds": []}
+    for views in VIEWS:
+        key = {"set": set_name, "loss": loss_name, "seed": seed, "views": views}
+        best, curve = choose_threshold(predict(learner, path, "val", views), labels_of(path, "val"))
+        done["thresholds"] += [key | {name: row[name] for name in CURVE} for row in curve]
+        probs = predict(learner, path, "test", views)
+        for rule, threshold in zip(RULES, (0.5, best)):
+            guesses = [p > threshold for p in probs]
+            row = key | {"rule": rule, "threshold": threshold} | judge(guesses, truth, study_set)
+            done["rows"].append(row | {"seconds": seconds})
+        for name, guess, label in zip(names, guesses, truth):  # at the chosen threshold
+            scores: Row = {"dice": dice([guess], [label])} | topology_row(topology_counts(guess, label))
+            done["images"].append(key | {"image": name} | {column: scores[column] for column in CURVE[1:]})
+    write_whole(file, json.dumps(done))
+
+
+# --- tables ---
+
+
+def collect() -> None:
+    """Bring the rows of all finished runs into the tables; rows of runs that are not here stay."""
+    tables = {"rows": ("study.csv", 5), "images": ("study_images.csv", 5), "thresholds": ("study_thresholds.csv", 5)}
+    runs = [json.loads(file.read_text()) for file in sorted(RUNS.glob("*/*/*.json"))]
+    for name, (file_name, width) in tables.items():
+        old = read_table(FIGURES / file_name, numbers=False)
+        new = [{key: as_text(value) for key, value in row.items()} for run in runs for row in run[name]]
+        merged = {tuple(row.values())[:width]: row for row in [*old, *new]}
+        rows = [merged[key] for key in sorted(merged)]
+        if rows:
+            lines = [list(rows[0]), *(list(row.values()) for row in rows)]
+            write_whole(FIGURES / file_name, "".join(",".join(line) + "\n" for line in lines))
+
+
+def as_text(value: Any) -> str:
+    """A number with five digits that count, so that tables stay small."""
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write beside the old file and rename: a cut leaves one of both whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+# --- examples ---
+
+
+def draw_examples(set_name: str, seed: int = 0, side: int = 160) -> None:
+    """Three test images, those where the errors fell most, like the median, and least from "ce" to "both".
+
+    Of each image the square is shown that holds the most critical pixels of both networks together.  Nothing is drawn
+    before both runs are done, or if the picture is newer than they are.
+    """
+    files = {loss: RUNS / set_name / loss / f"{seed}.json" for loss in ("ce", "both")}
+    picture = FIGURES / f"study_{set_name}.png"
+    if not all(file.exists() for file in files.values()):
+        return
+    if picture.exists() and picture.stat().st_mtime > max(file.stat().st_mtime for file in files.values()):
+        return
+    runs = {loss: json.loads(file.read_text()) for loss, file in files.items()}
+    path = build(SETS[set_name])
+    images, labels = data.SegmentationDataset(path, "test"), labels_of(path, "test")
+    errors, guesses = {}, {}
+    for loss, run in runs.items():
+        errors[loss] = [row["errors"] for row in run["images"] if row["views"] == 1]
+        threshold = next(row["threshold"] for row in run["rows"] if row["views"] == 1 and row["rule"] == "validation")
+        probs = predict(train(set_name, loss, seed)[0], path, "test", views=1)
+        guesses[loss] = [p > threshold for p in probs]
+    order = np.argsort(np.subtract(errors["both"], errors["ce"]), kind="stable")
+    rows = {"fell most": order[0], "median": order[len(order) // 2], "fell least": order[-1]}
+    plots.use_style()
+    axes = plots.grid(3, 3, size=2.6)
+    for row, (title, index) in zip(axes, rows.items()):
+        _draw_example(
+            row, title, images[index][0].numpy(), labels[index], {k: g[index] for k, g in guesses.items()}, side
+        )
+    plots.region_legend(axes[0, 0])
+    plots.save(picture)
+
+
+def _draw_example(
+    axes: Sequence[Any], title: str, image: np.ndarray, label: np.ndarray, guesses: dict[str, np.ndarray], side: int
+) -> None:
+    """One row: image and label, then the critical regions of the two networks."""
+    regions = {loss: critical_regions(guess[None], label[None]) for loss, guess in guesses.items()}
+    crop = _fullest_square(sum(r.mask()[0].astype(int) for r in regions.values()), side)
+    plots.show_image(axes[0], image[(..., *crop)], f"errors {title}")
+    plots.draw_contours(axes[0], label[crop], plots.SKY, width=0.7)
+    for ax, (loss, found) in zip(axes[1:], regions.items()):
+        kinds = {kind: found.mask([kind])[0][crop] for kind in KINDS}
+        plots.show_regions(ax, guesses[loss][crop], kinds, f"{LOSSES[loss]}: {found.severity.sum()}")
+
+
+def _fullest_square(marks: np.ndarray, side: int) -> tuple[slice, slice]:
+    """The square with the most marks, on a grid of 16 pixels."""
+    H, W = marks.shape
+    corners = [(y, x) for y in range(0, max(H - side, 0) + 1, 16) for x in range(0, max(W - side, 0) + 1, 16)]
+    y, x = max(corners, key=lambda corner: marks[corner[0] : corner[0] + side, corner[1] : corner[1] + side].sum())
+    return slice(y, y + side), slice(x, x + side)
+
+
+def main(arguments: list[str]) -> None:
+    """Do the runs that the command line asks for and that are not done yet."""
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="run.py study", description=__doc__, formatter_class=layout)
+    parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
+    parser.add_argument("--losses", nargs="+", default=list(LOSSES), metavar="NAME", help=", ".join(LOSSES))
+    parser.add_argument("--seeds", nargs="+", type=int, help="default: as many as the set is worth")
+    options = parser.parse_args(arguments)
+    for set_name in options.sets:
+        for seed in options.seeds or range(SETS[set_name].seeds):
+            for loss_name in options.losses:
+                run_one(set_name, loss_name, seed)
+                collect()
+        draw_examples(set_name)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

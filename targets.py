@@ -1,0 +1,78 @@
+"""What a network is asked to learn from a sample: cells kept apart, and weights that stress or forgive borders.
+
+Both are changes of a `Sample` on its way into the .hdf5, so they are made once for each mask and not in every
+training step: `data.prepare("dsb2018", changes=[separate_cells, WeightMap(10, 5, separation=True)])`.
+
+Source: Ronneberger et al., 2015 (arXiv:1505.04597), section 3: touching cells are separated by background.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from boundary import boundary_weights, find_cells, separation_weights
+from checks import InputError
+from samples import Sample
+
+NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))  # one of each pair of opposite directions
+
+
+def separate_cells(sample: Sample) -> Sample:
+    """Turn the pixels where two cells touch, corners included, into background (class 0), in label and instances.
+
+    Without it touching cells are one object of the label, and a network that joins them is right.  The gap is two
+    pixels wide, one from each cell, so it keeps the objects apart in both connectivities and looks the same from all
+    sides.  A cell so small that all of its pixels touch others is lost.
+
+    Raises `InputError` if the sample has no map `instances` that numbers its cells.
+
+    >>> ids = np.array([[1, 1, 2, 2, 0]])
+    >>> sample = separate_cells(Sample("a", np.zeros((1, 5)), ids > 0, extras={"instances": ids}))
+    >>> sample.label.tolist(), sample.extras["instances"].tolist()
+    ([[1, 0, 0, 1, 0]], [[1, 0, 0, 2, 0]])
+    """
+    if "instances" not in sample.extras:
+        raise InputError(f"{sample.name}: cells can be separated only if the map `instances` numbers them.")
+    ids = sample.extras["instances"]
+    touching = np.zeros(ids.shape, np.bool_)
+    for dy, dx in NEIGHBOURS:
+        here, there = _shifted(ids, dy, dx), _shifted(ids, -dy, -dx)
+        meet = (here != there) & (here > 0) & (there > 0)
+        _shifted(touching, dy, dx)[meet] = True
+        _shifted(touching, -dy, -dx)[meet] = True
+    extras = {**sample.extras, "instances": np.where(touching, 0, ids).astype(ids.dtype)}
+    return replace(sample, label=np.where(touching, 0, sample.label).astype(np.uint8), extras=extras)
+
+
+def _shifted(array: np.ndarray, dy: int, dx: int) -> np.ndarray:
+    """The view of all pixels whose neighbour at (−dy, −dx) lies inside of the array."""
+    H, W = array.shape
+    return array[max(dy, 0) : H + min(dy, 0), max(dx, 0) : W + min(dx, 0)]
+
+
+@dataclass(frozen=True)
+class WeightMap:
+    """Adds to a sample the map `weights` (H, W) float32, of mean 1: a weight for each pixel in a loss.
+
+    As `boundary.boundary_weights` makes it from the label; or with `separation` as `boundary.separation_weights` from
+    the map `instances`, or where there is none from the connected components of each class.
+
+    >>> sample = WeightMap(w0=4.0, sigma=0.5)(Sample("a", np.zeros((1, 4)), np.array([[0, 0, 1, 1]])))
+    >>> sample.extras["weights"].round(2).tolist()
+    [[0.47, 1.53, 1.53, 0.47]]
+    """
+
+    w0: float = 5.0
+    sigma: float = 2.0
+    separation: bool = False
+
+    def __call__(self, sample: Sample) -> Sample:
+        label = sample.label.astype(np.int64)
+        if self.separation:
+            cells = sample.extras.get("instances")
+            weights = separation_weights(find_cells(label) if cells is None else cells, self.w0, self.sigma)
+        else:
+            weights = boundary_weights(label, self.w0, self.sigma)
+        return replace(sample, extras={**sample.extras, "weights": weights.astype(np.float32)})
