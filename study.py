@@ -320,7 +320,8 @@ def run_one(set_name: str, loss_name: str, seed: int) -> None:
         return
     learner, path = train(set_name, loss_name, seed)
     truth, names = labels_of(path, "test"), data.SegmentationDataset(path, "test").names
-    seconds = sum(row["seconds"] for row in learner.history)
+    steps = len(learner.history) * len(learner.train_loader)
+    cost = {"steps": steps, "seconds": sum(row["seconds"] for row in learner.history)}
     done: dict[str, Any] = {"settings": settings, "rows": [], "images": [], "thresholds": []}
     for views in VIEWS:
         key = {"set": set_name, "loss": loss_name, "seed": seed, "views": views}
@@ -330,7 +331,7 @@ def run_one(set_name: str, loss_name: str, seed: int) -> None:
         for rule, threshold in zip(RULES, (0.5, best)):
             guesses = [p > threshold for p in probs]
             row = key | {"rule": rule, "threshold": threshold} | judge(guesses, truth, study_set)
-            done["rows"].append(row | {"seconds": seconds})
+            done["rows"].append(row | cost)
         for name, guess, label in zip(names, guesses, truth):  # at the chosen threshold
             scores: Row = {"dice": dice([guess], [label])} | topology_row(topology_counts(guess, label))
             done["images"].append(key | {"image": name} | {column: scores[column] for column in CURVE[1:]})

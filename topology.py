@@ -32,7 +32,7 @@ arXiv:1812.06177 (union-find in parallel); Lux et al. 2024, arXiv:2411.03228 (To
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -46,6 +46,7 @@ KINDS = ("merge", "spurious", "split", "missed", "hole_merge", "hole_spurious", 
 and outside become one), a puncture `hole_spurious`, a filled hole `hole_missed`, a bridge across a hole or
 across the mouth of a bay `hole_split`."""
 
+RUNS_AT_ONCE = 80_000  # about so many are worked on together
 TN, FP, FN, TP = range(4)  # codes of a pixel: bit 0 = in P, bit 1 = in G
 
 Ints = NDArray[np.int64]
@@ -116,6 +117,9 @@ class CriticalRegions:
         return total
 
 
+_ARRAYS = [field.name for field in fields(CriticalRegions) if field.name != "shape"]
+
+
 def critical_regions(
     pred: ArrayLike,
     target: ArrayLike,
@@ -152,6 +156,33 @@ def critical_regions(
     if not classes or len(set(classes)) < len(classes) or IGNORE_INDEX in classes:
         raise InputError(f"classes is {classes!r}; expected different labels, none {IGNORE_INDEX} (ignored).")
     rule = _Rule(pred.shape[2] + 1, int(connectivity == 8), strict)
+    parts = [_find_regions(*part, classes, rule, cut) for part in _split(pred, target)]
+    return parts[0] if len(parts) == 1 else _join_parts(parts)
+
+
+def _split(pred: NDArray, target: NDArray) -> list[tuple[NDArray, NDArray]]:
+    """Cut a batch into parts of whole images, one part unless it has very many runs.
+
+    What is made of a part then stays in the processor's cache: on pure noise that is up to 1.7 times as fast.
+    """
+    runs = sum(np.count_nonzero(labels[..., 1:] != labels[..., :-1]) for labels in (pred, target))
+    count = max(1, min(len(pred), runs // RUNS_AT_ONCE))
+    return list(zip(np.array_split(pred, count), np.array_split(target, count)))
+
+
+def _join_parts(parts: list[CriticalRegions]) -> CriticalRegions:
+    """The regions of consecutive parts of a batch as those of the whole."""
+    images, regions = (np.cumsum([0, *sizes]) for sizes in zip(*((p.shape[0], p.kind.size) for p in parts)))
+    _, H, W = parts[0].shape
+    moved = [
+        replace(part, image=part.image + i, run_start=part.run_start + i * H * W, run_region=part.run_region + r)
+        for part, i, r in zip(parts, images, regions)
+    ]
+    arrays = {name: np.concatenate([getattr(part, name) for part in moved]) for name in _ARRAYS}
+    return CriticalRegions(shape=(int(images[-1]), H, W), **arrays)
+
+
+def _find_regions(pred: NDArray, target: NDArray, classes: Sequence[int], rule: _Rule, cut: bool) -> CriticalRegions:
     runs = _cut_runs(_encode(pred, target, classes), rule)
     patches = _join_runs(runs, rule)
     kind, severity, first, run, region = _judge(runs, patches, rule)
@@ -388,7 +419,7 @@ def _judge(runs: _Runs, patches: _Patches, rule: _Rule) -> tuple[Ints, Ints, Int
     Q = patches.code.size
     toucher, touched, in_both = _find_touches(patches, rule)
     pair = np.sort(toucher * Q + touched)  # with the next line much faster than np.unique
-    pair = pair[np.flatnonzero(np.diff(pair, prepend=-1))]
+    pair = np.append(pair[:1], pair[1:][pair[1:] != pair[:-1]])
     degree = np.bincount(pair // Q, minlength=2 * Q)
     if rule.strict:
         alone = np.ones(2 * Q, np.bool_)
@@ -414,9 +445,10 @@ def _judge(runs: _Runs, patches: _Patches, rule: _Rule) -> tuple[Ints, Ints, Int
 def _locate(position: Ints, shape: tuple[int, ...]) -> tuple[Ints, Ints]:
     """Translate positions in the line to the binary problem (class_index · B + image) and the flat batch."""
     B, H, W = shape
-    row, column = np.divmod(position, W + 1)
-    problem, y = np.divmod(row - 1, H + 1)
-    return problem, (problem % B * H + y) * W + column
+    row = position // (W + 1)  # numpy divides much faster than it takes remainders
+    problem = (row - 1) // (H + 1)
+    y, column = row - 1 - problem * (H + 1), position - row * (W + 1)
+    return problem, ((problem - problem // B * B) * H + y) * W + column
 
 
 def _count_components(patches: _Patches, bit: int, shape: tuple[int, ...], K: int) -> Ints:
