@@ -19,7 +19,6 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import FancyArrowPatch, Patch, Rectangle
 from matplotlib.ticker import MaxNLocator
-from scipy.spatial import cKDTree
 
 from checks import IGNORE_INDEX
 
@@ -281,15 +280,15 @@ def draw_unet(
 
 def _with_palette(picture: PIL.Image.Image) -> PIL.Image.Image:
     """The picture in 128 colours, the ones of this module among them exactly."""
-    ours = np.array([[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in (*PALETTE, "#FFFFFF")])
-    found = np.reshape(picture.quantize(128 - len(ours)).getpalette() or [], (-1, 3))
-    palette = np.concatenate([ours, found])[:128]
-    # Pillow's own search for the nearest colour is not exact: white came out as (252, 252, 252)
-    red, green, blue = np.moveaxis(np.asarray(picture, np.int64), -1, 0)
-    colours, place = np.unique(red << 16 | green << 8 | blue, return_inverse=True)
-    nearest = cKDTree(palette).query(np.stack([colours >> 16, colours >> 8 & 255, colours & 255], axis=1))[1]
-    result = PIL.Image.fromarray(nearest[place].reshape(red.shape).astype(np.uint8))
-    result.putpalette(palette.astype(np.uint8).ravel().tolist())
+    ours = [[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in (*PALETTE, "#FFFFFF")]
+    found = picture.quantize(128 - len(ours)).getpalette() or []
+    palette = PIL.Image.new("P", (1, 1))
+    palette.putpalette([*np.ravel(ours).tolist(), *found][: 3 * 128])
+    result = picture.quantize(palette=palette, dither=PIL.Image.Dither.NONE)
+    index, pixels = np.array(result), np.asarray(picture)
+    for number, colour in enumerate(ours):  # the search for the nearest colour is not exact: white came out greyish
+        index[(pixels == colour).all(axis=-1)] = number
+    result.putdata(index.ravel().tolist())
     return result
 
 

@@ -128,7 +128,7 @@ _WALLS = StudySet(
     batch=8,
     repeats=24,
     epochs=8,
-    thickness=10,
+    thickness=6,
     strength=0.3,
 )
 SETS = {
