@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from boundary import boundary_weights, find_cells, separation_weights, signed_distance
 from checks import IGNORE_INDEX, InputError, check_pair, two_or_more
-from topology import KINDS, critical_regions
+from topology import EXCESS, KINDS, CriticalRegions, critical_regions
 
 
 def cross_entropy(
@@ -187,10 +187,10 @@ def soft_cldice_loss(logits: Tensor, target: Tensor, *, iterations: int = 5, smo
 def _soft_skeleton(x: Tensor, iterations: int) -> Tensor:
     """What an opening takes away, collected while x shrinks by one pixel a step."""
     skeleton = torch.zeros_like(x)
-    for step in range(iterations + 1):
-        x = _erode(x) if step else x
-        ridge = F.relu(x - F.max_pool2d(_erode(x), 3, 1, 1))
-        skeleton = skeleton + F.relu(ridge - skeleton * ridge)
+    for _ in range(iterations + 1):
+        eroded = _erode(x)
+        ridge = F.relu(x - F.max_pool2d(eroded, 3, 1, 1))
+        skeleton, x = skeleton + F.relu(ridge - skeleton * ridge), eroded
     return skeleton
 
 
@@ -306,6 +306,10 @@ class TopologyLoss(nn.Module):
     missed cell.  The regions are held fixed for the gradient, which is that of a weighted cross-entropy: w·(p − g).
     Without critical regions the term is 0.
 
+    With a margin m > 0 objects must be apart and whole with some safety: what is falsely predicted is looked for where
+    the logit of the class exceeds the highest other one by more than −m, what is missing where by less than m.  For
+    two classes and m = 1 these are the thresholds 0.27 and 0.73.  The search is done twice then.
+
     The regions are found on the CPU, in time nearly linear in the number of pixels.  On a GPU each step waits twice:
     for the predicted and true labels (two bytes a pixel) to come, and for the weights to go back.
 
@@ -315,6 +319,7 @@ class TopologyLoss(nn.Module):
         connectivity: 4 or 8, that of the objects; the background has the other.
         holes: whether errors of the background count as well.
         strict, cut: see `topology.critical_regions`.
+        margin: m ≥ 0.
         warm_up: number of training steps in which λ rises from 0 along a line; random networks show thousands of
             regions that mean nothing.
         every: the term counts in every k-th training step only, there k times as strong.
@@ -346,17 +351,21 @@ class TopologyLoss(nn.Module):
         holes: bool = True,
         strict: bool = False,
         cut: bool = False,
+        margin: float = 0.0,
         warm_up: int = 0,
         every: int = 1,
     ):
         super().__init__()
-        if not (0 <= strength < math.inf and connectivity in (4, 8) and warm_up >= 0 and every >= 1):
+        sound = 0 <= strength < math.inf and 0 <= margin < math.inf
+        if not (sound and connectivity in (4, 8) and warm_up >= 0 and every >= 1):
             raise InputError(
-                f"TopologyLoss: strength={strength}, connectivity={connectivity}, warm_up={warm_up}, every={every};\n"
-                "expected strength ≥ 0, connectivity 4 or 8, warm_up ≥ 0 steps, every ≥ 1 step."
+                f"TopologyLoss: strength={strength}, connectivity={connectivity}, margin={margin}, "
+                f"warm_up={warm_up}, every={every};\n"
+                "expected strength ≥ 0, connectivity 4 or 8, margin ≥ 0, warm_up ≥ 0 steps, every ≥ 1 step."
             )
         self.strength, self.connectivity, self.holes, self.strict, self.cut = strength, connectivity, holes, strict, cut
-        self.classes, self.warm_up, self.every = None if classes is None else tuple(classes), warm_up, every
+        self.classes, self.margin = None if classes is None else tuple(classes), margin
+        self.warm_up, self.every = warm_up, every
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -370,17 +379,37 @@ class TopologyLoss(nn.Module):
         """Weight of each pixel in the sum of the term, Σ_c severity(c) / (N·|c|): (B, H, W) float32, no gradient."""
         logits = two_or_more(logits.detach())
         C = logits.shape[1]
-        pred = logits[:, 1] > logits[:, 0] if C == 2 else logits.argmax(dim=1)  # the same, faster
-        labels = torch.stack([pred.to(torch.uint8), target.to(torch.uint8)]).cpu().numpy()  # one transfer
         classes = tuple(range(1, C)) if self.classes is None else self.classes
         if not all(0 <= number < C for number in classes):
             raise InputError(f"TopologyLoss: classes={classes}, but the logits have only the classes 0 … {C - 1}.")
-        regions = critical_regions(
-            *labels, classes=classes, connectivity=self.connectivity, strict=self.strict, cut=self.cut
-        )
-        true = regions.betti_target[..., : 1 + self.holes].sum()
-        weights = regions.weights(KINDS if self.holes else KINDS[:4]) / np.float32(max(true, 1))
-        return torch.from_numpy(weights).to(logits.device)
+        kinds = KINDS if self.holes else KINDS[:4]
+        if self.margin:
+            weights, true = self._regions_with_margin(logits, target, classes, kinds)
+        else:
+            label = logits[:, 1] > logits[:, 0] if C == 2 else logits.argmax(dim=1)  # the same, faster
+            pred, truth = torch.stack([label.to(torch.uint8), target.to(torch.uint8)]).cpu().numpy()  # one transfer
+            regions = self._regions(pred, truth, classes)
+            weights, true = regions.weights(kinds), regions.betti_target[..., : 1 + self.holes].sum()
+        return torch.from_numpy(weights / np.float32(max(true, 1))).to(logits.device)
+
+    def _regions(self, pred: np.ndarray, target: np.ndarray, classes: Sequence[int]) -> CriticalRegions:
+        options: dict[str, Any] = {"connectivity": self.connectivity, "strict": self.strict, "cut": self.cut}
+        return critical_regions(pred, target, classes=classes, **options)
+
+    def _regions_with_margin(
+        self, logits: Tensor, target: Tensor, classes: Sequence[int], kinds: Sequence[str]
+    ) -> tuple[np.ndarray, int]:
+        """Weights (B, H, W) before they are divided by the number of true objects, and this number."""
+        B, C, H, W = logits.shape
+        lead = torch.stack([logits[:, k] - logits[:, [j for j in range(C) if j != k]].amax(dim=1) for k in classes])
+        true_class = torch.stack([torch.where(target == IGNORE_INDEX, IGNORE_INDEX, target == k) for k in classes])
+        maps = torch.stack([m.to(torch.uint8) for m in (lead > -self.margin, lead > self.margin, true_class)])
+        generous, careful, truth = maps.flatten(1, 2).cpu().numpy()  # one transfer; (K·B, H, W) each
+        false, missing = self._regions(generous, truth, (1,)), self._regions(careful, truth, (1,))
+        weights = false.weights([kind for kind in kinds if kind in EXCESS])
+        weights += missing.weights([kind for kind in kinds if kind not in EXCESS])
+        true = false.betti_target[..., : 1 + self.holes].sum()
+        return weights.reshape(-1, B, H, W).sum(axis=0), true
 
     def _advance(self, logits: Tensor) -> float:
         """Strength of the term in this call, and one step further."""
@@ -393,7 +422,9 @@ class TopologyLoss(nn.Module):
         return self.strength * self.every * (min(1.0, step / self.warm_up) if self.warm_up else 1.0)
 
     def extra_repr(self) -> str:
-        return _settings(self, "strength", "classes", "connectivity", "holes", "strict", "cut", "warm_up", "every")
+        return _settings(
+            self, "strength", "classes", "connectivity", "holes", "strict", "cut", "margin", "warm_up", "every"
+        )
 
 
 class WeightedSum(nn.Module):

@@ -148,7 +148,7 @@ SETS = {
         object_class=1,
         seeds=3,
         repeats=2,
-        epochs=24,
+        epochs=16,
     ),
     "walls": _WALLS,
     "walls10": replace(_WALLS, changes=(Only(TEN_WALLS),), repeats=80, epochs=6),
@@ -194,7 +194,7 @@ def make_loss(name: str, study_set: StudySet, path: Path, steps: int) -> Callabl
     kind, _, strength = name.partition(":")
     border, dice = study_set.weight_map, (1.0, dice_loss)
     if kind in ("topology", "both"):
-        topology = TopologyLoss(float(strength or study_set.strength), warm_up=steps)
+        topology = TopologyLoss(float(strength or study_set.strength), margin=1.0, warm_up=steps)
         return WeightedSum((1.0, topology), dice)
     if kind == "weighted_ce":
         return functools.partial(cross_entropy, class_weight=class_weights(path))

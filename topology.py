@@ -46,6 +46,9 @@ KINDS = ("merge", "spurious", "split", "missed", "hole_merge", "hole_spurious", 
 and outside become one), a puncture `hole_spurious`, a filled hole `hole_missed`, a bridge across a hole or
 across the mouth of a bay `hole_split`."""
 
+EXCESS = ("merge", "spurious", "hole_split", "hole_missed")
+"""The kinds whose pixels are falsely predicted as object; those of all other kinds are missing."""
+
 RUNS_AT_ONCE = 80_000  # about so many are worked on together
 TN, FP, FN, TP = range(4)  # codes of a pixel: bit 0 = in P, bit 1 = in G
 

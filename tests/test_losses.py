@@ -27,7 +27,7 @@ from topology import KINDS, critical_regions
 from transforms import apply_symmetry
 
 PIXEL_LOSSES = [cross_entropy, focal_loss, dice_loss, tversky_loss]  # these do not ask which pixels are neighbours
-SHAPE_LOSSES = [soft_cldice_loss, boundary_loss, BoundaryWeightedLoss(), TopologyLoss()]
+SHAPE_LOSSES = [soft_cldice_loss, boundary_loss, BoundaryWeightedLoss(), TopologyLoss(), TopologyLoss(margin=0.5)]
 LOSSES = PIXEL_LOSSES + SHAPE_LOSSES
 
 
@@ -78,7 +78,7 @@ def test_gradients(loss):
     assert torch.autograd.gradcheck(lambda x: loss(x, target), logits.requires_grad_())
 
 
-@pytest.mark.parametrize("loss", LOSSES[:-1])
+@pytest.mark.parametrize("loss", LOSSES[:-2])
 def test_batch_is_the_mean_of_its_images(loss):
     logits, target = random_pair(B=4)
     singles = torch.stack([loss(logits[i : i + 1], target[i : i + 1]) for i in range(4)])
@@ -186,6 +186,8 @@ def test_wrong_settings():
         {"strength": math.inf},
         {"strength": math.nan},
         {"connectivity": 6},
+        {"margin": -1},
+        {"margin": math.nan},
         {"warm_up": -1},
         {"every": 0},
     ):
@@ -524,11 +526,45 @@ def test_weighted_sum_carries_the_state_of_its_terms():
     assert not loss.eval().parts[0].training
 
 
+def test_a_margin_finds_what_is_right_but_not_safe():
+    cells, z = row("1100011"), torch.tensor([4.0, 4.0, -0.5, -0.5, -0.5, 4.0, 4.0])  # a bridge at p = 0.38
+    logits = z.reshape(1, 1, 1, 7)
+    assert not TopologyLoss().region_weights(logits, cells).any()
+    assert not TopologyLoss(margin=0.4).region_weights(logits, cells).any()
+    third = 1 / 3 / 2  # severity 1 over 3 pixels, 2 objects
+    expected = torch.tensor([[[0, 0, third, third, third, 0, 0]]])
+    assert torch.allclose(TopologyLoss(margin=1.0).region_weights(logits, cells), expected)
+    gap = torch.tensor([[[[4.0, 4.0, 0.5, 4.0, 4.0]]]])  # a split at p = 0.62
+    assert not TopologyLoss().region_weights(gap, row("11111")).any()
+    assert TopologyLoss(margin=1.0).region_weights(gap, row("11111")).tolist() == [[[0, 0, 1, 0, 0]]]
+
+
+@pytest.mark.parametrize("settings", [{}, {"holes": False}, {"strict": True}, {"connectivity": 4, "classes": (0, 2)}])
+def test_a_margin_is_one_search_for_each_class_and_side(settings):
+    logits, target = random_pair(3, B=2, C=3, H=12, W=12)
+    target[0, :3, :3] = 255
+    chosen, total, expected = settings.get("classes", (1, 2)), 0, 0.0
+    options = {key: value for key, value in settings.items() if key in ("strict", "connectivity")}
+    kinds = KINDS if settings.get("holes", True) else KINDS[:4]
+    false_kinds = {"merge", "spurious", "hole_split", "hole_missed"}
+    for number in chosen:
+        others = torch.cat([logits[:, :number], logits[:, number + 1 :]], dim=1).max(dim=1).values
+        truth = torch.where(target == 255, 255, (target == number).long()).numpy()
+        lead = (logits[:, number] - others).numpy()
+        for sign, side in ((-1, false_kinds), (1, set(KINDS) - false_kinds)):
+            regions = critical_regions(lead > sign * 0.7, truth, **options)
+            expected = expected + regions.weights([kind for kind in kinds if kind in side])
+        total += regions.betti_target[..., : 1 + settings.get("holes", True)].sum()
+    weights = TopologyLoss(margin=0.7, **settings).region_weights(logits, target)
+    assert np.allclose(weights.numpy(), expected / max(total, 1), atol=1e-6)
+    assert weights.any()
+
+
 def test_the_names_of_losses_show_their_settings_and_no_address():
     topology = repr(TopologyLoss(0.5, warm_up=7, cut=True))
     assert topology == (
         "TopologyLoss(strength=0.5, classes=None, connectivity=8, holes=True, "
-        "strict=False, cut=True, warm_up=7, every=1)"
+        "strict=False, cut=True, margin=0.0, warm_up=7, every=1)"
     )
     loss = TopologyLoss(0.5, warm_up=7, cut=True)
     strengths(loss, 1)

@@ -142,7 +142,7 @@ def test_names_of_losses_carry_their_strength(tiny) -> None:
     path = study.build(tiny)
     loss = make_loss("both:3", tiny, path, steps=40)
     assert isinstance(loss.terms[0][1], TopologyLoss)
-    assert (loss.terms[0][1].strength, loss.terms[0][1].warm_up) == (3.0, 40)
+    assert (loss.terms[0][1].strength, loss.terms[0][1].margin, loss.terms[0][1].warm_up) == (3.0, 1.0, 40)
     assert make_loss("topology", tiny, path, steps=40).terms[0][1].strength == tiny.strength
     with pytest.raises(KeyError):
         make_loss("unknown", tiny, path, steps=40)
