@@ -69,6 +69,10 @@ class Learner:
         device: default `pick_device()`.
         precision: "float32", "bfloat16", "float16", or "auto": the faster one on this device.
         verbose: show one line of progress.
+
+    Attributes:
+        history: one dict for each epoch; see `fit`.
+        active_precision: the number format that is used, once `fit` has chosen it.
     """
 
     def __init__(
@@ -99,7 +103,7 @@ class Learner:
         self.history: list[dict[str, float]] = []
         self._initial: Any = None  # state of model and loss before the first step
         self._state: dict[str, Any] | None = None  # the run as of its last epoch, as it is in the checkpoint
-        self._active_precision = precision if precision != "auto" else "float32"  # until `fit` has chosen
+        self.active_precision = precision if precision != "auto" else "float32"  # until `fit` has chosen
 
     # ---- training ---------------------------------------------------------------------------------------------------
 
@@ -123,7 +127,7 @@ class Learner:
         state, note = self._resume(optimizer, epochs)
         if state["epoch"] < epochs:
             line.show(f"{note}epoch {state['epoch'] + 1}/{epochs} …")
-        self._active_precision = state["precision"]
+        self.active_precision = state["precision"]
         scaler = GradScaler(self.device.type, enabled=state["precision"] == "float16")
         if state["scaler"]:
             scaler.load_state_dict(state["scaler"])
@@ -184,7 +188,7 @@ class Learner:
         loss = self.loss if isinstance(self.loss, nn.Module) else None
         if self._initial is None:
             self._initial = _copy_to_cpu([self.model.state_dict(), loss.state_dict() if loss is not None else None])
-        settings, note = self._settings(), ""
+        settings, note = self.settings(), ""
         state = self._state
         if state is None and self.folder is not None:
             state, note = checkpoint.load(self.folder)
@@ -226,7 +230,7 @@ class Learner:
         if self.folder is not None:
             checkpoint.save(self.folder, state)
 
-    def _settings(self) -> dict[str, Any]:
+    def settings(self) -> dict[str, Any]:
         """What must be the same for a run to be continued."""
         dataset = getattr(self.train_loader, "dataset", None)
         sampler = getattr(self.train_loader, "batch_sampler", None)
@@ -342,7 +346,7 @@ class Learner:
         return [images, *(m.to(self.device, non_blocking=True) for m in maps)]
 
     def _forward(self, images: Tensor) -> Tensor:
-        precision = self._active_precision
+        precision = self.active_precision
         if precision == "float32":
             return self.model(images)
         with torch.autocast(self.device.type, getattr(torch, precision)):

@@ -104,6 +104,11 @@ class TopologyCounts(Counts):
         return self.merges + self.splits + self.spurious + self.missed
 
     @property
+    def hole_errors(self) -> int:
+        """The same errors of the holes."""
+        return self.hole_merges + self.hole_spurious + self.hole_splits + self.hole_missed
+
+    @property
     def errors_per_object(self) -> float:
         """`errors` divided by the true objects; NaN for 0 / 0, infinite where there were only false objects."""
         return self.errors / self.objects if self.objects else float("inf" if self.errors else "nan")

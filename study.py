@@ -5,42 +5,39 @@
 
 A run is one network: a data set, a loss, a seed.  With one seed all losses share the first weights, images, crops,
 augmentation, number of steps and learning rate, and the network after the last step is judged.  For every network alike
-a threshold is chosen on the validation images: the one with the fewest errors of objects and holes.  The test images
-are judged at this threshold and at 0.5, once as they are and once with the predictions for their four reflections
-averaged.
+`scoring.choose_threshold` takes a threshold from the validation images.  The test images are judged at this threshold
+and at 0.5, once as they are and once with the predictions for their four reflections averaged.
 
 A finished run is kept in `runs/study`, and its rows go into `figures/study.csv` (each set, loss, seed, number of views
 and rule), `figures/study_images.csv` (each test image) and `figures/study_thresholds.csv` (each threshold, validation
 images); rows of other runs stay.  Tables and plots are drawn from these files; `figures/study_SET.png` shows examples.
-
-Objects are 8-connected, background and holes 4-connected.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import functools
+import io
 import json
-import operator
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
+from matplotlib.colors import ListedColormap
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import data
-import metrics
 import plots
 import transforms
-from boundary_metrics import boundary_distances
-from comparison import Row, read_table
-from instance_metrics import match_objects, partition
+from checks import InputError
+from comparison import read_table
 from learner import Learner, set_seed
 from losses import (
     BoundaryWeightedLoss,
@@ -50,20 +47,17 @@ from losses import (
     dice_loss,
     soft_cldice_loss,
 )
-from objects import label_objects, overlaps
 from samples import Sample
-from structure_metrics import TopologyCounts, centre_lines, topology_counts
+from scoring import Row, choose_threshold, dice, judge, topology_row
 from synthetic import write_yeast
 from targets import WeightMap, separate_cells
 from topology import KINDS, critical_regions
 from unet import UNet
 
 RUNS, FIGURES, DATA = Path("runs/study"), Path("figures"), Path("data")
-THRESHOLDS = tuple(k / 20 for k in range(1, 20))
 RULES = ("fixed", "validation")  # the threshold 0.5, or the one chosen
 VIEWS = (1, 4)  # the image as it is, or the mean of the predictions for its four reflections
-CURVE = ("threshold", "dice", "errors", "merges", "splits", "beta0_error", "beta1_error")
-T = TypeVar("T")
+CURVE = ("threshold", "dice", "all_errors", "merges", "splits", "beta0_error", "beta1_error")
 
 
 # --- data sets ---
@@ -92,6 +86,10 @@ class Only:
         return sample if sample.part != "train" or sample.name in self.names else None
 
 
+_OF_CELLS = ("ce", "weighted_ce", "border", "forgive", "gaps", "ce_dice", "cldice", "topology", "both")
+_OF_WALLS = ("ce", "weighted_ce", "border", "ce_dice", "cldice", "topology", "both")
+
+
 @dataclass(frozen=True)
 class StudySet:
     """A data set and how every network is trained on it; `shrink` is how many pixels become one, along each axis."""
@@ -109,8 +107,9 @@ class StudySet:
     crop: int = 128
     batch: int = 16
     lr: float = 5e-3
-    thickness: int = 12  # steps of the soft skeleton: at least half the width of the thickest structure
+    thickness: int = 12  # steps of the soft skeleton; what is more than twice as thick loses its centre line
     strength: float = 0.1  # λ of the topology loss, chosen on the validation images
+    losses: tuple[str, ...] = _OF_CELLS
 
 
 # The small training set of the authors (splits_small.yaml)
@@ -128,8 +127,9 @@ _WALLS = StudySet(
     batch=8,
     repeats=24,
     epochs=8,
-    thickness=6,
+    thickness=10,
     strength=0.3,
+    losses=_OF_WALLS,
 )
 SETS = {
     "yeast": StudySet(
@@ -189,35 +189,53 @@ class Shrunk(nn.Module):
 # --- losses ---
 
 
+LOSSES = {
+    "ce": "cross-entropy",
+    "weighted_ce": "cross-entropy, both classes of equal weight",
+    "border": "cross-entropy, weights by the distance to the border (b), stressed: w0 = 5, σ = 2",
+    "forgive": "the same, forgiven: w0 = −1, σ = 1",
+    "gaps": "cross-entropy, the U-Net paper's weights in the gaps between cells (b): w0 = 10, σ = 5",
+    "ce_dice": "cross-entropy + Dice",
+    "cldice": "cross-entropy + Dice + soft-clDice",
+    "topology": "cross-entropy + Dice + topology (c)",
+    "both": "the same, its cross-entropy with the weights of gaps, for walls of border (b and c)",
+}
+
+
 def make_loss(name: str, study_set: StudySet, path: Path, steps: int) -> Callable[..., Tensor]:
-    """The loss of a name of `LOSSES`; "topology:3" has λ = 3, which rises from 0 over all steps."""
-    kind, _, strength = name.partition(":")
-    border, dice = study_set.weight_map, (1.0, dice_loss)
+    """The loss of a name of `LOSSES`; "topology:3" and "both:3" have λ = 3, which rises from 0 over all steps."""
+    kind, _, strength = check_name(name).partition(":")
     if kind in ("topology", "both"):
         topology = TopologyLoss(float(strength or study_set.strength), margin=1.0, warm_up=steps)
-        return WeightedSum((1.0, topology), dice)
+        return WeightedSum((1.0, topology), (1.0, dice_loss))
     if kind == "weighted_ce":
         return functools.partial(cross_entropy, class_weight=class_weights(path))
     cldice = functools.partial(soft_cldice_loss, iterations=study_set.thickness)
     losses: dict[str, Callable[..., Tensor]] = {
         "ce": cross_entropy,
-        "ce_dice": WeightedSum((1.0, cross_entropy), dice),
-        "cldice": WeightedSum((1.0, cross_entropy), dice, (1.0, cldice)),
-        "boundary": BoundaryWeightedLoss(border.w0, border.sigma, separation=border.separation),
+        "border": BoundaryWeightedLoss(5, 2),
+        "forgive": BoundaryWeightedLoss(-1, 1),
+        "gaps": BoundaryWeightedLoss(10, 5, separation=True),
+        "ce_dice": WeightedSum((1.0, cross_entropy), (1.0, dice_loss)),
+        "cldice": WeightedSum((1.0, cross_entropy), (1.0, dice_loss), (1.0, cldice)),
     }
     return losses[kind]
 
 
-LOSSES = {
-    "ce": "cross-entropy",
-    "weighted_ce": "cross-entropy, classes of equal weight",
-    "ce_dice": "cross-entropy + Dice",
-    "cldice": "cross-entropy + Dice + soft-clDice",
-    "boundary": "cross-entropy with border weights (b)",
-    "topology": "cross-entropy + Dice + topology (c)",
-    "both": "the same with border weights (b and c)",
-}
-WITH_WEIGHTS = ("boundary", "both")  # these read the weight maps of the data set
+def stored_maps(name: str, study_set: StudySet) -> tuple[str, ...]:
+    """The maps of the data set that this loss reads; other weights are worked out in each step."""
+    weights = study_set.weight_map
+    same = name == "gaps" if weights.separation else name == "border"
+    return ("weights",) if same or name.startswith("both") else ()
+
+
+def check_name(name: str) -> str:
+    """The name of a loss as it is, or an `InputError` with all names."""
+    kind, colon, strength = name.partition(":")
+    is_number = strength.replace(".", "", 1).isdigit()
+    if kind not in LOSSES or (colon and not (kind in ("topology", "both") and is_number)):
+        raise InputError(f"{name!r} is no loss of the study; there are {', '.join(LOSSES)}, topology:λ and both:λ.")
+    return name
 
 
 def class_weights(path: Path) -> Tensor:
@@ -230,11 +248,11 @@ def class_weights(path: Path) -> Tensor:
 # --- one run ---
 
 
-def train(set_name: str, loss_name: str, seed: int) -> tuple[Learner, Path]:
-    """A network trained with one loss on one set; an interrupted training is continued, a finished one loaded."""
+def make_learner(set_name: str, loss_name: str, seed: int) -> tuple[Learner, Path]:
+    """The learner of one run, not trained yet, and the file of its data."""
     study_set = SETS[set_name]
     path = build(study_set)
-    maps = ("weights",) if loss_name.partition(":")[0] in WITH_WEIGHTS else ()
+    maps = stored_maps(loss_name, study_set)
     dataset = data.SegmentationDataset(path, "train", crop=study_set.crop, maps=maps, seed=seed)
     loader = data.make_loader(dataset, study_set.batch, shuffle=True, seed=seed, repeats=study_set.repeats)
     loss = make_loss(loss_name, study_set, path, study_set.epochs * len(loader))
@@ -242,10 +260,13 @@ def train(set_name: str, loss_name: str, seed: int) -> tuple[Learner, Path]:
     model: nn.Module = UNet(study_set.channels, 2, study_set.widths)
     if study_set.shrink > 1:
         model = Shrunk(model, study_set.shrink)
-    folder = RUNS / set_name / loss_name.replace(":", "_") / str(seed)
-    learner = Learner(model, loss, loader, lr=study_set.lr, augment=augment, folder=folder, seed=seed)
-    learner.fit(study_set.epochs)
-    return learner, path
+    folder = file_of(set_name, loss_name, seed).with_suffix("")
+    return Learner(model, loss, loader, lr=study_set.lr, augment=augment, folder=folder, seed=seed), path
+
+
+def file_of(set_name: str, loss_name: str, seed: int) -> Path:
+    """Where the results of a run are kept; its checkpoints lie in the folder of the same name."""
+    return RUNS / set_name / loss_name.replace(":", "_") / f"{seed}.json"
 
 
 def predict(learner: Learner, path: Path, part: str, views: int) -> list[np.ndarray]:
@@ -261,67 +282,18 @@ def labels_of(path: Path, part: str) -> list[np.ndarray]:
     return [dataset[index][1].numpy() for index in range(len(dataset))]
 
 
-def errors_of(counts: TopologyCounts) -> int:
-    """All errors of objects and of holes, with their severities."""
-    return counts.errors + counts.hole_merges + counts.hole_spurious + counts.hole_splits + counts.hole_missed
-
-
-def choose_threshold(probs: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> tuple[float, list[Row]]:
-    """The threshold with the fewest errors of objects and holes, in a tie the one next to 0.5; and a row for each."""
-    rows = []
-    for threshold in THRESHOLDS:
-        guesses = [p > threshold for p in probs]
-        counts = total(topology_counts(g, label) for g, label in zip(guesses, labels))
-        rows.append({"threshold": threshold, "dice": dice(guesses, labels)} | topology_row(counts))
-    best = min(rows, key=lambda row: (row["errors"], abs(row["threshold"] - 0.5)))
-    return best["threshold"], rows
-
-
-def dice(guesses: Sequence[np.ndarray], labels: Sequence[np.ndarray]) -> float:
-    """Dice of class 1 over all pixels of all images (its F1)."""
-    both = sum(np.count_nonzero(g & (label == 1)) for g, label in zip(guesses, labels))
-    each = sum(np.count_nonzero(g) + np.count_nonzero(label == 1) for g, label in zip(guesses, labels))
-    return 2 * both / each
-
-
-def total(counts: Iterable[T]) -> T:
-    """The sum of one or more counts; unlike `sum` it has no 0 to start with."""
-    return functools.reduce(operator.add, counts)
-
-
-def topology_row(counts: TopologyCounts) -> Row:
-    """The counts of one or more images, per image."""
-    return {"errors": errors_of(counts) / counts.images} | counts.per_image()
-
-
-def judge(guesses: Sequence[np.ndarray], labels: Sequence[np.ndarray], study_set: StudySet) -> Row:
-    """All scores of a set of label maps; counts of all images are added before any ratio is taken."""
-    guessed, truth = ([torch.from_numpy(array.astype(np.int64)) for array in arrays] for arrays in (guesses, labels))
-    confusion = total(metrics.confusion_matrix(g, t, 2) for g, t in zip(guessed, truth))
-    pairs = list(zip(guesses, labels))
-    border = [boundary_distances(g, label, of_class=1) for g, label in pairs]
-    tables = [overlaps(*(label_objects(m == study_set.object_class) for m in pair)) for pair in pairs]
-    parts, matches = total(map(partition, tables)), total(map(match_objects, tables))
-    row = {"dice": dice(guesses, labels), "mean_iou": metrics.mean_iou(confusion)}
-    row |= {"boundary_f1": total(d.within(2) for d in border).f1, "hd95": np.median([d.hausdorff(95) for d in border])}
-    row |= {"cl_dice": total(centre_lines(g, label) for g, label in pairs).cl_dice}
-    row |= {"arand": parts.arand, "voi_split": parts.voi_split, "voi_merge": parts.voi_merge}
-    row |= {"object_f1": matches.f1, "panoptic_quality": matches.panoptic_quality}
-    return row | topology_row(total(topology_counts(g, label) for g, label in pairs))
-
-
 def run_one(set_name: str, loss_name: str, seed: int) -> None:
     """Train, choose the threshold, judge, and keep the rows, unless they are there already."""
-    file = RUNS / set_name / loss_name.replace(":", "_") / f"{seed}.json"
-    study_set = SETS[set_name]
-    changes = tuple(getattr(change, "__qualname__", repr(change)) for change in study_set.changes)
-    settings = repr((replace(study_set, changes=()), changes, loss_name, seed))
+    study_set, file = SETS[set_name], file_of(set_name, loss_name, seed)
+    learner, path = make_learner(set_name, loss_name, seed)
+    settings = {name: str(value) for name, value in (learner.settings() | {"epochs": study_set.epochs}).items()}
     if file.exists() and json.loads(file.read_text())["settings"] == settings:
         return
-    learner, path = train(set_name, loss_name, seed)
+    learner.fit(study_set.epochs)
     truth, names = labels_of(path, "test"), data.SegmentationDataset(path, "test").names
     steps = len(learner.history) * len(learner.train_loader)
-    cost = {"steps": steps, "seconds": sum(row["seconds"] for row in learner.history)}
+    cost: Row = {"steps": steps, "seconds": sum(row["seconds"] for row in learner.history)}
+    cost |= {"precision": learner.active_precision}
     done: dict[str, Any] = {"settings": settings, "rows": [], "images": [], "thresholds": []}
     for views in VIEWS:
         key = {"set": set_name, "loss": loss_name, "seed": seed, "views": views}
@@ -330,10 +302,10 @@ def run_one(set_name: str, loss_name: str, seed: int) -> None:
         probs = predict(learner, path, "test", views)
         for rule, threshold in zip(RULES, (0.5, best)):
             guesses = [p > threshold for p in probs]
-            row = key | {"rule": rule, "threshold": threshold} | judge(guesses, truth, study_set)
+            row = key | {"rule": rule, "threshold": threshold} | judge(guesses, truth, study_set.object_class)
             done["rows"].append(row | cost)
         for name, guess, label in zip(names, guesses, truth):  # at the chosen threshold
-            scores: Row = {"dice": dice([guess], [label])} | topology_row(topology_counts(guess, label))
+            scores: Row = {"dice": dice([guess], [label])} | topology_row([guess], [label])
             done["images"].append(key | {"image": name} | {column: scores[column] for column in CURVE[1:]})
     write_whole(file, json.dumps(done))
 
@@ -341,18 +313,31 @@ def run_one(set_name: str, loss_name: str, seed: int) -> None:
 # --- tables ---
 
 
+TABLES = {"rows": ("study.csv", 5), "images": ("study_images.csv", 5), "thresholds": ("study_thresholds.csv", 5)}
+
+
 def collect() -> None:
-    """Bring the rows of all finished runs into the tables; rows of runs that are not here stay."""
-    tables = {"rows": ("study.csv", 5), "images": ("study_images.csv", 5), "thresholds": ("study_thresholds.csv", 5)}
-    runs = [json.loads(file.read_text()) for file in sorted(RUNS.glob("*/*/*.json"))]
-    for name, (file_name, width) in tables.items():
-        old = read_table(FIGURES / file_name, numbers=False)
-        new = [{key: as_text(value) for key, value in row.items()} for run in runs for row in run[name]]
-        merged = {tuple(row.values())[:width]: row for row in [*old, *new]}
-        rows = [merged[key] for key in sorted(merged)]
-        if rows:
-            lines = [list(rows[0]), *(list(row.values()) for row in rows)]
-            write_whole(FIGURES / file_name, "".join(",".join(line) + "\n" for line in lines))
+    """Bring the rows of all finished runs into the tables; rows of runs that are not here stay.
+
+    A row with other columns than those of the last run, from another version of this file, is left out.
+    """
+    files: list[Path] = []
+    while files != (files := sorted(RUNS.glob("*/*/*.json"), key=lambda file: file.stat().st_mtime)):
+        runs = [json.loads(file.read_text()) for file in files]  # again if another process has finished meanwhile
+        for name, (file_name, width) in TABLES.items():
+            columns = list(runs[-1][name][0])
+            rows = [*read_table(FIGURES / file_name), *(row for run in runs for row in run[name])]
+            merged = {tuple(row.values())[:width]: row for row in rows if list(row) == columns}
+            write_table(FIGURES / file_name, [merged[key] for key in sorted(merged)])
+
+
+def write_table(path: Path, rows: Sequence[Row]) -> None:
+    """Write rows of equal columns, numbers with five digits that count."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: as_text(value) for key, value in row.items()} for row in rows)
+    write_whole(path, text.getvalue())
 
 
 def as_text(value: Any) -> str:
@@ -372,12 +357,12 @@ def write_whole(path: Path, text: str) -> None:
 
 
 def draw_examples(set_name: str, seed: int = 0, side: int = 160) -> None:
-    """Three test images, those where the errors fell most, like the median, and least from "ce" to "both".
+    """Three test images: where merges and splits fell most, like the median, and least from "ce" to "both".
 
-    Of each image the square is shown that holds the most critical pixels of both networks together.  Nothing is drawn
-    before both runs are done, or if the picture is newer than they are.
+    Of each image the square is shown that holds the most errors of both networks together.  Nothing is drawn before
+    both runs are done, or if the picture is newer than they are.
     """
-    files = {loss: RUNS / set_name / loss / f"{seed}.json" for loss in ("ce", "both")}
+    files = {loss: file_of(set_name, loss, seed) for loss in ("ce", "both")}
     picture = FIGURES / f"study_{set_name}.png"
     if not all(file.exists() for file in files.values()):
         return
@@ -388,11 +373,14 @@ def draw_examples(set_name: str, seed: int = 0, side: int = 160) -> None:
     images, labels = data.SegmentationDataset(path, "test"), labels_of(path, "test")
     errors, guesses = {}, {}
     for loss, run in runs.items():
-        errors[loss] = [row["errors"] for row in run["images"] if row["views"] == 1]
+        single = [row for row in run["images"] if row["views"] == 1]
+        errors[loss] = np.array([[row["merges"] + row["splits"], row["all_errors"]] for row in single])
         threshold = next(row["threshold"] for row in run["rows"] if row["views"] == 1 and row["rule"] == "validation")
-        probs = predict(train(set_name, loss, seed)[0], path, "test", views=1)
+        learner = make_learner(set_name, loss, seed)[0]
+        learner.fit(SETS[set_name].epochs)  # a finished run is only read
+        probs = predict(learner, path, "test", views=1)
         guesses[loss] = [p > threshold for p in probs]
-    order = np.argsort(np.subtract(errors["both"], errors["ce"]), kind="stable")
+    order = np.lexsort((errors["both"] - errors["ce"]).T[::-1])  # by merges and splits, then by all errors
     rows = {"fell most": order[0], "median": order[len(order) // 2], "fell least": order[-1]}
     plots.use_style()
     axes = plots.grid(3, 3, size=2.6)
@@ -409,16 +397,19 @@ def _draw_example(
 ) -> None:
     """One row: image and label, then the critical regions of the two networks."""
     regions = {loss: critical_regions(guess[None], label[None]) for loss, guess in guesses.items()}
-    crop = _fullest_square(sum(r.mask()[0].astype(int) for r in regions.values()), side)
-    plots.show_image(axes[0], image[(..., *crop)], f"errors {title}")
+    crop = _fullest_square(sum(r.weights()[0] for r in regions.values()), side)
+    plots.show_image(axes[0], image[(..., *crop)], f"merges and splits {title}")
     plots.draw_contours(axes[0], label[crop], plots.SKY, width=0.7)
     for ax, (loss, found) in zip(axes[1:], regions.items()):
         kinds = {kind: found.mask([kind])[0][crop] for kind in KINDS}
-        plots.show_regions(ax, guesses[loss][crop], kinds, f"{LOSSES[loss]}: {found.severity.sum()}")
+        text = f"{loss}: {found.severity.sum()} errors in the image"
+        plots.show_regions(
+            ax, guesses[loss][crop], kinds, text, cmap=ListedColormap(["white", "#CCCCCC"]), vmin=0, vmax=1
+        )
 
 
 def _fullest_square(marks: np.ndarray, side: int) -> tuple[slice, slice]:
-    """The square with the most marks, on a grid of 16 pixels."""
+    """The square with the highest sum of marks, on a grid of 16 pixels."""
     H, W = marks.shape
     corners = [(y, x) for y in range(0, max(H - side, 0) + 1, 16) for x in range(0, max(W - side, 0) + 1, 16)]
     y, x = max(corners, key=lambda corner: marks[corner[0] : corner[0] + side, corner[1] : corner[1] + side].sum())
@@ -430,12 +421,14 @@ def main(arguments: list[str]) -> None:
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="run.py study", description=__doc__, formatter_class=layout)
     parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
-    parser.add_argument("--losses", nargs="+", default=list(LOSSES), metavar="NAME", help=", ".join(LOSSES))
+    parser.add_argument("--losses", nargs="+", metavar="NAME", help=f"default: those of the set; {', '.join(LOSSES)}")
     parser.add_argument("--seeds", nargs="+", type=int, help="default: as many as the set is worth")
     options = parser.parse_args(arguments)
+    for name in options.losses or ():
+        check_name(name)
     for set_name in options.sets:
         for seed in options.seeds or range(SETS[set_name].seeds):
-            for loss_name in options.losses:
+            for loss_name in options.losses or SETS[set_name].losses:
                 run_one(set_name, loss_name, seed)
                 collect()
         draw_examples(set_name)

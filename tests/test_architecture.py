@@ -28,9 +28,10 @@ ARROWS = {
     "structure_metrics": {"objects", "topology"},
     "run": {"handin"},
     "targets": {"boundary", "samples"},
+    "scoring": {"metrics", "boundary_metrics", "instance_metrics", "structure_metrics", "objects"},
     "study": {  # like the notebook: it brings the pieces together, and nothing imports it
-        *("boundary_metrics", "comparison", "data", "instance_metrics", "learner", "losses", "metrics", "objects"),
-        *("plots", "samples", "structure_metrics", "synthetic", "targets", "topology", "transforms", "unet"),
+        *("comparison", "data", "learner", "losses", "plots", "samples", "scoring", "synthetic", "targets"),
+        *("topology", "transforms", "unet"),
     },
 }
 

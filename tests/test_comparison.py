@@ -6,6 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
+from scipy.stats import norm
 
 from checks import InputError
 from comparison import holm, mean_sd, paired_test, per_image, read_table, select
@@ -26,21 +27,39 @@ def test_spread_is_that_of_a_sample() -> None:
     assert mean_sd([2, 4, 4, 4, 5, 5, 7, 9], 2) == "5.00 ± 2.14"  # √(32/7)
 
 
-def test_images_are_averaged_over_seeds() -> None:
-    rows = [{"image": i, "seed": s, "errors": 10 * i + s} for i, s in itertools.product((7, 8), (0, 1, 2))]
-    assert per_image(rows, "errors") == {"7": 71.0, "8": 81.0}
+def test_images_are_averaged_over_seeds_and_keep_their_names(tmp_path) -> None:
+    path = tmp_path / "table.csv"
+    lines = [
+        f"{name},{seed},{10 * int(name) + seed}" for name, seed in itertools.product(("071", "71", "8"), (0, 1, 2))
+    ]
+    path.write_text("\n".join(["image,seed,errors", *lines]))
+    assert per_image(read_table(path), "errors") == {"071": 711.0, "71": 711.0, "8": 81.0}
 
 
 def test_signed_ranks_against_all_signs() -> None:
-    # Exact test by hand: ranks 1 … 6, the sum of the positive ranks over all 2⁶ signs
-    differences = [0.3, -0.1, 0.5, 0.7, -0.2, 1.1]
-    ranks = [3, 1, 4, 5, 2, 6]
-    sums = [sum(r for r, sign in zip(ranks, signs) if sign) for signs in itertools.product((0, 1), repeat=6)]
-    found = 3 + 4 + 5 + 6
-    tail = np.mean([abs(total - 10.5) >= abs(found - 10.5) for total in sums])
-    zero = dict.fromkeys("abcdef", 0.0)
-    assert paired_test(dict(zip("abcdef", differences)), zero) == pytest.approx(tail)
-    assert paired_test(zero, dict(zip("abcdef", differences))) == pytest.approx(tail)
+    # the sum of the positive ranks, compared with that of 20 000 random choices of all signs
+    rng = np.random.default_rng(0)
+    differences = rng.normal(0.3, 1, 30)
+    ranks = np.abs(differences).argsort().argsort() + 1
+    sums = (rng.integers(0, 2, (20_000, 30)) * ranks).sum(axis=1)
+    found = ranks[differences > 0].sum()
+    tail = np.mean(np.abs(sums - ranks.sum() / 2) >= abs(found - ranks.sum() / 2))
+    values, zero = ({str(i): value for i, value in enumerate(array)} for array in (differences, np.zeros(30)))
+    assert 0.02 < tail < 0.5
+    assert paired_test(values, zero) == pytest.approx(tail, abs=0.015)
+    assert paired_test(zero, values) == paired_test(values, zero)
+
+
+def test_differences_of_zero_keep_their_ranks() -> None:
+    # Pratt: ranks of |d| with the zeros are 1.5, 1.5, 3, 4, 5; the zeros are then left out.  Normal
+    # approximation: mean (3 + 4 + 5) / 2 = 6, variance (9 + 16 + 25) / 4 = 12.5, found 12
+    found = paired_test(dict(zip("abcde", [0.0, 0.0, 0.3, 0.5, 0.7])), dict.fromkeys("abcde", 0.0))
+    assert found == pytest.approx(2 * norm.sf((12 - 6) / 12.5**0.5), abs=1e-3)
+
+
+def test_what_is_not_finite_is_refused() -> None:
+    with pytest.raises(InputError, match="not finite"):
+        paired_test({"a": 1.0, "b": float("nan")}, {"a": 1.0, "b": 2.0})
 
 
 def test_equal_methods_are_not_different() -> None:

@@ -103,7 +103,7 @@ def test_fault_70_a_loss_that_counts_its_steps_is_resumed_too(tmp_path):
     settings = {"strength": 0.5, "warm_up": 6, "every": 2}
     whole, first = make(loss=TopologyLoss(**settings)), make(tmp_path, loss=TopologyLoss(**settings))
     whole.fit(3)
-    whole_settings = first._settings  # cut off after the first of three epochs
+    whole_settings = first.settings  # cut off after the first of three epochs
     close = first._close_epoch
 
     def power_cut(*args):
@@ -115,7 +115,7 @@ def test_fault_70_a_loss_that_counts_its_steps_is_resumed_too(tmp_path):
         first.fit(3)
     second = make(tmp_path, loss=TopologyLoss(**settings))
     second.fit(3)
-    assert second._settings() == whole_settings() and same(weights(whole), weights(second))
+    assert second.settings() == whole_settings() and same(weights(whole), weights(second))
 
 
 def test_interrupted_in_the_middle_of_an_epoch_the_same_learner_goes_on(monkeypatch):
@@ -174,7 +174,7 @@ def test_fault_40_nan_stops_before_the_step_and_keeps_the_good_weights():
     learner.fit(1)
     good = weights(learner)
     learner.loss = lambda logits, target: cross_entropy(logits, target) * float("nan")
-    learner._settings = lambda: learner._state["settings"]
+    learner.settings = lambda: learner._state["settings"]
     with pytest.raises(FloatingPointError, match="epoch 2, step 1"):
         learner.fit(2)
     assert same(good, weights(learner))
