@@ -7,7 +7,9 @@ settings or the source files have changed.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -239,7 +241,8 @@ def prepare(
 
     `changes` are applied to every sample in turn, for example `[separate_cells, WeightMap(5, 2)]` of `targets.py`:
     what they add is worked out once and kept in the file.  A change that returns None leaves the sample out.  Files
-    with other changes get a name of their own, and a change is known again by its name or its `repr`.
+    with other changes get a name of their own.  A change is a function with a name, known again by its text, or an
+    object with a `repr` that shows its settings, such as a dataclass.
     """
     data_dir = Path(data_dir)
     folder = source_folder(source, data_dir, say)
@@ -251,7 +254,7 @@ def prepare(
         samples = read_folder(folder, label_map, extra_maps(folder))
     digest = f"{name} {_folder_sha256(folder)} {sorted(map(str, (label_map or {}).items()))}"
     if changes:
-        recipe = " ".join(getattr(change, "__qualname__", repr(change)) for change in changes)
+        recipe = " ".join(map(_spelled, changes))
         samples = _changed(samples, changes)
         digest, name = f"{digest} {recipe}", f"{name}_{hashlib.sha256(recipe.encode()).hexdigest()[:8]}"
     plain, normalised = data_dir / f"{name}.hdf5", data_dir / f"{name}_normalised.hdf5"
@@ -261,6 +264,20 @@ def prepare(
     if not _is_current(normalised, settings, say):
         normalise_hdf5(plain, normalised)
     return normalised
+
+
+def _spelled(change: Callable[[Sample], Sample | None]) -> str:
+    """A change as a text: the same in every process, and another one if the change was edited."""
+    text = change.__qualname__ if inspect.isfunction(change) else repr(change)
+    if "<lambda>" in text or " at 0x" in text:
+        raise InputError(
+            f"changes: {text} could not be known again in the next run.\n"
+            "Use a function with a name, or a dataclass with a method __call__, like targets.WeightMap."
+        )
+    if inspect.isfunction(change):
+        with contextlib.suppress(OSError):  # typed at a prompt, it has no source
+            text += f"-{hashlib.sha256(inspect.getsource(change).encode()).hexdigest()[:8]}"
+    return text
 
 
 def _changed(samples: Iterator[Sample], changes: Sequence[Callable[[Sample], Sample | None]]) -> Iterator[Sample]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -117,3 +119,24 @@ def test_an_older_file_of_another_mask_is_built_again(tmp_path) -> None:
 def test_problems_of_a_change_name_the_sample(tmp_path) -> None:
     folder = make_folder(tmp_path / "set", "abcd")
     assert "instances" in refused(data.prepare, folder, tmp_path, changes=[separate_cells], say=lambda line: None)
+
+
+def first_version(sample: Sample) -> Sample:
+    return sample
+
+
+def other_version(sample: Sample) -> Sample | None:
+    return sample if sample.name else None
+
+
+def test_an_edited_change_is_another_one(tmp_path) -> None:
+    folder = make_folder(tmp_path / "set", "abcdefgh")
+    other_version.__qualname__ = first_version.__qualname__  # the same name, another text
+    paths = {data.prepare(folder, tmp_path, changes=[f], say=lambda line: None) for f in (first_version, other_version)}
+    assert len(paths) == 2
+
+
+def test_changes_that_could_not_be_known_again_are_refused(tmp_path) -> None:
+    folder = make_folder(tmp_path / "set", "abcd")
+    for change in (lambda sample: sample, functools.partial(separate_cells)):
+        assert "known again" in refused(data.prepare, folder, tmp_path, changes=[change], say=lambda line: None)
