@@ -699,23 +699,3 @@ def test_union_find_ends_quickly_on_long_paths_and_stars(order):
     start = time.perf_counter()
     assert not topology._unite(np.arange(nodes), first, second).any()
     assert time.perf_counter() - start < 2
-
-
-@pytest.mark.parametrize("options", [{}, {"strict": True}, {"cut": True}, {"connectivity": 4, "classes": (1, 2)}])
-def test_a_batch_worked_on_in_parts_has_the_regions_of_the_whole(options: dict, monkeypatch) -> None:
-    rng = np.random.default_rng(5)
-    pred, target = rng.integers(0, 3, (2, 5, 16, 14))
-    target[rng.random(target.shape) < 0.05] = 255
-    monkeypatch.setattr(topology, "RUNS_AT_ONCE", 10**9)
-    whole = critical_regions(pred, target, **options)
-    monkeypatch.setattr(topology, "RUNS_AT_ONCE", 1)
-    parts = critical_regions(pred, target, **options)
-    assert parts.shape == whole.shape
-    for name in ("counts", "severities"):
-        assert np.array_equal(getattr(parts, name)(), getattr(whole, name)())
-    for name in ("betti_pred", "betti_target"):
-        assert np.array_equal(getattr(parts, name), getattr(whole, name))
-    assert np.allclose(parts.weights(), whole.weights(), atol=1e-6)
-    for kind in KINDS:
-        assert np.array_equal(parts.mask([kind]), whole.mask([kind]))
-    assert sorted(zip(parts.image, parts.kind, parts.size)) == sorted(zip(whole.image, whole.kind, whole.size))
