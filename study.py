@@ -261,7 +261,8 @@ def make_learner(set_name: str, loss_name: str, seed: int) -> tuple[Learner, Pat
     if study_set.shrink > 1:
         model = Shrunk(model, study_set.shrink)
     folder = file_of(set_name, loss_name, seed).with_suffix("")
-    return Learner(model, loss, loader, lr=study_set.lr, augment=augment, folder=folder, seed=seed), path
+    settings: dict[str, Any] = {"lr": study_set.lr, "augment": augment, "folder": folder, "seed": seed}
+    return Learner(model, loss, loader, precision="bfloat16", **settings), path  # one format for all losses
 
 
 def file_of(set_name: str, loss_name: str, seed: int) -> Path:
