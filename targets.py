@@ -60,8 +60,8 @@ class WeightMap:
     the map `instances`, or where there is none from the connected components of each class.
 
     >>> sample = WeightMap(w0=4.0, sigma=0.5)(Sample("a", np.zeros((1, 4)), np.array([[0, 0, 1, 1]])))
-    >>> sample.extras["weights"].round(2).tolist()
-    [[0.47, 1.53, 1.53, 0.47]]
+    >>> [round(weight, 2) for weight in sample.extras["weights"][0].tolist()]
+    [0.47, 1.53, 1.53, 0.47]
     """
 
     w0: float = 5.0
