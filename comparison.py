@@ -1,6 +1,6 @@
 """Compare methods as in a publication: mean and spread over seeds, paired tests over images, and their correction.
 
-A table is a list of rows, a row is a dict; `read_table` reads one from a .csv file and turns numbers into numbers.
+A table is a list of rows, a row is a dict; `read_table` reads one from a .csv file and turns its text into numbers.
 
 Sources: signed-rank test, Wilcoxon, 1945 (doi:10.2307/3001968), with ties at zero as Pratt, 1959
 (doi:10.1080/01621459.1959.10501526); step-down correction, Holm, 1979 (Scandinavian Journal of Statistics 6, 65–70).
@@ -20,8 +20,6 @@ from scipy.stats import wilcoxon
 from checks import InputError
 
 Row = dict[str, Any]
-
-
 TEXT = {"set", "loss", "rule", "image", "precision"}  # columns of names: "071" is not 71
 
 

@@ -7,6 +7,7 @@ splits, invents and misses cells, plus some speckle.  *Noise*: every pixel of pr
 
 from __future__ import annotations
 
+import argparse
 import platform
 import statistics
 import sys
@@ -102,6 +103,16 @@ def print_table(head: list[str], rows: list[list[str]]) -> None:
     for row in (head, ["---"] + ["---:"] * (len(head) - 1), *rows):
         print("| " + " | ".join(row) + " |")
     print()
+
+
+def common_arguments(description: str | None) -> argparse.ArgumentParser:
+    """The options that all measurements of a batch share."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=parse_size, default=(8, 256), help="images x side, default 8x256")
+    parser.add_argument("--threads", type=int, help="default: all")
+    parser.add_argument("--repetitions", type=int, default=7)
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: on a busy machine, with --threads 1")
+    return parser
 
 
 def machine() -> str:

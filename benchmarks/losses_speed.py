@@ -12,14 +12,13 @@ them over.  All take turns in one run, and each figure is a median, so ratios ho
 
 from __future__ import annotations
 
-import argparse
 import functools
 import statistics
 from collections.abc import Callable
 
 import numpy as np
 import torch
-from batches import BATCHES, CLOCKS, describe, interleaved, machine, milliseconds, parse_size, print_table
+from batches import BATCHES, common_arguments, describe, interleaved, machine, milliseconds, print_table
 from torch import Tensor
 
 from boundary import boundary_weights, signed_distance
@@ -118,12 +117,8 @@ def time_maps(side: int, repetitions: int, clock: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=parse_size, default=(8, 256), help="images x side, default 8x256")
+    parser = common_arguments(__doc__)
     parser.add_argument("--batches", nargs="+", choices=BATCHES, default=list(BATCHES))
-    parser.add_argument("--threads", type=int, help="default: all")
-    parser.add_argument("--repetitions", type=int, default=7)
-    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: on a busy machine, with --threads 1")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)

@@ -12,7 +12,6 @@ topolosses and what our modules need: numpy, scipy, scikit-image, torch, Pillow.
 
 from __future__ import annotations
 
-import argparse
 import functools
 import resource
 import warnings
@@ -20,7 +19,7 @@ from collections.abc import Callable
 from importlib.metadata import version
 
 import torch
-from batches import BATCHES, CLOCKS, describe, interleaved, machine, parse_size, print_table
+from batches import BATCHES, common_arguments, describe, interleaved, machine, print_table
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -72,12 +71,8 @@ def _forward_and_backward(loss: Loss, logits: Tensor, target: Tensor) -> Tensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=parse_size, default=(8, 256), help="images x side, default 8x256")
+    parser = common_arguments(__doc__)
     parser.add_argument("--batch", choices=BATCHES, default="realistic")
-    parser.add_argument("--threads", type=int, help="default: all")
-    parser.add_argument("--repetitions", type=int, default=7)
-    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: on a busy machine, with --threads 1")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
