@@ -9,7 +9,6 @@ image, values are means over the images.  Needs an environment with monai, torch
 
 from __future__ import annotations
 
-import argparse
 import functools
 import warnings
 from collections.abc import Callable, Sequence
@@ -17,7 +16,7 @@ from importlib.metadata import version
 
 import numpy as np
 import torch
-from batches import CLOCKS, describe, interleaved, machine, parse_size, print_table, realistic_batch
+from batches import common_arguments, describe, interleaved, machine, print_table, realistic_batch
 from skimage.measure import euler_number, label
 from skimage.metrics import adapted_rand_error, variation_of_information
 from skimage.morphology import skeletonize
@@ -128,11 +127,7 @@ INSTANCE_METRICS: dict[str, Metric] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=parse_size, default=(8, 256), help="images x side, default 8x256")
-    parser.add_argument("--threads", type=int, help="default: all")
-    parser.add_argument("--repetitions", type=int, default=7)
-    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: on a busy machine, with --threads 1")
+    parser = common_arguments(__doc__)
     parser.add_argument("--slow", action="store_true", help="also what takes seconds an image")
     arguments = parser.parse_args()
     if arguments.threads:
