@@ -40,7 +40,6 @@ from checks import InputError
 from comparison import read_table
 from learner import Learner, set_seed
 from losses import (
-    BoundaryWeightedLoss,
     TopologyLoss,
     WeightedSum,
     cross_entropy,
@@ -86,6 +85,9 @@ class Only:
         return sample if sample.part != "train" or sample.name in self.names else None
 
 
+# The weights of each loss with the distance to borders in it, made once for each mask and kept in the data set
+MAPS = {"border": WeightMap(5, 2), "forgive": WeightMap(-1, 1), "gaps": WeightMap(10, 5, separation=True)}
+
 _OF_CELLS = ("ce", "weighted_ce", "border", "forgive", "gaps", "ce_dice", "cldice", "topology", "both")
 _OF_WALLS = ("ce", "weighted_ce", "border", "ce_dice", "cldice", "topology", "both")
 
@@ -95,7 +97,6 @@ class StudySet:
     """A data set and how every network is trained on it; `shrink` is how many pixels become one, along each axis."""
 
     source: str
-    weight_map: WeightMap
     object_class: int  # whose components are told apart in instance metrics: cells, or the bricks between mortar
     seeds: int
     repeats: int  # crops of each image in an epoch
@@ -109,6 +110,7 @@ class StudySet:
     lr: float = 5e-3
     thickness: int = 12  # steps of the soft skeleton; what is more than twice as thick loses its centre line
     strength: float = 0.1  # λ of the topology loss, chosen on the validation images
+    both: str = "gaps"  # the weights (of `MAPS`) that "both" joins with the topology loss
     losses: tuple[str, ...] = _OF_CELLS
 
 
@@ -117,7 +119,6 @@ TEN_WALLS = ("001", "009", "011", "024", "036", "041", "043", "045", "048", "049
 
 _WALLS = StudySet(
     source="topomortar",
-    weight_map=WeightMap(w0=5, sigma=2),
     object_class=0,
     seeds=3,
     widths=(8, 16, 32, 64, 128),
@@ -129,13 +130,13 @@ _WALLS = StudySet(
     epochs=8,
     thickness=10,
     strength=0.3,
+    both="border",
     losses=_OF_WALLS,
 )
 SETS = {
     "yeast": StudySet(
         source="study_yeast",
         changes=(Parts(train=24, val=8), separate_cells),
-        weight_map=WeightMap(w0=10, sigma=5, separation=True),
         object_class=1,
         seeds=5,
         repeats=18,
@@ -144,7 +145,6 @@ SETS = {
     "nuclei": StudySet(
         source="dsb2018",
         changes=(separate_cells,),
-        weight_map=WeightMap(w0=10, sigma=5, separation=True),
         object_class=1,
         seeds=3,
         repeats=2,
@@ -155,12 +155,12 @@ SETS = {
 }
 
 
-def build(study_set: StudySet) -> Path:
-    """The normalised .hdf5 of a study set, with the weight maps in it."""
+def build(study_set: StudySet, weights: WeightMap | None = None) -> Path:
+    """The normalised .hdf5 of a study set, with these weights in it."""
     source: str | Path = study_set.source
     if source == "study_yeast":  # more test images than the 18 of the course
         source = write_yeast(DATA / source, num_images=72, seed=1)
-    return data.prepare(source, DATA, changes=(*study_set.changes, study_set.weight_map))
+    return data.prepare(source, DATA, changes=(*study_set.changes, *([weights] if weights else [])))
 
 
 def augment(*tensors: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
@@ -203,30 +203,28 @@ LOSSES = {
 
 
 def make_loss(name: str, study_set: StudySet, path: Path, steps: int) -> Callable[..., Tensor]:
-    """The loss of a name of `LOSSES`; "topology:3" and "both:3" have λ = 3, which rises from 0 over all steps."""
+    """The loss of a name of `LOSSES`; "topology:3" and "both:3" have λ = 3, which rises from 0 over all steps.
+
+    Weights by the distance to borders come with the data, see `weights_of`.
+    """
     kind, _, strength = check_name(name).partition(":")
     if kind in ("topology", "both"):
         topology = TopologyLoss(float(strength or study_set.strength), margin=1.0, warm_up=steps)
         return WeightedSum((1.0, topology), (1.0, dice_loss))
     if kind == "weighted_ce":
         return functools.partial(cross_entropy, class_weight=class_weights(path))
-    cldice = functools.partial(soft_cldice_loss, iterations=study_set.thickness)
-    losses: dict[str, Callable[..., Tensor]] = {
-        "ce": cross_entropy,
-        "border": BoundaryWeightedLoss(5, 2),
-        "forgive": BoundaryWeightedLoss(-1, 1),
-        "gaps": BoundaryWeightedLoss(10, 5, separation=True),
-        "ce_dice": WeightedSum((1.0, cross_entropy), (1.0, dice_loss)),
-        "cldice": WeightedSum((1.0, cross_entropy), (1.0, dice_loss), (1.0, cldice)),
-    }
-    return losses[kind]
+    if kind == "ce_dice":
+        return WeightedSum((1.0, cross_entropy), (1.0, dice_loss))
+    if kind == "cldice":
+        cldice = functools.partial(soft_cldice_loss, iterations=study_set.thickness)
+        return WeightedSum((1.0, cross_entropy), (1.0, dice_loss), (1.0, cldice))
+    return cross_entropy  # weighted, where the data hold weights
 
 
-def stored_maps(name: str, study_set: StudySet) -> tuple[str, ...]:
-    """The maps of the data set that this loss reads; other weights are worked out in each step."""
-    weights = study_set.weight_map
-    same = name == "gaps" if weights.separation else name == "border"
-    return ("weights",) if same or name.startswith("both") else ()
+def weights_of(name: str, study_set: StudySet) -> WeightMap | None:
+    """The weights by the distance to borders that belong to a loss."""
+    kind = check_name(name).partition(":")[0]
+    return MAPS.get(study_set.both if kind == "both" else kind)
 
 
 def check_name(name: str) -> str:
@@ -251,8 +249,9 @@ def class_weights(path: Path) -> Tensor:
 def make_learner(set_name: str, loss_name: str, seed: int) -> tuple[Learner, Path]:
     """The learner of one run, not trained yet, and the file of its data."""
     study_set = SETS[set_name]
-    path = build(study_set)
-    maps = stored_maps(loss_name, study_set)
+    weights = weights_of(loss_name, study_set)
+    path = build(study_set, weights)
+    maps = ("weights",) if weights else ()
     dataset = data.SegmentationDataset(path, "train", crop=study_set.crop, maps=maps, seed=seed)
     loader = data.make_loader(dataset, study_set.batch, shuffle=True, seed=seed, repeats=study_set.repeats)
     loss = make_loss(loss_name, study_set, path, study_set.epochs * len(loader))

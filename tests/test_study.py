@@ -27,7 +27,7 @@ def tiny(tmp_path, monkeypatch) -> StudySet:
     folder = write_yeast(tmp_path / "tiny", num_images=6, height=64, width=64)
     changes = (Parts(train=3, val=1), separate_cells)
     small = {"widths": (4, 8), "crop": 32, "batch": 4, "thickness": 2, "repeats": 2, "epochs": 2}
-    study_set = StudySet(str(folder), WeightMap(10, 5, separation=True), 1, seeds=1, changes=changes, **small)
+    study_set = StudySet(str(folder), 1, seeds=1, changes=changes, **small)
     monkeypatch.setitem(SETS, "tiny", study_set)
     return study_set
 
@@ -163,7 +163,8 @@ def test_losses_of_one_seed_start_from_the_same_weights_and_crops(tiny, monkeypa
         assert torch.equal(weights, first[0][0])
         assert torch.equal(images, first[0][1])
         assert torch.equal(target, first[0][2])
-    assert len({repr(study.make_learner("tiny", loss, 3)[0].loss) for loss in LOSSES}) >= len(LOSSES) - 1  # "both"
+    recipes = {(repr(study.make_learner("tiny", loss, 3)[0].loss), study.weights_of(loss, tiny)) for loss in LOSSES}
+    assert len(recipes) == len(LOSSES)
 
 
 def test_names_of_losses_carry_their_strength(tiny) -> None:
@@ -179,18 +180,17 @@ def test_names_of_losses_carry_their_strength(tiny) -> None:
         study.main(["--sets", "tiny", "--losses", "dcie"])
 
 
-def test_stored_maps_are_read_only_where_they_are_those_of_the_loss(tiny) -> None:
-    assert [name for name in LOSSES if study.stored_maps(name, SETS["yeast"])] == ["gaps", "both"]
-    assert [name for name in LOSSES if study.stored_maps(name, SETS["walls"])] == ["border", "both"]
-    assert study.stored_maps("both:3", SETS["yeast"])
-    for study_set in SETS.values():  # the loss says of itself what the stored map is
-        name = "gaps" if study_set.weight_map.separation else "border"
-        loss = make_loss(name, study_set, study.build(tiny), steps=1)
-        assert (loss.w0, loss.sigma, loss.separation) == (
-            study_set.weight_map.w0,
-            study_set.weight_map.sigma,
-            study_set.weight_map.separation,
-        )
+def test_weights_by_distance_come_with_the_data_of_the_losses_that_have_them(tiny) -> None:
+    stored = {name: study.weights_of(name, SETS["yeast"]) for name in LOSSES}
+    assert {name for name, weights in stored.items() if weights} == {"border", "forgive", "gaps", "both"}
+    assert study.weights_of("both:3", SETS["yeast"]) == stored["gaps"] == WeightMap(10, 5, separation=True)
+    assert study.weights_of("both", SETS["walls"]) == stored["border"] == WeightMap(5, 2)
+    for name in ("ce", "forgive"):
+        learner = study.make_learner("tiny", name, 0)[0]
+        batch = next(iter(learner.train_loader))
+        assert len(batch) == 2 + bool(stored[name])
+    weights = batch[2]
+    assert 0 <= weights.min() < 0.5 < weights.max()  # nearly nothing at the border
 
 
 def test_class_weights_give_both_classes_the_same_share(tiny) -> None:
