@@ -239,7 +239,7 @@ def prepare(
     `NAME.hdf5` and `NAME_normalised.hdf5` in `data_dir` are used again only if they were built with the same
     settings from the same source files; otherwise they are built again, and `say` tells so.
 
-    `changes` are applied to every sample in turn, for example `[separate_cells, WeightMap(5, 2)]` of `targets.py`:
+    `changes` are applied to every sample in turn, for example `[separate_cells, WeightMap(5, 2)]` of `changes.py`:
     what they add is worked out once and kept in the file.  A change that returns None leaves the sample out.  Files
     with other changes get a name of their own.  A change is a function with a name, known again by its text, or an
     object with a `repr` that shows its settings, such as a dataclass.
@@ -272,7 +272,7 @@ def _spelled(change: Callable[[Sample], Sample | None]) -> str:
     if "<lambda>" in text or " at 0x" in text:
         raise InputError(
             f"changes: {text} could not be known again in the next run.\n"
-            "Use a function with a name, or a dataclass with a method __call__, like targets.WeightMap."
+            "Use a function with a name, or a dataclass with a method __call__, like changes.WeightMap."
         )
     if inspect.isfunction(change):
         with contextlib.suppress(OSError):  # typed at a prompt, it has no source

@@ -36,6 +36,7 @@ from torch.nn import functional as F
 import data
 import plots
 import transforms
+from changes import WeightMap, separate_cells
 from checks import InputError
 from comparison import read_table
 from learner import Learner, set_seed
@@ -49,7 +50,6 @@ from losses import (
 from samples import Sample
 from scoring import Row, choose_threshold, dice, judge, topology_row
 from synthetic import write_yeast
-from targets import WeightMap, separate_cells
 from topology import KINDS, critical_regions
 from unet import UNet
 

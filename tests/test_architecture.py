@@ -27,10 +27,10 @@ ARROWS = {
     "instance_metrics": {"objects"},
     "structure_metrics": {"objects", "topology"},
     "run": {"handin"},
-    "targets": {"boundary", "samples"},
+    "changes": {"boundary", "samples"},
     "scoring": {"metrics", "boundary_metrics", "instance_metrics", "structure_metrics", "objects"},
     "study": {  # like the notebook: it brings the pieces together, and nothing imports it
-        *("comparison", "data", "learner", "losses", "plots", "samples", "scoring", "synthetic", "targets"),
+        *("changes", "comparison", "data", "learner", "losses", "plots", "samples", "scoring", "synthetic"),
         *("topology", "transforms", "unet"),
     },
 }

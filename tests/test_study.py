@@ -12,13 +12,13 @@ import torch
 from PIL import Image
 
 import study
+from changes import WeightMap, separate_cells
 from checks import InputError
 from comparison import read_table
 from losses import TopologyLoss
 from samples import Sample
 from study import LOSSES, SETS, Only, Parts, Shrunk, StudySet, class_weights, file_of, make_loss
 from synthetic import write_yeast
-from targets import WeightMap, separate_cells
 
 
 @pytest.fixture

@@ -12,11 +12,11 @@ from scipy import ndimage
 
 import data
 from boundary import boundary_weights, separation_weights
+from changes import WeightMap, separate_cells
 from checks import InputError
 from losses import BoundaryWeightedLoss, cross_entropy
 from samples import Sample
 from synthetic import yeast_scene
-from targets import WeightMap, separate_cells
 from transforms import apply_symmetry
 
 

@@ -1,7 +1,7 @@
-"""What a network is asked to learn from a sample: cells kept apart, and weights that stress or forgive borders.
+"""Changes of a sample on its way into the .hdf5: cells kept apart, weights that stress or forgive borders, sizes, classes.
 
-Both are changes of a `Sample` on its way into the .hdf5, so they are made once for each mask and not in every
-training step: `data.prepare("dsb2018", changes=[separate_cells, WeightMap(10, 5, separation=True)])`.
+They are made once for each image and not in every training step, and the file remembers them:
+`data.prepare("dsb2018", changes=[separate_cells, WeightMap(10, 5, separation=True)])`.
 
 Source: Ronneberger et al., 2015 (arXiv:1505.04597), section 3: touching cells are separated by background.
 """
