@@ -1,4 +1,4 @@
-"""Changes of a sample on its way into the .hdf5: cells kept apart, weights that stress or forgive borders, sizes, classes.
+"""Changes of a sample on its way into the .hdf5: cells kept apart, weights for borders, another size, other classes.
 
 They are made once for each image and not in every training step, and the file remembers them:
 `data.prepare("dsb2018", changes=[separate_cells, WeightMap(10, 5, separation=True)])`.
