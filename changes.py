@@ -8,9 +8,11 @@ Source: Ronneberger et al., 2015 (arXiv:1505.04597), section 3: touching cells a
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
+from skimage.transform import resize
 
 from boundary import boundary_weights, find_cells, separation_weights
 from checks import InputError
@@ -76,3 +78,67 @@ class WeightMap:
         else:
             weights = boundary_weights(label, self.w0, self.sigma)
         return replace(sample, extras={**sample.extras, "weights": weights.astype(np.float32)})
+
+
+@dataclass(frozen=True)
+class Resize:
+    """Stretches a sample to one size: the image by averaging and interpolation, label and maps by the nearest pixel.
+
+    >>> sample = Resize(1, 2)(Sample("a", np.array([[0, 2, 4, 6]], np.uint8), np.array([[0, 0, 1, 1]], np.uint8)))
+    >>> sample.image.shape, sample.label.tolist()
+    ((1, 2), [[0, 1]])
+    """
+
+    height: int
+    width: int
+
+    def __call__(self, sample: Sample) -> Sample:
+        size = (self.height, self.width)
+        smaller = any(new < old for new, old in zip(size, sample.label.shape))
+        image = resize(sample.image.astype(np.float64), size, order=1, mode="reflect", anti_aliasing=smaller)
+        if sample.image.dtype.kind == "u":
+            image = image.round()
+        extras = {name: self._nearest(array) for name, array in sample.extras.items()}
+        image = image.astype(sample.image.dtype)
+        return replace(sample, image=image, label=self._nearest(sample.label), extras=extras)
+
+    def _nearest(self, array: np.ndarray) -> np.ndarray:
+        rows, columns = (
+            ((np.arange(new) + 0.5) * old / new).astype(np.int64)
+            for new, old in zip((self.height, self.width), array.shape)
+        )
+        return array[rows[:, None], columns]
+
+
+@dataclass(frozen=True)
+class Relabel:
+    """Gives classes other numbers; classes that are not named keep theirs.
+
+    >>> Relabel({255: 0})(Sample("a", np.zeros((1, 3)), np.array([[0, 1, 255]], np.uint8))).label.tolist()
+    [[0, 1, 0]]
+    """
+
+    numbers: Mapping[int, int]
+
+    def __call__(self, sample: Sample) -> Sample:
+        label = sample.label.copy()
+        for old, new in self.numbers.items():
+            label[sample.label == old] = new
+        return replace(sample, label=label)
+
+
+@dataclass(frozen=True)
+class PartsByName:
+    """Puts samples into training or validation by their names; samples that are not named are left out.
+
+    >>> sample = Sample("b", np.zeros((1, 1)), np.zeros((1, 1)))
+    >>> PartsByName(train=("a",), val=("b",))(sample).part, PartsByName(train=("a",))(sample)
+    ('val', None)
+    """
+
+    train: tuple[str, ...]
+    val: tuple[str, ...] = ()
+
+    def __call__(self, sample: Sample) -> Sample | None:
+        parts = {**dict.fromkeys(self.train, "train"), **dict.fromkeys(self.val, "val")}
+        return replace(sample, part=parts[sample.name]) if sample.name in parts else None

@@ -17,6 +17,7 @@ copy.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -266,8 +267,13 @@ def inverse_symmetry(k: int) -> int:
     return k if k >= 4 else -k % 4
 
 
-def random_symmetries(*tensors: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+def random_symmetries(
+    *tensors: Tensor, generator: torch.Generator, symmetries: Sequence[int] = range(8)
+) -> tuple[Tensor, ...]:
     """Give each sample of a batch its own random symmetry; image, mask and maps of a sample get the same one.
+
+    `symmetries` are those to draw from, numbered as in `apply_symmetry`: (0, 4) mirrors every second street scene, and
+    never stands it on its head.
 
     Tensors are (B, C, H, W) or (B, H, W), any dtype, of one B, H, W.  If H ≠ W only the four symmetries that
     keep the shape are drawn (0, 2, 4, 6).  `generator` is a CPU generator: so nothing waits for the GPU.
@@ -278,12 +284,14 @@ def random_symmetries(*tensors: Tensor, generator: torch.Generator) -> tuple[Ten
     >>> moved, moved_masks = random_symmetries(images, masks, generator=torch.Generator().manual_seed(0))
     """
     B, H, W = _batch_size(tensors)
-    drawn = torch.randint(0, 8, (B,), generator=generator).tolist()
-    symmetries = drawn if H == W else [k - k % 2 for k in drawn]
+    if not symmetries or not set(symmetries) <= set(range(8)):
+        raise InputError(f"random_symmetries: symmetries is {symmetries}; expected some of 0 … 7.")
+    drawn = [symmetries[k] for k in torch.randint(0, len(symmetries), (B,), generator=generator).tolist()]
+    drawn = drawn if H == W else [k - k % 2 for k in drawn]
     results = []
     for tensor in tensors:
         result = torch.empty_like(tensor, memory_format=torch.preserve_format)
-        for sample, k in enumerate(symmetries):
+        for sample, k in enumerate(drawn):
             result[sample].copy_(_moved(tensor[sample], k))
         results.append(result)
     return tuple(results)

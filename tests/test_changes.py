@@ -12,7 +12,7 @@ from scipy import ndimage
 
 import data
 from boundary import boundary_weights, separation_weights
-from changes import WeightMap, separate_cells
+from changes import PartsByName, Relabel, Resize, WeightMap, separate_cells
 from checks import InputError
 from losses import BoundaryWeightedLoss, cross_entropy
 from samples import Sample
@@ -140,3 +140,43 @@ def test_changes_that_could_not_be_known_again_are_refused(tmp_path) -> None:
     folder = make_folder(tmp_path / "set", "abcd")
     for change in (lambda sample: sample, functools.partial(separate_cells)):
         assert "known again" in refused(data.prepare, folder, tmp_path, changes=[change], say=lambda line: None)
+
+
+def test_resize_keeps_types_and_invents_no_class() -> None:
+    rng = np.random.default_rng(0)
+    label = rng.choice([0, 3, 255], (30, 41)).astype(np.uint8)
+    image = rng.integers(0, 256, (30, 41, 3)).astype(np.uint8)
+    sample = Sample("a", image, label, "val", {"weights": rng.random((30, 41)).astype(np.float32)})
+    small = Resize(16, 20)(sample)
+    assert (small.image.shape, small.image.dtype, small.part) == ((16, 20, 3), np.uint8, "val")
+    assert small.label.shape == small.extras["weights"].shape == (16, 20)
+    assert set(np.unique(small.label)) <= {0, 3, 255}
+    assert abs(small.image.mean() - image.mean()) < 3  # averaged, not picked
+    assert small.image.std() < image.std()
+    same = Resize(30, 41)(sample)
+    assert np.array_equal(same.image, image)
+    assert np.array_equal(same.label, label)
+
+
+def test_resize_keeps_image_and_label_together() -> None:
+    label = np.zeros((40, 60), np.uint8)
+    label[10:30, 15:45] = 1
+    for size in ((20, 30), (80, 120), (33, 47)):
+        sample = Resize(*size)(Sample("a", label * 200, label))
+        off = (sample.image > 100) != (sample.label == 1)
+        assert off.mean() < 0.05
+        assert sample.label.mean() == pytest.approx(0.25, abs=0.03)
+
+
+def test_relabel_swaps_without_chaining() -> None:
+    sample = Sample("a", np.zeros((1, 3)), np.array([[0, 1, 2]], np.uint8))
+    assert Relabel({0: 1, 1: 0})(sample).label.tolist() == [[1, 0, 2]]
+    assert sample.label.tolist() == [[0, 1, 2]]
+
+
+def test_parts_by_name_come_out_of_the_file(tmp_path) -> None:
+    folder = make_folder(tmp_path / "set", "abcd")
+    path = data.prepare(folder, tmp_path, changes=[PartsByName(train=("d", "a"), val=("c",))])
+    assert data.SegmentationDataset(path, "train").parts == {"train": 2, "val": 1, "test": 0}
+    assert data.SegmentationDataset(path, "train").names == ["a", "d"]
+    assert data.SegmentationDataset(path, "val").names == ["c"]

@@ -385,6 +385,16 @@ def test_each_sample_has_its_own_symmetry_and_all_are_equally_frequent(height, w
     assert all(abs(count / 4000 - 1 / number) < 0.03 for count in counts.values())  # 4.4 standard errors
 
 
+def test_only_the_symmetries_that_are_named_are_drawn():
+    one = torch.arange(6.0).reshape(1, 1, 2, 3)
+    (moved,) = random_symmetries(one.repeat(64, 1, 1, 1), generator=cpu_generator(0), symmetries=(0, 4))
+    kinds = {tuple(sample.flatten().tolist()) for sample in moved}
+    assert kinds == {(0, 1, 2, 3, 4, 5), (2, 1, 0, 5, 4, 3)}  # as it is, and left-right
+    for wrong in ((), (8,), (-1, 0)):
+        with pytest.raises(InputError, match="symmetries is"):
+            random_symmetries(one, generator=cpu_generator(0), symmetries=wrong)
+
+
 def test_fault_62_batch_symmetries_repeat_with_the_seed():
     images = torch.rand(16, 1, 4, 4)
     first, second = (random_symmetries(images, generator=cpu_generator(5))[0] for _ in range(2))
