@@ -152,14 +152,14 @@ class UNet(nn.Module):
             self.ups.append(Up(below, risen, upsampling))
             self.decoder.append(ConvBlock(risen + width if skip == "concat" else risen, width, norm))
         self.head = nn.Conv2d(widths[0], num_classes, 1)
-        self.apply(_initialise)
+        self.apply(initialise)
 
     def extra_repr(self) -> str:
         """The two choices that the list of layers does not show; a learner knows a model again by its repr."""
         return f"upsampling={self.upsampling!r}, skip={self.skip!r}"
 
     def forward(self, x: Tensor) -> Tensor:
-        _check_input(x, self.in_channels)
+        check_input("UNet", x, self.in_channels)
         handed_across = []
         for block in self.encoder[:-1]:
             x = block(x)  # (B, width, H, W)
@@ -189,19 +189,13 @@ def _check_settings(
     norm: str,
     keep_channels: bool,
 ) -> None:
-    choices = {
-        "upsampling": (upsampling, ("transposed", "bilinear", "unpool")),
-        "skip": (skip, ("none", "concat", "sum")),
-        "norm": (norm, ("batch", "group", "none")),
-    }
-    for argument, (value, allowed) in choices.items():
-        if value not in allowed:
-            raise InputError(f"UNet: {argument}={value!r}; choose one of {', '.join(map(repr, allowed))}.")
-    if len(widths) < 1 or min(in_channels, num_classes, *widths) < 1:
-        raise InputError(
-            f"UNet: in_channels={in_channels}, num_classes={num_classes}, widths={tuple(widths)}; "
-            "all must be at least 1, and widths needs at least one level."
-        )
+    check_choices(
+        "UNet",
+        upsampling=(upsampling, ("transposed", "bilinear", "unpool")),
+        skip=(skip, ("none", "concat", "sum")),
+        norm=(norm, ("batch", "group", "none")),
+    )
+    check_counts("UNet", in_channels, num_classes, widths)
     if keep_channels and (upsampling == "unpool" or skip == "sum"):
         raise InputError(
             f"UNet: keep_channels=True does not go with upsampling={upsampling!r}, skip={skip!r}.\n"
@@ -209,7 +203,24 @@ def _check_settings(
         )
 
 
-def _check_input(x: Tensor, in_channels: int) -> None:
+def check_choices(model: str, **choices: tuple[object, tuple[object, ...]]) -> None:
+    """Raise `InputError` unless each argument has one of the values allowed: argument=(value, allowed)."""
+    for argument, (value, allowed) in choices.items():
+        if value not in allowed:
+            raise InputError(f"{model}: {argument}={value!r}; choose one of {', '.join(map(repr, allowed))}.")
+
+
+def check_counts(model: str, in_channels: int, num_classes: int, widths: Sequence[int]) -> None:
+    """Raise `InputError` unless all numbers of channels are at least 1, and there is at least one level."""
+    if len(widths) < 1 or min(in_channels, num_classes, *widths) < 1:
+        raise InputError(
+            f"{model}: in_channels={in_channels}, num_classes={num_classes}, widths={tuple(widths)}; "
+            "all must be at least 1, and widths needs at least one level."
+        )
+
+
+def check_input(model: str, x: Tensor, in_channels: int) -> None:
+    """Raise `InputError` unless x is (B, in_channels, H, W)."""
     if x.ndim == 4 and x.shape[1] == in_channels:
         return
     hint = ""
@@ -217,15 +228,16 @@ def _check_input(x: Tensor, in_channels: int) -> None:
         hint = "\nThe channels seem to come last: use images.permute(0, 3, 1, 2)."
     elif x.ndim == 3:
         hint = "\nA single image needs a batch axis: use image[None]."
-    raise InputError(f"UNet: input has shape {tuple(x.shape)}; expected (B, {in_channels}, H, W).{hint}")
+    raise InputError(f"{model}: input has shape {tuple(x.shape)}; expected (B, {in_channels}, H, W).{hint}")
 
 
-def _initialise(module: nn.Module) -> None:
+def initialise(module: nn.Module) -> None:
     """He's initialisation (arXiv:1502.01852), as the U-Net paper asks for: each layer keeps the variance."""
     if isinstance(module, nn.ConvTranspose2d):
         # With kernel = stride each output pixel sees one tap of every input channel, and no ReLU follows.
         nn.init.normal_(module.weight, std=module.in_channels**-0.5)
     elif isinstance(module, nn.Conv2d):
-        nn.init.kaiming_normal_(module.weight, nonlinearity="relu" if module.kernel_size == (3, 3) else "linear")
+        # In these nets a ReLU follows every convolution but the 1×1 ones.
+        nn.init.kaiming_normal_(module.weight, nonlinearity="linear" if module.kernel_size == (1, 1) else "relu")
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)) and module.bias is not None:
         nn.init.zeros_(module.bias)
