@@ -33,6 +33,7 @@ from matplotlib.colors import ListedColormap
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+import augmentation
 import data
 import plots
 import transforms
@@ -167,8 +168,8 @@ def augment(*tensors: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
     """The eight symmetries, brightness and contrast, and the hue of colour images."""
     images, *others = transforms.random_symmetries(*tensors, generator=generator)
     if images.shape[1] == 3:
-        images = transforms.random_hue(images, generator=generator)
-    return transforms.random_intensity(images, gain=0.3, offset=0.3, generator=generator), *others
+        images = augmentation.random_hue(images, generator=generator)
+    return augmentation.random_intensity(images, gain=0.3, offset=0.3, generator=generator), *others
 
 
 class Shrunk(nn.Module):

@@ -8,7 +8,7 @@ and no error tells so.  Two tools keep them together:
   (`apply_transform_to_image`).  The names follow `inferno.io.transform.Transform`.  Arrays have their spatial
   axes last: (H, W) or (C, H, W).
 - a whole batch, torch, on its device: each sample gets its own random one of the eight symmetries of the
-  square (the dihedral group D4), and images can get a random gain and offset.
+  square (the dihedral group D4).  `augmentation.py` has what is not exact: turns by any angle, zoom, colours.
 
 The eight symmetries need no interpolation: they are exact, and no label is ever mixed.  A random generator is
 always handed in, so a second run draws the same.  No input is changed in place; every result is a contiguous
@@ -255,7 +255,7 @@ def apply_symmetry(tensor: Tensor, k: int) -> Tensor:
     """
     if k not in range(8):
         raise InputError(f"apply_symmetry: k is {k}; expected 0 … 7.")
-    return _moved(tensor, k).clone(memory_format=_memory_format(tensor))
+    return _moved(tensor, k).clone(memory_format=memory_format(tensor))
 
 
 def inverse_symmetry(k: int) -> int:
@@ -297,65 +297,13 @@ def random_symmetries(
     return tuple(results)
 
 
-def random_intensity(
-    images: Tensor, gain: float = 0.2, offset: float = 0.2, noise: float = 0.0, *, generator: torch.Generator
-) -> Tensor:
-    """Change brightness and contrast of each image of a batch: x · (1 + g) + o + noise · n.
-
-    g is uniform in ±gain, o in ±offset, one of each a sample; n is standard normal, one a value.  `images` is
-    (B, C, H, W) float, normalised to unit deviation: offset and noise are in units of that deviation.
-    `generator` is a CPU generator.  Labels need no change.  Raises `InputError` for other shapes or dtypes.
-
-    >>> random_intensity(torch.zeros(1, 1, 2, 2), 0.2, 0.0, generator=torch.Generator()).tolist()
-    [[[[0.0, 0.0], [0.0, 0.0]]]]
-    """
-    if images.ndim != 4 or not images.is_floating_point():
-        found = f"{images.dtype} {tuple(images.shape)}"
-        raise InputError(f"random_intensity: images is {found}; expected a float tensor (B, C, H, W).")
-    drawn = torch.rand(2, images.shape[0], 1, 1, 1, generator=generator) * 2 - 1
-    seed = int(torch.randint(2**62, (1,), generator=generator))  # always drawn: gain, offset ignore `noise`
-    if images.device.type == "cuda":
-        drawn = drawn.pin_memory()  # only a copy from pinned memory does not wait for the GPU
-    g, o = drawn.to(images.device, images.dtype, non_blocking=True)
-    result = images * (1 + gain * g) + offset * o
-    if noise > 0:
-        own = torch.Generator(images.device).manual_seed(seed)  # noise is drawn where the images are
-        result += noise * torch.randn(images.shape, generator=own, device=images.device, dtype=images.dtype)
-    return result
-
-
-def random_hue(images: Tensor, *, generator: torch.Generator) -> Tensor:
-    """Turn the colours of each image of a batch by its own angle round the grey axis; grey stays grey.
-
-    The angle is uniform in ±180°, one a sample: what an object is must then be learnt from shape and brightness, not
-    from its colour.  `images` is (B, 3, H, W) float, red, green, blue, in any common scale (also normalised by
-    channel: then the axis is that of equal deviations).  `generator` is a CPU generator.
-    Raises `InputError` for other shapes or dtypes.
-
-    >>> grey = torch.full((2, 3, 4, 4), 0.7)
-    >>> torch.allclose(random_hue(grey, generator=torch.Generator()), grey)
-    True
-    """
-    if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
-        found = f"{images.dtype} {tuple(images.shape)}"
-        raise InputError(f"random_hue: images is {found}; expected a float tensor (B, 3, H, W).")
-    angle = (torch.rand(images.shape[0], 1, 1, generator=generator) * 2 - 1) * torch.pi
-    across = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / 3**0.5  # axis × colour
-    # Rodrigues' formula for the axis (1, 1, 1)/√3: (B, 3, 3)
-    turn = angle.cos() * torch.eye(3) + angle.sin() * across + (1 - angle.cos()) / 3
-    if images.device.type == "cuda":
-        turn = turn.pin_memory()
-    turn = turn.to(images.device, images.dtype, non_blocking=True)
-    return torch.einsum("bij,bjhw->bihw", turn, images).contiguous(memory_format=_memory_format(images))
-
-
 def _moved(tensor: Tensor, k: int) -> Tensor:
     """Symmetry k of the last two axes, perhaps as a view."""
     flipped = tensor.flip(_FLIPPED_AXES[k]) if _FLIPPED_AXES[k] else tensor
     return flipped.transpose(-2, -1) if k % 2 else flipped
 
 
-def _memory_format(tensor: Tensor) -> torch.memory_format:
+def memory_format(tensor: Tensor) -> torch.memory_format:
     """`torch.channels_last` if the tensor is stored so, else the usual one."""
     is_channels_last = tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
     return torch.channels_last if is_channels_last and not tensor.is_contiguous() else torch.contiguous_format

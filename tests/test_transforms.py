@@ -21,8 +21,6 @@ from transforms import (
     ToTorchTensor,
     apply_symmetry,
     inverse_symmetry,
-    random_hue,
-    random_intensity,
     random_symmetries,
 )
 
@@ -425,85 +423,10 @@ def test_batch_symmetries_refuse_tensors_that_do_not_belong_together(shapes):
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-def test_batch_augmentation_never_waits_for_the_gpu():
+def test_batch_symmetries_never_wait_for_the_gpu():
     images, masks = torch.rand(8, 1, 32, 32, device="cuda"), torch.zeros(8, 32, 32, device="cuda")
-    random_intensity(images, noise=0.1, generator=cpu_generator())  # first use starts the library
     torch.cuda.set_sync_debug_mode("error")
     try:
         random_symmetries(images, masks, generator=cpu_generator())
-        random_intensity(images, noise=0.1, generator=cpu_generator())
     finally:
         torch.cuda.set_sync_debug_mode("default")
-
-
-# --- brightness and contrast ---
-
-
-def test_intensity_is_one_gain_and_one_offset_a_sample():
-    images = torch.randn(64, 2, 5, 5, generator=cpu_generator(1))
-    changed = random_intensity(images, gain=0.2, offset=0.3, generator=cpu_generator(2))
-    gains = (changed[:, 0, 0, 0] - changed[:, 1, 2, 2]) / (images[:, 0, 0, 0] - images[:, 1, 2, 2])
-    offsets = changed[:, 0, 0, 0] - gains * images[:, 0, 0, 0]
-    expected = gains[:, None, None, None] * images + offsets[:, None, None, None]
-    assert torch.allclose(changed, expected, atol=1e-4)
-    assert ((gains > 0.7999) & (gains < 1.2001)).all()
-    assert (offsets.abs() < 0.3001).all()
-    assert gains.std() > 0.08  # uniform in ±0.2: 0.115
-    assert offsets.std() > 0.13  # uniform in ±0.3: 0.173
-
-
-def test_intensity_of_zero_changes_nothing_and_noise_has_its_deviation():
-    images = torch.zeros(2, 1, 100, 100)
-    assert torch.equal(random_intensity(images, 0.0, 0.0, generator=cpu_generator()), images)
-    noisy = random_intensity(images, 0.0, 0.0, noise=0.5, generator=cpu_generator())
-    assert noisy.std() == pytest.approx(0.5, abs=0.02)
-
-
-def test_intensity_repeats_with_the_seed_and_keeps_its_input():
-    images = torch.rand(4, 1, 3, 3)
-    before = images.clone()
-    first, second = (random_intensity(images, noise=0.1, generator=cpu_generator(7)) for _ in range(2))
-    assert torch.equal(first, second)
-    assert torch.equal(images, before)
-    assert not torch.equal(first, random_intensity(images, noise=0.1, generator=cpu_generator(8)))
-    noise = [random_intensity(images, 0.0, 0.0, 0.1, generator=cpu_generator(seed)) for seed in (1, 2)]
-    assert not torch.equal(*noise)
-
-
-def test_noise_does_not_change_what_is_drawn_for_gain_and_offset():
-    images = torch.ones(3, 1, 64, 64)
-    plain = random_intensity(images, generator=cpu_generator(3))
-    noisy = random_intensity(images, noise=0.01, generator=cpu_generator(3))
-    assert torch.allclose(plain.mean((1, 2, 3)), noisy.mean((1, 2, 3)), atol=0.002)
-
-
-@pytest.mark.parametrize("bad", [torch.zeros(2, 4, 4), torch.zeros(2, 1, 4, 4, dtype=torch.int64)])
-def test_intensity_refuses_what_is_no_batch_of_float_images(bad):
-    with pytest.raises(InputError, match="expected a float tensor"):
-        random_intensity(bad, generator=cpu_generator())
-
-
-def test_hue_turns_colours_round_the_grey_axis():
-    images = torch.rand(64, 3, 2, 2)
-    turned = random_hue(images, generator=cpu_generator())
-    assert torch.allclose(turned.mean(dim=1), images.mean(dim=1), atol=1e-6)  # the place along the axis
-    assert torch.allclose(turned.norm(dim=1), images.norm(dim=1), atol=1e-6)  # a rotation
-    colour = torch.stack([images, turned]) - images.mean(dim=1, keepdim=True)
-    cosine = (colour[0] * colour[1]).sum(dim=1) / colour.norm(dim=2).prod(dim=0)
-    angle = cosine.clamp(-1, 1).acos()  # (64, 2, 2)
-    assert torch.allclose(angle, angle[:, :1, :1].expand_as(angle), atol=1e-3)  # one angle a sample
-    assert angle[:, 0, 0].mean() == pytest.approx(torch.pi / 2, abs=0.25)  # |angle| uniform in 0 … π
-    assert torch.equal(turned, random_hue(images, generator=cpu_generator()))
-
-
-def test_a_third_of_a_turn_makes_red_green():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch, "rand", lambda *size, generator: torch.full(size, 5 / 6))  # (2u − 1)·π = 2π/3
-        green = random_hue(torch.tensor([1.0, 0.0, 0.0]).reshape(1, 3, 1, 1), generator=cpu_generator())
-    assert torch.allclose(green.flatten(), torch.tensor([0.0, 1.0, 0.0]), atol=1e-6)
-
-
-@pytest.mark.parametrize("bad", [torch.zeros(2, 1, 4, 4), torch.zeros(3, 4, 4), torch.zeros(2, 3, 4, 4).long()])
-def test_hue_refuses_what_has_no_three_colours(bad):
-    with pytest.raises(InputError, match="B, 3, H, W"):
-        random_hue(bad, generator=cpu_generator())
