@@ -23,11 +23,21 @@ from checks import IGNORE_INDEX, InputError
 from download import locate
 from hdf5 import build_hdf5, build_settings, normalise_hdf5, open_hdf5, read_array
 from imagefile import LabelMap
-from samples import FRACTIONS, PARTS, READERS, Sample, is_junk, read_dataset, read_folder
+from readers import READERS, read_dataset
+from samples import FRACTIONS, PARTS, Sample, is_junk, read_folder
 from synthetic import write_yeast
+from synthetic_scenes import write_pets, write_roads, write_streets
 
 SYNTHETIC = "synthetic_yeast"
-NAMES = (SYNTHETIC, *READERS)
+BUILT_IN: dict[str, Callable[[Path], Path]] = {
+    SYNTHETIC: write_yeast,
+    "synthetic_streets": write_streets,
+    "synthetic_roads": write_roads,
+    "synthetic_pets": write_pets,
+}
+NAMES = (*BUILT_IN, *READERS)
+NUM_CLASSES = {SYNTHETIC: 2, "synthetic_streets": 6, "synthetic_roads": 2, "synthetic_pets": 3}
+NUM_CLASSES |= {name: reader.num_classes for name, reader in READERS.items()}
 EXTRA_FOLDERS = ("instances", "dead", "weights")  # maps that travel along if a folder holds them
 
 
@@ -227,7 +237,7 @@ def prepare(
     source: str | Path,
     data_dir: str | Path = Path("data"),
     *,
-    num_classes: int = 2,
+    num_classes: int | None = None,
     seed: int = 0,
     label_map: LabelMap | None = None,
     changes: Sequence[Callable[[Sample], Sample | None]] = (),
@@ -235,7 +245,8 @@ def prepare(
 ) -> Path:
     """Return the path of the normalised .hdf5 of `source`; build it first if it must be.
 
-    `source` is "synthetic_yeast" (built in), a name that `read_dataset` knows, or a folder (`find_pairs`).
+    `source` is a built-in set (`BUILT_IN`), a name that `read_dataset` knows, or a folder (`find_pairs`).  Without
+    `num_classes`, a named set has its own number (`NUM_CLASSES`), a folder 2.
     `NAME.hdf5` and `NAME_normalised.hdf5` in `data_dir` are used again only if they were built with the same
     settings from the same source files; otherwise they are built again, and `say` tells so.
 
@@ -258,6 +269,8 @@ def prepare(
         samples = _changed(samples, changes)
         digest, name = f"{digest} {recipe}", f"{name}_{hashlib.sha256(recipe.encode()).hexdigest()[:8]}"
     plain, normalised = data_dir / f"{name}.hdf5", data_dir / f"{name}_normalised.hdf5"
+    if num_classes is None:
+        num_classes = NUM_CLASSES.get(str(source), 2)
     settings = build_settings(num_classes, FRACTIONS, seed, digest)
     if not _is_current(plain, settings, say):
         build_hdf5(samples, plain, num_classes=num_classes, seed=seed, source=digest)
@@ -291,8 +304,8 @@ def _changed(samples: Iterator[Sample], changes: Sequence[Callable[[Sample], Sam
 
 def source_folder(source: str | Path, data_dir: Path = Path("data"), say: Callable[[str], object] = print) -> Path:
     """The folder that holds the files of `source`: drawn, fetched, or the folder itself."""
-    if str(source) == SYNTHETIC:
-        return write_yeast(data_dir / SYNTHETIC)
+    if str(source) in BUILT_IN:
+        return BUILT_IN[str(source)](data_dir / str(source))
     if str(source) in READERS:
         return locate(str(source), data_dir, say=say)
     if Path(source).is_dir():

@@ -12,7 +12,7 @@ outside its folder.  One rule covers them: nothing gets its final name before it
 then it is called `.part` (the next run continues it) or `.unpacking` (the next run deletes it); a file that
 fails the check is kept as `.wrong`.
 
-HTTP ranges and If-Range: RFC 9110, sections 13.1.5 and 14.  Zip bombs: Fifield, USENIX WOOT 2019.
+What there is to fetch stands in `sources.py`.  HTTP ranges and If-Range: RFC 9110, sections 13.1.5 and 14.
 """
 
 from __future__ import annotations
@@ -22,136 +22,31 @@ import http.client
 import os
 import shutil
 import ssl
-import stat
 import threading
 import time
 import urllib.error
 import urllib.request
-import zipfile
-import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import urlsplit
 
+from archives import unpack
 from checks import InputError
+from sources import SOURCES, RemoteFile, Source
 
 MIRROR_VARIABLE = "SEGMENTATION_MIRROR"
 TIMEOUT = 20.0  # seconds without a byte
 PAUSES = (0.0, 2.0, 8.0)  # seconds before each of the three tries
-# Limits for a whole archive.  A single label image may pack 400 : 1, a set of nuclei as a whole packs 8 : 1.
-MAX_ENTRIES, MAX_BYTES, MAX_RATIO = 50_000, 8 * 2**30, 100
 FIRST_BYTES = {
     ".zip": (b"PK\x03\x04",),
+    ".gz": (b"\x1f\x8b",),
     ".tif": (b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+"),  # little and big endian, classic and BigTIFF
     ".png": (b"\x89PNG\r\n\x1a\n",),
+    ".jpg": (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8"),  # some official pets are PNG or GIF under this name
 }
 _BROKEN = (urllib.error.URLError, http.client.HTTPException, ConnectionError, TimeoutError, ssl.SSLError)
 _SAID: set[str] = set()  # lines that were said: once in a process, however often a cell runs
-
-
-class RemoteFile(NamedTuple):
-    """One file to fetch; `target` is its place in the set's folder (an archive lies beside that folder)."""
-
-    address: str
-    target: str
-    sha256: str | None = None  # None where nobody publishes one
-
-
-@dataclass(frozen=True)
-class Source:
-    """One data set: where it comes from, on which terms, and what must be there in the end.
-
-    `expected` holds pairs (pattern of file names, official number of files).  `archive_root` is the folder
-    inside the archive that becomes the folder of the set.
-    """
-
-    name: str
-    what: str
-    licence: str
-    citation: str
-    files: tuple[RemoteFile, ...]
-    expected: tuple[tuple[str, int], ...]
-    archive_root: str = ""
-
-    def place(self, file: RemoteFile, data_dir: Path) -> Path:
-        """Return the final path of `file`."""
-        return data_dir / file.target if file.target.endswith(".zip") else data_dir / self.name / file.target
-
-
-_YEASTVISION_COMMIT = "79cb3da2f759e03b9015fc939af1736a16f1f36b"  # fixes the content, too
-_YEASTVISION = f"https://raw.githubusercontent.com/berkyalcinkaya/yeastvision/{_YEASTVISION_COMMIT}"
-_MOVIE = "data/sample_movie_1"  # 20 single files, 11 MB; the archive would bring the whole repository
-_ZENODO = "https://zenodo.org/records/344879/files"
-_TOPOMORTAR_COMMIT = "f709b3c72f4f24f68239281292f854918707f95f"
-_TOPOMORTAR = f"https://raw.githubusercontent.com/jmlipman/TopoMortar/{_TOPOMORTAR_COMMIT}/dataset"
-_BRICK_WALLS = {"train": range(1, 51), "val": range(51, 71), "test": range(71, 121)}  # 121 … 420: other walls
-
-_TABLE = (
-    Source(
-        name="yeast_phase",
-        what="10 frames of a phase-contrast movie of budding yeast (520 x 692, 16 bit), each cell labelled.",
-        licence="BSD style, North Carolina State University",
-        citation="Yeastvision, Mol. Biol. Cell, doi 10.1091/mbc.E25-01-0009",
-        files=tuple(
-            RemoteFile(f"{_YEASTVISION}/{path}", path)
-            for frame in range(10)
-            for path in (f"{_MOVIE}/im{frame:03d}_channel1_phase.tif", f"{_MOVIE}/im{frame:03d}_mask1.tif")
-        ),
-        expected=((f"{_MOVIE}/im???_channel1_phase.tif", 10), (f"{_MOVIE}/im???_mask1.tif", 10)),
-    ),
-    Source(
-        name="dsb2018",
-        what="Fluorescent nuclei, each labelled: the part of the 2018 Data Science Bowl that StarDist used.",
-        licence="CC0 1.0",
-        citation="Caicedo et al., Nature Methods 2019, doi 10.1038/s41592-019-0612-7",
-        files=(
-            RemoteFile(
-                "https://github.com/stardist/stardist/releases/download/0.1.0/dsb2018.zip",
-                "dsb2018.zip",
-                "e44921950edce378063aa4457e625581ba35b4c2dbd9a07c19d48900129f386f",
-            ),
-        ),
-        expected=(  # 497 images, 90 % and 10 %: Schmidt et al., MICCAI 2018, arXiv 1806.03535
-            ("train/images/*.tif", 447),
-            ("train/masks/*.tif", 447),
-            ("test/images/*.tif", 50),
-            ("test/masks/*.tif", 50),
-        ),
-        archive_root="dsb2018",
-    ),
-    Source(
-        name="yeastcellseg",
-        what="15 bright-field images of yeast (1024 x 1024); a pixel is cell where its label is above 0.",
-        licence="see https://zenodo.org/records/344879",
-        citation="Zhang et al., ISBI 2014, doi 10.1109/ISBI.2014.6868107",
-        files=tuple(
-            RemoteFile(f"{_ZENODO}/{path}", path)
-            for image in range(1, 16)
-            for path in (f"DS01_{image:02d}.tif", f"DS01_{image:02d}_gt.tif")
-        ),
-        expected=(("DS01_[0-9][0-9].tif", 15), ("DS01_[0-9][0-9]_gt.tif", 15)),
-    ),
-    Source(
-        name="topomortar",
-        what="120 photographs of brick walls (512 x 512), the mortar between the bricks labelled.",
-        licence="MIT",
-        citation="Valverde et al., TopoMortar, BMVC 2025, doi 10.48550/arXiv.2503.03365",
-        files=tuple(
-            RemoteFile(f"{_TOPOMORTAR}/{path}", path)
-            for part, numbers in _BRICK_WALLS.items()
-            for number in numbers
-            for path in (f"{part}/images/{number:03d}.png", f"{part}/accurate/{number:03d}.png")
-        ),
-        expected=tuple(
-            (f"{part}/{layer}/*.png", len(numbers))
-            for part, numbers in _BRICK_WALLS.items()
-            for layer in ("images", "accurate")
-        ),
-    ),
-)
-SOURCES: dict[str, Source] = {source.name: source for source in _TABLE}
 
 
 def locate(name: str, data_dir: str | Path = Path("data"), *, say: Callable[[str], object] = print) -> Path:
@@ -163,7 +58,7 @@ def locate(name: str, data_dir: str | Path = Path("data"), *, say: Callable[[str
 
     >>> locate("moon")
     Traceback (most recent call last):
-    checks.InputError: 'moon' is not a known data set; known are dsb2018, topomortar, yeast_phase, yeastcellseg.
+    checks.InputError: 'moon' is not a known data set; known are camvid, dsb2018, ..., yeastcellseg.
     """
     source = _named(name)
     mirror = _in_mirror(source)
@@ -183,32 +78,34 @@ def reachable(name: str, data_dir: str | Path = Path("data"), timeout: float = 3
 
     >>> reachable("moon")
     Traceback (most recent call last):
-    checks.InputError: 'moon' is not a known data set; known are dsb2018, topomortar, yeast_phase, yeastcellseg.
+    checks.InputError: 'moon' is not a known data set; known are camvid, dsb2018, ..., yeastcellseg.
     """
     source = _named(name)
     if _in_mirror(source) or not faults(source, Path(data_dir) / name):
         return True
     missing = [file for file in source.files if not source.place(file, Path(data_dir)).exists()]
-    return not missing or _answers(missing[0].address, timeout)
+    return not missing or _answers((missing[0].address, *missing[0].also_at), timeout)
 
 
 def faults(source: Source, folder: Path, *, official: bool = True) -> list[str]:
     """List what is missing or damaged in `folder`, judged by names, numbers and first bytes of the files.
 
-    A mirror may hold fewer files: with `official=False` every pattern needs one file or more.
+    A mirror may hold fewer files: with `official=False` a pattern needs one file or more.  Hidden files do not count:
+    macOS adds them, and some official archives hold them.
 
     >>> faults(SOURCES["dsb2018"], Path("no_such_folder"))[3]
     '0 files test/masks/*.tif (expected 50)'
     """
     wrong = []
     for pattern, number in source.expected:
-        paths = [path for path in sorted(folder.glob(pattern)) if path.is_file()]
-        if (len(paths) != number) if official else not paths:
+        paths = [path for path in sorted(folder.glob(pattern)) if path.is_file() and path.name[0] != "."]
+        is_enough = len(paths) == number if official else paths or pattern in source.mirror_may_lack
+        if not is_enough:
             wrong.append(f"{len(paths)} files {pattern} (expected {number if official else 'one or more'})")
         wrong += [f"{path.relative_to(folder)} {flaw}" for path in paths if (flaw := _flaw(path))]
     if official:
-        single = [file.target for file in source.files if not file.target.endswith(".zip")]
-        wrong += [f"{target} is missing" for target in single if not (folder / target).is_file()]
+        single = [file.target for file in source.files if not file.is_archive]
+        wrong += [f"{name} is missing" for name in (*single, *source.names) if not (folder / name).is_file()]
     return wrong
 
 
@@ -245,22 +142,22 @@ def _require(source: Source, folder: Path, advice: str, *, official: bool = True
         raise InputError(f"{source.name}: {folder} is not complete.\n{'; '.join(wrong[:3])}{more}.\n{advice}")
 
 
-def _flaw(path: Path, sha256: str | None = None) -> str:
+def _flaw(path: Path, checksum: str = "") -> str:
     """Say why `path` is not the file that it should be; an empty string if nothing is wrong."""
     kind = Path(path.name.removesuffix(".part")).suffix
-    digest = hashlib.sha256()
+    algorithm, _, expected = checksum.partition(":")
     try:
         with open(path, "rb") as stream:
-            start = stream.read(2**20)
+            start = stream.read(8)
             if not start.startswith(FIRST_BYTES.get(kind, (b"",))):
-                return f"is not a {kind} file (it begins with {start[:8]!r})"
-            while sha256 and start:
-                digest.update(start)
-                start = stream.read(2**20)
+                return f"is not a {kind} file (it begins with {start!r})"
+            digest = hashlib.new(algorithm, start, usedforsecurity=False) if algorithm else None
+            while digest and (block := stream.read(2**20)):
+                digest.update(block)
     except OSError as error:
         return f"cannot be read ({error.strerror})"
-    if sha256 and digest.hexdigest() != sha256:
-        return f"has the SHA-256 {digest.hexdigest()[:12]}… (expected {sha256[:12]}…)"
+    if digest and digest.hexdigest() != expected:
+        return f"has the {algorithm} checksum {digest.hexdigest()[:12]}… (expected {expected[:12]}…)"
     return ""
 
 
@@ -297,30 +194,30 @@ def _open(address: str, headers: dict[str, str], method: str = "GET", timeout: f
     return answer
 
 
-def _answers(address: str, timeout: float) -> bool:
+def _answers(addresses: Sequence[str], timeout: float) -> bool:
     """Ask for the headers, in a thread: no socket timeout covers a name server that does not answer."""
     found: list[bool] = []
 
-    def ask() -> None:
+    def ask(address: str) -> bool:
         for method in ("HEAD", "GET"):  # storage behind GitHub refused HEAD: cavaliergopher/grab issue 43
             try:
                 with _open(address, {}, method, timeout):
-                    found.append(True)
-                    return
+                    return True
             except _RefusedError:
                 continue
             except _BROKEN:
-                return
+                return False
+        return False
 
-    thread = threading.Thread(target=ask, daemon=True)
+    thread = threading.Thread(target=lambda: found.append(any(map(ask, addresses))), daemon=True)
     thread.start()
     thread.join(timeout)
-    return bool(found)
+    return any(found)
 
 
 def _fetch(source: Source, data_dir: Path, say: Callable[[str], object]) -> None:
     folder = data_dir / source.name
-    archives = [source.place(file, data_dir) for file in source.files if file.target.endswith(".zip")]
+    archives = [source.place(file, data_dir) for file in source.files if file.is_archive]
     if archives and folder.exists():  # it may hold somebody's work: never overwritten
         _require(source, folder, "Move this folder away or delete it, then run again.")
     host = urlsplit(source.files[0].address).hostname
@@ -342,31 +239,35 @@ def _fetch_file(source: Source, file: RemoteFile, place: Path) -> None:
     """Bring one file to its final name, unless a right one is there (for example, put there by hand)."""
     wrong, part = place.with_name(place.name + ".wrong"), place.with_name(place.name + ".part")
     if place.exists():
-        if not _flaw(place, file.sha256):
+        if not _flaw(place, file.checksum):
             return
         os.replace(place, wrong)
     place.parent.mkdir(parents=True, exist_ok=True)
-    reason = _try_thrice(file, part)
-    if not reason and (flaw := _flaw(part, file.sha256)):
-        os.replace(part, wrong)
-        reason = f"what came {flaw} and is kept as {wrong.name}"
-    if reason:
-        raise InputError(
-            f"{source.name}: {file.address} cannot be fetched: {reason}.\n"
-            "With a network: run this again later; a file that was cut off is continued.\n"
-            f"By hand: save the address as {place} (download.SOURCES[{source.name!r}].files lists all),\n"
-            f"or let {MIRROR_VARIABLE} name a folder that holds {source.name}/."
-        )
-    os.replace(part, place)
+    reasons = []
+    for address in (file.address, *file.also_at):
+        reason = _try_thrice(address, file, part)
+        if not reason and (flaw := _flaw(part, file.checksum)):
+            os.replace(part, wrong)
+            reason = f"what came {flaw} and is kept as {wrong.name}"
+        if not reason:
+            os.replace(part, place)
+            return
+        reasons.append(f"{address} cannot be fetched: {reason}")
+    raise InputError(
+        f"{source.name}: {'; '.join(reasons)}.\n"
+        "With a network: run this again later; a file that was cut off is continued.\n"
+        f"By hand: save the address as {place} (sources.SOURCES[{source.name!r}].files lists all),\n"
+        f"or let {MIRROR_VARIABLE} name a folder that holds {source.name}/."
+    )
 
 
-def _try_thrice(file: RemoteFile, part: Path) -> str:
-    """Fetch `file` into `part`; return why it failed, or an empty string."""
+def _try_thrice(address: str, file: RemoteFile, part: Path) -> str:
+    """Fetch `file` from one of its addresses into `part`; return why it failed, or an empty string."""
     reason = ""
     for pause in PAUSES:
         time.sleep(pause)
         try:
-            _receive(file, part)
+            _receive(address, file, part)
             return ""
         except _RefusedError as error:
             return str(error)
@@ -375,20 +276,20 @@ def _try_thrice(file: RemoteFile, part: Path) -> str:
     return f"{reason} ({len(PAUSES)} tries)"
 
 
-def _receive(file: RemoteFile, part: Path) -> None:
+def _receive(address: str, file: RemoteFile, part: Path) -> None:
     """Write the file to `part`; continue an earlier part only if its ETag proves that it is the same file."""
     mark = part.with_name(part.name + ".etag")
     etag = mark.read_text() if part.exists() and mark.exists() else ""
     start = part.stat().st_size if etag else 0
     try:
-        answer = _open(file.address, {"Range": f"bytes={start}-", "If-Range": etag} if start else {})
+        answer = _open(address, {"Range": f"bytes={start}-", "If-Range": etag} if start else {})
     except urllib.error.HTTPError as error:
         if error.code == 416:  # the part is not shorter than the file
             part.unlink(missing_ok=True)
         raise
     with answer:
         size = _promised_size(answer, start, etag, part)
-        if size is None and not file.sha256 and not answer.chunked:  # chunks have an end mark of their own
+        if size is None and not file.checksum and not answer.chunked:  # chunks have an end mark of their own
             raise _RefusedError("the server does not say how long the file is, so a cut could not be noticed")
         with open(part, "ab" if answer.status == 206 else "wb") as stream:
             fresh = answer.headers.get("ETag", "")
@@ -423,38 +324,8 @@ def _unpack(source: Source, archives: Sequence[Path], folder: Path) -> None:
         shutil.rmtree(temporary)
     try:
         for archive in archives:
-            _extract(archive, temporary)
+            unpack(archive, temporary)
         _require(source, temporary / source.archive_root, f"{archives[0]} has another layout than expected.")
         os.replace(temporary / source.archive_root, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def _extract(archive: Path, folder: Path) -> None:
-    try:
-        with zipfile.ZipFile(archive) as packed:
-            danger = _danger(packed.infolist(), archive.stat().st_size)
-            if danger:
-                raise InputError(f"{archive} is not safe: {danger}.\nNothing was unpacked. Delete it.")
-            packed.extractall(folder)
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # the last: needs a password
-        raise InputError(f"{archive} cannot be unpacked: {error}.\nDelete it and run again.") from error
-
-
-def _danger(entries: Sequence[zipfile.ZipInfo], packed_size: int) -> str:
-    """Say why this archive must not be unpacked; an empty string if it may.
-
-    The sizes are the declared ones.  That is enough: `zipfile` never writes more than an entry declares.
-    """
-    total = sum(entry.file_size for entry in entries)
-    if len(entries) > MAX_ENTRIES:
-        return f"it has {len(entries)} entries (at most {MAX_ENTRIES})"
-    if total > min(MAX_BYTES, MAX_RATIO * packed_size):
-        return f"{packed_size} bytes would become {total} (at most {MAX_RATIO} times as many and {MAX_BYTES})"
-    for entry in entries:
-        parts = entry.filename.replace("\\", "/").split("/")
-        if parts[0] == "" or ".." in parts or ":" in entry.filename:
-            return f"the entry {entry.filename!r} points outside the folder"
-        if stat.S_IFMT(entry.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
-            return f"the entry {entry.filename!r} is a link, not a file"
-    return ""

@@ -1,6 +1,6 @@
-"""From files to samples: pair images with labels, in any folder or in a named data set, and split them into parts.
+"""From files to samples: pair images with labels in a folder, and split samples into parts.
 
-`read_folder` takes any folder with `images/` and `labels/` in it; `read_dataset` knows the layouts of the public sets.
+`read_folder` takes any folder with `images/` and `labels/` in it; `readers.py` knows the layouts of the public sets.
 A bad file never stops the list at the first problem: all problems come together, in one message.  Training, validation
 and test part share no image: the split goes by content, so two copies of one image always land in the same part.
 """
@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +57,7 @@ def find_pairs(folder: str | Path) -> list[tuple[Path, Path]]:
     pairs, problems = _match(folder)
     for image_path, label_path in pairs:
         try:
-            _read_sample(image_path, label_path)
+            read_sample(image_path, label_path)
         except InputError as error:
             problems.append(str(error))
     raise_problems(problems, str(folder))
@@ -78,7 +78,7 @@ def read_folder(folder: str | Path, label_map: LabelMap | None = None, extras: S
     both = False
     for image_path, label_path in pairs:
         try:
-            sample = _read_sample(image_path, label_path, label_map, maps)
+            sample = read_sample(image_path, label_path, label_map, maps)
         except InputError as error:
             problems.append(str(error))
             continue
@@ -139,14 +139,15 @@ def _stem(path: Path) -> str:
     return unicodedata.normalize("NFC", path.stem)  # macOS writes é as two characters, others as one
 
 
-def _read_sample(
+def read_sample(
     image_path: Path,
     label_path: Path,
     label_map: LabelMap | None = None,
     maps: Mapping[str, Mapping[str, Path]] | None = None,
+    read: Callable[[Path], np.ndarray] = read_image,
 ) -> Sample:
-    """Read one pair and its extra maps; raise one `InputError` that names the file."""
-    image, label = read_image(image_path), read_label(label_path, label_map)
+    """Read one pair and its extra maps, the image by `read`; raise one `InputError` that names the file."""
+    image, label = read(image_path), read_label(label_path, label_map)
     extras, stem = {}, _stem(image_path)
     for name, paths in (maps or {}).items():
         if stem not in paths:
@@ -156,95 +157,6 @@ def _read_sample(
         if array.shape != image.shape[:2]:
             raise InputError(f"{short_name(image_path)} has size {image.shape[:2]}, {what} has {array.shape}")
     return Sample(stem, image, label, None, extras)
-
-
-# --- named sets: where the files are, and what becomes of one sample ---
-
-
-def read_dataset(name: str, root: str | Path) -> Iterator[Sample]:
-    """Yield the samples of a named set from `root`, its folder in the official layout (`download.locate`).
-
-    Where the masks number the cells, the classes are 0 (background) and 1 (cell), and the numbers travel
-    along as the map `instances`.  As in `read_folder`, an `InputError` at the end lists all problems.
-    """
-    if name not in READERS:
-        raise InputError(f"{name!r} is not a known data set; known are {', '.join(READERS)}.")
-    find_files, finish = READERS[name]
-    files, problems = find_files(Path(root)), []
-    for image_path, label_path, part in files:
-        try:
-            sample = _read_sample(image_path, label_path)
-        except InputError as error:
-            problems.append(str(error))
-        else:
-            yield from finish(replace(sample, part=part))
-    raise_problems(problems if files else ["no image where the official layout has them"], str(root))
-
-
-Files = list[tuple[Path, Path, str | None]]  # image, label, part
-
-
-def _dsb2018_files(root: Path) -> Files:
-    """The official test folder stays the test part; validation is still to be split off the train folder."""
-    return [
-        (path, root / folder / "masks" / path.name, part)
-        for folder, part in (("train", None), ("test", "test"))
-        for path in sorted((root / folder / "images").glob("*.tif"))
-    ]
-
-
-def _yeast_phase_files(root: Path) -> Files:
-    paths = sorted((root / "data" / "sample_movie_1").glob("im*_channel1_phase.tif"))
-    return [(path, path.with_name(path.name.replace("channel1_phase", "mask1")), None) for path in paths]
-
-
-def _yeastcellseg_files(root: Path) -> Files:
-    paths = sorted(root.glob("DS01_[0-9][0-9].tif"))
-    return [(path, path.with_name(f"{path.stem}_gt.tif"), None) for path in paths]
-
-
-def _topomortar_files(root: Path) -> Files:
-    return [
-        (path, root / part / "accurate" / path.name, part)
-        for part in PARTS
-        for path in sorted((root / part / "images").glob("*.png"))
-    ]
-
-
-def _foreground(sample: Sample) -> list[Sample]:
-    """Any value above 0 is class 1."""
-    return [replace(sample, label=(sample.label > 0).astype(np.uint8))]
-
-
-def _numbered_cells(sample: Sample) -> list[Sample]:
-    """Any value above 0 is the number of a cell."""
-    return _foreground(replace(sample, extras={"instances": sample.label}))
-
-
-# One movie: neighbouring frames are nearly equal, so a split by frame would put the same cells into all
-# parts.  Every frame is cut into three regions instead, with 36 unused columns between them; the widest cell
-# has 32.
-YEAST_COLUMNS = {"train": (0, 416), "val": (452, 516), "test": (552, 692)}
-
-
-def _yeast_regions(sample: Sample) -> list[Sample]:
-    (whole,) = _numbered_cells(sample)
-    return [_columns(whole, part, *YEAST_COLUMNS[part]) for part in PARTS]
-
-
-def _columns(sample: Sample, part: str, first: int, last: int) -> Sample:
-    """The columns first … last−1 of a sample, for one part."""
-    name = f"{sample.name.split('_')[0]}_{part}"
-    extras = {key: array[:, first:last] for key, array in sample.extras.items()}
-    return Sample(name, sample.image[:, first:last], sample.label[:, first:last], part, extras)
-
-
-READERS: dict[str, tuple[Callable[[Path], Files], Callable[[Sample], list[Sample]]]] = {
-    "dsb2018": (_dsb2018_files, _numbered_cells),
-    "yeast_phase": (_yeast_phase_files, _yeast_regions),
-    "yeastcellseg": (_yeastcellseg_files, _foreground),
-    "topomortar": (_topomortar_files, _foreground),
-}
 
 
 # --- training, validation and test part ---

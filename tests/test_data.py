@@ -6,6 +6,7 @@ import itertools
 import os
 import pickle
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 import data
 import synthetic
-from data import NAMES, EpochBatches, SegmentationDataset, extra_maps, make_loader, prepare, source_folder
+from data import BUILT_IN, NAMES, EpochBatches, SegmentationDataset, extra_maps, make_loader, prepare, source_folder
 from hdf5 import normalise_hdf5, open_hdf5
 from transforms import BasicTransform2D, Compose, DownscaleImage, RandomReflect, RandomRotate90, ToTorchTensor
 
@@ -396,7 +397,7 @@ def test_prepare_takes_the_extra_maps_of_the_built_in_set(tmp_path, monkeypatch)
     def small(folder):
         return synthetic.write_yeast(folder, num_images=4, height=64, width=64)
 
-    monkeypatch.setattr(data, "write_yeast", small)
+    monkeypatch.setitem(data.BUILT_IN, "synthetic_yeast", small)
     path = prepare("synthetic_yeast", tmp_path, say=quiet)
     assert path == tmp_path / "synthetic_yeast_normalised.hdf5"
     assert set(extra_maps(tmp_path / "synthetic_yeast")) == {"instances", "dead"}
@@ -419,12 +420,53 @@ def test_prepare_takes_named_sets_and_a_folder_that_is_called_like_one(tmp_path,
     assert SegmentationDataset(own, "train").parts == {"train": 4, "val": 1, "test": 1}
 
 
+def make_camvid(root: Path) -> Path:
+    for part, number in (("train", 3), ("val", 4)):
+        for i in range(number):
+            save(root / part / f"{part}_{i}.png", np.dstack([picture(i + 10 * len(part))] * 3))
+            save(root / f"{part}annot" / f"{part}_{i}.png", mask(i, classes=12))
+    return root
+
+
+def make_many(folder: Path) -> Path:
+    for i in range(4):
+        save(folder / "images" / f"{i}.png", picture(i))
+        save(folder / "labels" / f"{i}.png", mask(i, classes=6))
+    return folder
+
+
+def test_prepare_knows_how_many_classes_a_named_set_has(tmp_path, monkeypatch):
+    monkeypatch.setattr(data, "locate", lambda name, data_dir, say: make_camvid(tmp_path / "official"))
+    monkeypatch.setitem(BUILT_IN, "synthetic_streets", make_many)
+    camvid = SegmentationDataset(prepare("camvid", tmp_path, say=quiet), "train")
+    assert (camvid.num_classes, camvid.channels, camvid.parts) == (11, 3, {"train": 3, "val": 2, "test": 2})
+    assert 255 in np.unique(np.stack([label for _, label in camvid]))  # 11 in the files: void
+    streets = prepare("synthetic_streets", tmp_path, say=quiet)
+    assert streets == tmp_path / "synthetic_streets_normalised.hdf5"
+    assert SegmentationDataset(streets, "train").num_classes == 6
+    assert data.NUM_CLASSES.keys() == set(NAMES)
+    assert [data.NUM_CLASSES[name] for name in BUILT_IN] == [2, 6, 2, 3]
+
+
+def test_prepare_takes_two_classes_for_a_folder_and_a_number_that_is_given(tmp_path, monkeypatch):
+    assert "not in 0 … 1" in refused(prepare, make_many(tmp_path / "six"), tmp_path, say=quiet)
+    assert SegmentationDataset(prepare(tmp_path / "six", tmp_path, num_classes=7, say=quiet), "train").num_classes == 7
+    assert SegmentationDataset(prepare(make_folder(tmp_path / "two"), tmp_path, say=quiet), "train").num_classes == 2
+    assert "num_classes is 0" in refused(prepare, tmp_path / "two", tmp_path, num_classes=0, say=quiet)
+    monkeypatch.setitem(BUILT_IN, "synthetic_pets", make_many)
+    assert "not in 0 … 2" in refused(prepare, "synthetic_pets", tmp_path, say=quiet)
+    assert SegmentationDataset(prepare("synthetic_pets", tmp_path, num_classes=6, say=quiet), "train").num_classes == 6
+
+
 def test_source_is_drawn_or_fetched_or_a_folder_or_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(data, "write_yeast", lambda folder: folder)
+    for name in BUILT_IN:
+        monkeypatch.setitem(BUILT_IN, name, lambda folder: folder)
     monkeypatch.setattr(data, "locate", lambda name, data_dir, say: data_dir / "fetched" / name)
-    assert NAMES == ("synthetic_yeast", "dsb2018", "yeast_phase", "yeastcellseg", "topomortar")
-    assert source_folder("synthetic_yeast", tmp_path) == tmp_path / "synthetic_yeast"
-    assert [source_folder(name, tmp_path) for name in NAMES[1:]] == [tmp_path / "fetched" / n for n in NAMES[1:]]
+    assert tuple(BUILT_IN) == ("synthetic_yeast", "synthetic_streets", "synthetic_roads", "synthetic_pets")
+    fetched = ("dsb2018", "yeast_phase", "yeastcellseg", "topomortar", "kitti_road", "oxford_pets", "camvid")
+    assert (*BUILT_IN, *fetched) == NAMES
+    assert [source_folder(name, tmp_path) for name in BUILT_IN] == [tmp_path / name for name in BUILT_IN]
+    assert [source_folder(name, tmp_path) for name in fetched] == [tmp_path / "fetched" / name for name in fetched]
     assert source_folder(str(tmp_path)) == tmp_path
     message = refused(source_folder, tmp_path / "nowhere")
     assert "neither a folder nor a known data set" in message

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import fnmatch
 import hashlib
 import http.client
 import io
 import os
 import random
-import shutil
 import signal
 import socket
 import ssl
-import stat
-import struct
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -29,7 +27,8 @@ import pytest
 
 import download
 from checks import InputError
-from download import SOURCES, RemoteFile, Source, faults, locate, reachable
+from download import faults, locate, reachable
+from sources import SOURCES, RemoteFile, Source
 
 ROOT = Path(download.__file__).parent
 REAL_MIRROR = os.environ.get(download.MIRROR_VARIABLE, "")
@@ -170,7 +169,7 @@ def sealed(monkeypatch: Patch) -> None:
 
 
 def sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
 
 
 def quiet(line: str) -> None:
@@ -209,7 +208,7 @@ def pack(entries: dict[str, bytes], compression: int = zipfile.ZIP_DEFLATED) -> 
 def zipped(site: Site, monkeypatch: Patch) -> Register:
     """Register a set that comes as one archive with the given bytes."""
 
-    def register(archive: bytes, checksum: str | None = None) -> Source:
+    def register(archive: bytes, checksum: str = "") -> Source:
         file = RemoteFile(f"{site.base}/z.zip", "z.zip", checksum)
         source = Source("boxed", "A test.", "none", "nobody", (file,), (("im/*.tif", 2),), archive_root="box")
         monkeypatch.setitem(SOURCES, "boxed", source)
@@ -235,40 +234,14 @@ def names(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-# The table
+# The module
 
 
-def test_every_address_is_https_and_every_set_says_its_terms() -> None:
-    for name, source in SOURCES.items():
-        assert name == source.name
-        assert source.licence
-        assert "doi 10." in source.citation
-        assert source.what.endswith(".")
-        assert source.what.count(". ") == 0
-        for file in source.files:
-            assert file.address.startswith("https://")
-            assert not Path(file.target).is_absolute()
-            assert ".." not in Path(file.target).parts
-
-
-def test_single_files_match_the_expected_names_and_numbers() -> None:
-    # yeast_phase: 10 frames + 10 labels = 20 files; yeastcellseg: 15 + 15 = 30; topomortar: 2·(50 + 20 + 50) = 240
-    for name, total in (("yeast_phase", 20), ("yeastcellseg", 30), ("topomortar", 240)):
-        targets = [file.target for file in SOURCES[name].files]
-        assert len(set(targets)) == total
-        for pattern, number in SOURCES[name].expected:
-            assert sum(fnmatch.fnmatchcase(target, pattern) for target in targets) == number
-    assert SOURCES["yeast_phase"].files[1].target == "data/sample_movie_1/im000_mask1.tif"
-    assert SOURCES["yeastcellseg"].files[-1].address.endswith("zenodo.org/records/344879/files/DS01_15_gt.tif")
-    assert SOURCES["topomortar"].files[-1].address.endswith("/dataset/test/accurate/120.png")
-    assert sum(number for _, number in SOURCES["dsb2018"].expected) == 2 * 497
-
-
-def test_only_the_standard_library_and_checks_are_imported() -> None:
+def test_only_the_standard_library_and_three_modules_are_imported() -> None:
     tree = ast.parse(Path(download.__file__).read_text(encoding="utf-8"))
     found = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
     found |= {node.module or "" for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
-    assert {name.split(".")[0] for name in found} <= {*sys.stdlib_module_names, "checks"}
+    assert {name.split(".")[0] for name in found} <= {*sys.stdlib_module_names, "archives", "checks", "sources"}
 
 
 def test_the_data_folder_is_no_package() -> None:
@@ -345,6 +318,10 @@ def test_right_number_but_wrong_name_is_a_fault(bare: Source, tmp_path: Path) ->
         ("x.tif", b"MM\x00*"),
         ("x.tif", b"II+\x00"),
         ("x.png", b"\x89PNG\r\n\x1a\n"),
+        ("x.jpg", b"\xff\xd8\xff"),
+        ("x.jpg", b"\x89PNG\r\n\x1a\n"),  # Abyssinian_5.jpg of the official pets
+        ("x.jpg", b"GIF8"),  # Abyssinian_34.jpg
+        ("x.tar.gz", b"\x1f\x8b"),
     ],
 )
 def test_fault_04_first_bytes_tell_the_kind_of_a_file(name: str, start: bytes, tmp_path: Path) -> None:
@@ -364,6 +341,34 @@ def test_a_file_too_many_is_refused_and_kept(bare: Source, tmp_path: Path) -> No
     (tmp_path / "bare/c.tif").write_bytes(TIF)
     assert "3 files ?.tif (expected 2)" in refused("bare", tmp_path)
     assert names(tmp_path / "bare") == ["a.tif", "b.tif", "c.tif"]
+
+
+def test_hidden_files_do_not_count(bare: Source, tmp_path: Path) -> None:
+    for name in ("a.tif", "b.tif"):
+        (tmp_path / name).write_bytes(TIF)
+    hidden = Source("bare", "", "", "", bare.files, (("*.tif", 2),))
+    (tmp_path / "._a.tif").write_bytes(b"written by macOS")
+    assert faults(hidden, tmp_path) == []
+
+
+def test_names_are_asked_for_where_nobody_publishes_a_checksum(zipped: Register, tmp_path: Path) -> None:
+    source = replace(zipped(pack(GOOD)), names=("im/a.tif", "im/c.tif"))
+    for name in "ab":
+        (tmp_path / "im").mkdir(exist_ok=True)
+        (tmp_path / "im" / f"{name}.tif").write_bytes(TIF)
+    assert faults(source, tmp_path) == ["im/c.tif is missing"]
+    assert faults(source, tmp_path, official=False) == []
+
+
+def test_a_mirror_may_lack_what_the_table_says(bare: Source, tmp_path: Path) -> None:
+    source = replace(bare, expected=(("a*.tif", 1), ("b*.tif", 1)), mirror_may_lack=("b*.tif",))
+    (tmp_path / "a.tif").write_bytes(TIF)
+    assert faults(source, tmp_path, official=False) == []
+    assert faults(source, tmp_path) == ["0 files b*.tif (expected 1)", "b.tif is missing"]
+    (tmp_path / "a.tif").rename(tmp_path / "b.tif")
+    assert faults(source, tmp_path, official=False) == ["0 files a*.tif (expected one or more)"]
+    (tmp_path / "b.tif").write_bytes(HTML)
+    assert len(faults(source, tmp_path, official=False)) == 2  # what is there must still be sound
 
 
 # 82: offline
@@ -622,7 +627,7 @@ def test_fault_88_kill_9_while_unpacking(site: Site, zipped: Register, tmp_path:
 @pytest.mark.parametrize("body", [TIF[:-1], TIF[:-1] + b"?", TIF + b"?"], ids=["short", "changed", "long"])
 def test_fault_84_a_wrong_hash_is_set_aside(body: bytes, tiny: Source, site: Site, tmp_path: Path) -> None:
     site.pages["/a.tif"] = serve(body)
-    assert "SHA-256" in refused("tiny", tmp_path)
+    assert "sha256 checksum" in refused("tiny", tmp_path)
     assert names(tmp_path) == ["tiny/im/a.tif.wrong"]
     assert (tmp_path / "tiny/im/a.tif.wrong").read_bytes() == body
     site.pages["/a.tif"] = serve(TIF)
@@ -632,7 +637,7 @@ def test_fault_84_a_wrong_hash_is_set_aside(body: bytes, tiny: Source, site: Sit
 
 def test_fault_84_a_length_that_is_too_small(tiny: Source, site: Site, tmp_path: Path) -> None:
     site.pages["/a.tif"] = raw(200, TIF, Content_Length=1000)
-    assert "SHA-256" in refused("tiny", tmp_path)
+    assert "sha256 checksum" in refused("tiny", tmp_path)
 
 
 def test_fault_04_a_web_page_is_refused_before_a_byte_is_stored(tiny: Source, site: Site, tmp_path: Path) -> None:
@@ -698,102 +703,163 @@ def test_a_redirect_from_https_to_http_is_refused(site: Site, tmp_path: Path, mo
     locate("tiny", tmp_path, say=quiet)
 
 
-# 86, 87, 88: archives
+# the second address
 
 
-def entry(name: str, mode: int, data: bytes) -> bytes:
+@pytest.fixture
+def doubled(tiny: Source, site: Site, monkeypatch: Patch) -> Source:
+    """`tiny`, whose file is also at /second.tif."""
+    source = replace(tiny, files=(tiny.files[0]._replace(also_at=(f"{site.base}/second.tif",)),))
+    monkeypatch.setitem(SOURCES, "tiny", source)
+    site.pages["/second.tif"] = serve(TIF, etag='"second"')
+    return source
+
+
+@pytest.mark.parametrize("first", ["missing", "busy", "cut", "another file", "web page"])
+def test_the_second_address_helps_where_the_first_fails(
+    first: str, doubled: Source, site: Site, tmp_path: Path
+) -> None:
+    site.pages["/a.tif"] = {
+        "missing": status(404),
+        "busy": status(503),
+        "cut": cut(TIF, 1000),
+        "another file": serve(OTHER),
+        "web page": serve(HTML, kind="text/html"),
+    }[first]
+    assert reachable("tiny", tmp_path)
+    locate("tiny", tmp_path, say=quiet)
+    assert (tmp_path / "tiny/im/a.tif").read_bytes() == TIF
+    assert site.log[-1][1] == "/second.tif"
+
+
+def test_the_second_address_is_not_asked_without_need(doubled: Source, site: Site, tmp_path: Path) -> None:
+    assert reachable("tiny", tmp_path)
+    locate("tiny", tmp_path, say=quiet)
+    assert {path for _, path, _ in site.log} == {"/a.tif"}
+
+
+def test_both_addresses_are_named_when_both_fail(doubled: Source, site: Site, tmp_path: Path) -> None:
+    site.pages |= {"/a.tif": status(404), "/second.tif": status(503)}
+    message = refused("tiny", tmp_path)
+    assert f"{site.base}/a.tif cannot be fetched: the server says 404" in message
+    assert f"{site.base}/second.tif cannot be fetched: " in message
+    assert reachable("tiny", tmp_path) is False
+
+
+# 86, 88: archives (what is refused, and why, is tested with archives.py)
+
+
+def tar(entries: dict[str, bytes]) -> bytes:
     stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w") as packed:
-        info = zipfile.ZipInfo(name)
-        info.create_system, info.external_attr = 3, mode << 16
-        packed.writestr(info, data)
-        packed.writestr("box/im/a.tif", TIF)
-        packed.writestr("box/im/b.tif", TIF)
+    with tarfile.open(fileobj=stream, mode="w:gz", compresslevel=1) as packed:
+        for name, data in entries.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            packed.addfile(info, io.BytesIO(data))
     return stream.getvalue()
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["../evil", "box/../../evil", "/evil", "//evil", "..\\evil", "\\evil", "C:\\evil", "C:/evil", "C:evil"],
-)
-def test_fault_86_a_path_out_of_the_folder(name: str, zipped: Register, tmp_path: Path) -> None:
-    zipped(entry(name, stat.S_IFREG | 0o644, b"evil"))
-    assert "points outside" in refused("boxed", tmp_path / "data")
-    assert names(tmp_path) == ["data/z.zip"]
-    assert not list(tmp_path.glob("data/boxed*"))
+@pytest.fixture
+def two(site: Site, monkeypatch: Patch) -> Register:
+    """Register a set that comes as two .tar.gz without an outer folder, the first one with the given bytes."""
+
+    def register(first: bytes) -> Source:
+        archives = {"im.tar.gz": first, "gt.tar.gz": tar({"gt/a.tif": TIF, "gt/._a.tif": b"x"})}
+        files = tuple(
+            RemoteFile(f"{site.base}/{name}", f"two_{name}", f"md5:{hashlib.md5(data).hexdigest()}")
+            for name, data in archives.items()
+        )
+        source = Source("two", "A test.", "none", "nobody", files, (("im/*.tif", 1), ("gt/*.tif", 1)))
+        monkeypatch.setitem(SOURCES, "two", source)
+        site.pages |= {f"/{name}": serve(data, kind="application/x-gzip") for name, data in archives.items()}
+        return source
+
+    return register
 
 
-@pytest.mark.parametrize("kind", [stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR], ids=["symlink", "pipe", "device"])
-def test_fault_86_links_and_devices_are_refused(kind: int, zipped: Register, tmp_path: Path) -> None:
-    zipped(entry("box/im/link", kind | 0o777, b"/etc/passwd"))
-    assert "is a link" in refused("boxed", tmp_path)
-    assert names(tmp_path) == ["z.zip"]
+def test_two_archives_become_one_folder(two: Register, tmp_path: Path) -> None:
+    two(tar({"im/a.tif": TIF, "im/about.mat": b"x"}))
+    assert locate("two", tmp_path, say=quiet) == tmp_path / "two"
+    found = ["two/gt/._a.tif", "two/gt/a.tif", "two/im/a.tif", "two/im/about.mat", "two_gt.tar.gz", "two_im.tar.gz"]
+    assert names(tmp_path) == found  # macOS packed ._a.tif; it is no image and does not count
 
 
-def test_fault_86_folders_are_welcome(zipped: Register, tmp_path: Path) -> None:
-    zipped(entry("box/im/", stat.S_IFDIR | 0o755, b""))
-    locate("boxed", tmp_path, say=quiet)
+def test_fault_84_a_wrong_md5_is_set_aside(two: Register, site: Site, tmp_path: Path) -> None:
+    two(tar({"im/a.tif": TIF}))
+    site.pages["/im.tar.gz"] = serve(tar({"im/a.tif": TIF[::-1]}))
+    assert "md5 checksum" in refused("two", tmp_path)
+    assert names(tmp_path) == ["two_im.tar.gz.wrong"]
 
 
-def test_fault_87_a_bomb_is_refused_by_its_ratio(zipped: Register, tmp_path: Path) -> None:
-    zipped(pack({"box/im/bomb.tif": bytes(10**7)}))  # 10 MB of zeros pack to 10 kB
-    assert "times as many" in refused("boxed", tmp_path)
-    assert names(tmp_path) == ["z.zip"]
-
-
-@pytest.mark.parametrize(("limit", "value"), [("MAX_BYTES", 2 * len(TIF)), ("MAX_ENTRIES", 2)])
-def test_fault_87_size_and_entries_are_capped(
-    limit: str, value: int, zipped: Register, tmp_path: Path, monkeypatch: Patch
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_fault_86_an_archive_that_is_not_safe_leaves_nothing(
+    kind: str, zipped: Register, two: Register, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(download, limit, value)
-    zipped(pack(GOOD, zipfile.ZIP_STORED))  # two files of len(TIF) bytes and one of 1 byte
-    assert str(value) in refused("boxed", tmp_path)
-    assert names(tmp_path) == ["z.zip"]
-    monkeypatch.setattr(download, limit, value + 1)
-    locate("boxed", tmp_path, say=quiet)
+    if kind == "zip":
+        zipped(pack({"../evil.tif": TIF, **GOOD}))
+        assert "points outside" in refused("boxed", tmp_path / "data")
+        assert names(tmp_path) == ["data/z.zip"]
+    else:
+        two(tar({"im/a.tif": TIF, "im/../../evil.tif": TIF}))
+        assert "points outside" in refused("two", tmp_path / "data")
+        assert names(tmp_path) == ["data/two_gt.tar.gz", "data/two_im.tar.gz"]
+    assert [path.name for path in (tmp_path / "data").iterdir() if path.is_dir()] == []
 
 
-def test_fault_87_an_archive_cannot_lie_about_sizes(zipped: Register, tmp_path: Path, monkeypatch: Patch) -> None:
-    archive = bytearray(pack({"box/im/a.tif": TIF, "box/im/b.tif": TIF + bytes(10**7)}))
-    directory = archive.rindex(b"PK\x01\x02")  # the record of b.tif: its unpacked size lies 24 bytes further on
-    assert struct.unpack_from("<I", archive, directory + 24)[0] == len(TIF) + 10**7
-    struct.pack_into("<I", archive, directory + 24, len(TIF))
-    zipped(bytes(archive))
-    written: list[int] = []
-    real = shutil.rmtree
-
-    def look_before(folder: Path, ignore_errors: bool = False) -> None:
-        written.extend(path.stat().st_size for path in folder.rglob("*.tif"))
-        real(folder, ignore_errors)
-
-    monkeypatch.setattr(shutil, "rmtree", look_before)
-    assert "cannot be unpacked" in refused("boxed", tmp_path)
-    assert max(written) <= len(TIF)  # zipfile stopped at the declared size
-    assert names(tmp_path) == ["z.zip"]
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_a_damaged_archive_leaves_nothing(kind: str, zipped: Register, two: Register, tmp_path: Path) -> None:
+    archive = (pack if kind == "zip" else tar)({"box/im/a.tif": TIF, "box/im/b.tif": TIF})
+    (zipped if kind == "zip" else two)(archive[: len(archive) // 2])
+    assert "cannot be unpacked" in refused("boxed" if kind == "zip" else "two", tmp_path)
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == []
 
 
-def damaged(kind: str) -> bytes:
-    archive = bytearray(pack(GOOD, zipfile.ZIP_STORED if kind == "beyond the end" else zipfile.ZIP_DEFLATED))
-    first, last = archive.index(b"PK\x01\x02"), archive.rindex(b"PK\x01\x02")  # records of the directory
-    if kind == "cut":
-        del archive[len(archive) // 2 :]
-    elif kind == "flipped bits":
-        archive[200] ^= 0xFF
-    elif kind == "no deflate stream":
-        archive[30 + len("box/im/a.tif")] = 0xFF  # the first byte after the header: a block type that is not defined
-    elif kind == "beyond the end":
-        struct.pack_into("<II", archive, last + 20, 10**6, 10**6)  # packed and unpacked size of the last entry
-    elif kind == "password":
-        archive[6] |= 1  # the flag in the header of the first entry, and in the directory
-        archive[first + 8] |= 1
-    return bytes(archive)
+# The three sets of the later sheets, as their authors pack them, with tiny stand-ins for the files
 
 
-@pytest.mark.parametrize("kind", ["cut", "flipped bits", "no deflate stream", "beyond the end", "password"])
-def test_a_damaged_archive_leaves_nothing(kind: str, zipped: Register, tmp_path: Path) -> None:
-    zipped(damaged(kind))
-    assert "cannot be unpacked" in refused("boxed", tmp_path)
-    assert names(tmp_path) == ["z.zip"]
+def stand_in(start: bytes) -> bytes:
+    return start + random.Random(1).randbytes(100)  # else it would pack like a bomb
+
+
+PNG, JPG = stand_in(b"\x89PNG\r\n\x1a\n"), stand_in(b"\xff\xd8\xff")
+PETS = 74  # a hundredth of the official number, which would take too long here
+PET_LISTS = {f"annotations/{name}.txt": JPG for name in ("list", "trainval", "test", "README")}
+PET_LABELS = {f"annotations/trimaps/{dot}pug_{i}.png": PNG for i in range(PETS) for dot in ("", "._")}
+
+
+def official(name: str) -> list[bytes]:
+    """The archives of a set: official names, and the official numbers but for the pets."""
+    if name == "kitti_road":
+        lanes = {f"data_road/training/gt_image_2/um_lane_{i:06d}.png": PNG for i in range(95)}
+        other = {f"data_road/testing/image_2/um_{i:06d}.png": PNG for i in range(96)}
+        return [pack({f"data_road/{path}": PNG for path in SOURCES[name].names} | lanes | other)]
+    if name == "oxford_pets":
+        return [tar({f"images/pug_{i}.jpg": JPG for i in range(PETS)}), tar(PET_LISTS | PET_LABELS)]
+    root = SOURCES[name].archive_root
+    files = {f"{root}/{part}/{i}.png": PNG for part, n in CAMVID.items() for i in range(n)}
+    return [pack({f"{root.removesuffix('CamVid')}README.md": JPG, f"{root}/test.txt": JPG, **files})]
+
+
+CAMVID = {"train": 367, "trainannot": 367, "val": 101, "valannot": 101, "test": 233, "testannot": 233}
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),  # files: 2·289 + 95 lanes + 96 test images; 3·74 + 4 lists; 2·701 + a list
+    [("kitti_road", 769), ("oxford_pets", 226), ("camvid", 1403)],
+)
+def test_official_layouts_arrive_whole(name: str, number: int, site: Site, tmp_path: Path, monkeypatch: Patch) -> None:
+    files = []
+    for file, data in zip(SOURCES[name].files, official(name)):
+        checksum = f"md5:{hashlib.md5(data).hexdigest()}" if file.checksum else ""
+        files.append(file._replace(address=f"{site.base}/{file.target}", also_at=(), checksum=checksum))
+        site.pages[f"/{file.target}"] = serve(data, kind="application/octet-stream")
+    expected = tuple((pattern, PETS if number == 7390 else number) for pattern, number in SOURCES[name].expected)
+    monkeypatch.setitem(SOURCES, name, replace(SOURCES[name], files=tuple(files), expected=expected))
+    folder = locate(name, tmp_path, say=quiet)
+    assert len(names(folder)) == number
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([name, *(file.target for file in files)])
+    next(path for path in folder.glob("**/*[0-9].png") if path.name[0] != ".").unlink()
+    assert "Move this folder away" in refused(name, tmp_path)
 
 
 def test_fault_88_an_archive_with_other_content_is_refused(zipped: Register, tmp_path: Path) -> None:
@@ -876,7 +942,8 @@ def test_the_real_mirror(name: str, tmp_path: Path, monkeypatch: Patch) -> None:
     said: list[str] = []
     assert reachable(name, tmp_path)
     assert locate(name, tmp_path, say=said.append) == folder
-    assert all(list(folder.glob(pattern)) for pattern, _ in SOURCES[name].expected)
+    needed = {pattern for pattern, _ in SOURCES[name].expected} - set(SOURCES[name].mirror_may_lack)
+    assert all(list(folder.glob(pattern)) for pattern in needed)
     assert names(tmp_path) == []
     assert len(said) == 2
 

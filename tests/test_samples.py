@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import itertools
 import unicodedata
 from pathlib import Path
 
 import numpy as np
 import pytest
-import tifffile
-from data_helpers import MIRROR, make_folder, mask, needs_mirror, picture, refused, save
+from data_helpers import make_folder, mask, picture, refused, save
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from skimage.measure import regionprops
 
-from samples import PARTS, YEAST_COLUMNS, find_pairs, raise_problems, read_dataset, read_folder, split_parts
+from samples import PARTS, find_pairs, raise_problems, read_folder, split_parts
 
 
 @pytest.fixture
@@ -144,83 +141,6 @@ def test_extra_maps_travel_along_and_must_be_complete(folder):
     assert "images/b.png has no map in instances/" in refused(read_folder, folder, None, ["instances"])
     save(folder / "instances" / "b.png", mask(0, 3, 3))
     assert "instances has (3, 3)" in refused(read_folder, folder, None, ["instances"])
-
-
-# --- named sets ---
-
-
-def test_named_set_with_missing_files_lists_them(tmp_path):
-    assert "'moon' is not a known data set; known are dsb2018" in refused(read_dataset, "moon", tmp_path)
-    assert "no image where the official layout" in refused(read_dataset, "dsb2018", tmp_path)
-    for name in "abc":
-        save(tmp_path / "train" / "images" / f"{name}.tif", picture())
-    save(tmp_path / "train" / "masks" / "b.tif", mask().astype(np.uint16))
-    message = refused(read_dataset, "dsb2018", tmp_path)
-    assert "2 problems" in message
-    assert "masks/a.tif" in message
-
-
-def test_dsb2018_layout_has_instances_and_its_own_test_part(tmp_path):
-    for part in ("train", "test"):
-        save(tmp_path / part / "images" / "a.tif", picture())
-        save(tmp_path / part / "masks" / "a.tif", mask(classes=4).astype(np.uint16))
-    samples = list(read_dataset("dsb2018", tmp_path))
-    assert [sample.part for sample in samples] == [None, "test"]
-    assert np.array_equal(samples[0].extras["instances"], mask(classes=4))
-    assert np.array_equal(samples[0].label, mask(classes=4) > 0)
-
-
-def test_yeastcellseg_layout(tmp_path):
-    save(tmp_path / "DS01_01.tif", picture())
-    save(tmp_path / "DS01_01_gt.tif", mask() * 255)
-    (sample,) = read_dataset("yeastcellseg", tmp_path)
-    assert sample.name == "DS01_01"
-    assert np.array_equal(sample.label, mask())
-
-
-def test_topomortar_layout_has_its_own_three_parts(tmp_path):
-    for part, number in (("train", "001"), ("val", "051"), ("test", "071")):
-        save(tmp_path / part / "images" / f"{number}.png", np.dstack([picture()] * 3))
-        save(tmp_path / part / "accurate" / f"{number}.png", mask() * 255)
-        save(tmp_path / part / "noisy" / f"{number}.png", mask(1) * 255)  # not ours
-    samples = list(read_dataset("topomortar", tmp_path))
-    assert [(sample.name, sample.part) for sample in samples] == [("001", "train"), ("051", "val"), ("071", "test")]
-    assert all(np.array_equal(sample.label, mask()) for sample in samples)
-
-
-def test_yeast_phase_layout_gives_one_sample_a_region(tmp_path):
-    movie = tmp_path / "data" / "sample_movie_1"
-    save(movie / "im007_channel1_phase.tif", np.tile(np.arange(692, dtype=np.uint16), (5, 1)))
-    save(movie / "im007_mask1.tif", mask(0, 5, 692).astype(np.uint16) * 9)
-    samples = list(read_dataset("yeast_phase", tmp_path))
-    assert [sample.name for sample in samples] == ["im007_train", "im007_val", "im007_test"]
-    assert [sample.part for sample in samples] == list(PARTS)
-    assert [(s.image.min(), s.image.max() + 1) for s in samples] == [(0, 416), (452, 516), (552, 692)]
-    for sample in samples:
-        columns = slice(*YEAST_COLUMNS[sample.part])
-        assert np.array_equal(sample.label, mask(0, 5, 692)[:, columns])
-        assert np.array_equal(sample.extras["instances"], sample.label * 9)
-
-
-@needs_mirror
-def test_real_yeast_phase_is_split_by_region_with_a_gap_wider_than_a_cell():
-    gaps = [YEAST_COLUMNS["val"][0] - YEAST_COLUMNS["train"][1], YEAST_COLUMNS["test"][0] - YEAST_COLUMNS["val"][1]]
-    root = Path(MIRROR, "yeast_phase")
-    label = tifffile.imread(root / "data" / "sample_movie_1" / "im009_mask1.tif")
-    assert min(gaps) > max(cell.bbox[3] - cell.bbox[1] for cell in regionprops(label))
-    samples = list(itertools.islice(read_dataset("yeast_phase", root), 3))
-    assert sum(sample.image.shape[1] for sample in samples) + sum(gaps) == 692
-    for sample in samples:
-        assert sample.image.dtype == np.uint16
-        assert 0.02 < sample.label.mean() < 0.5  # there are cells in every region
-
-
-@needs_mirror
-def test_real_dsb2018_has_instances():
-    for sample in itertools.islice(read_dataset("dsb2018", Path(MIRROR, "dsb2018")), 5):
-        assert sample.image.dtype == np.uint8
-        assert np.array_equal(sample.label, sample.extras["instances"] > 0)
-        assert sample.extras["instances"].max() >= 1
 
 
 # --- parts ---
