@@ -30,13 +30,13 @@ from typing import Any
 import numpy as np
 import torch
 from matplotlib.colors import ListedColormap
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 import augmentation
 import data
 import plots
 import transforms
+from baselines import Shrunk
 from changes import WeightMap, separate_cells
 from checks import InputError
 from comparison import read_table
@@ -172,21 +172,6 @@ def augment(*tensors: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
     return augmentation.random_intensity(images, gain=0.3, offset=0.3, generator=generator), *others
 
 
-class Shrunk(nn.Module):
-    """A network that looks at an image of lower resolution, and gives its logits in the full one."""
-
-    def __init__(self, network: nn.Module, factor: int):
-        super().__init__()
-        self.network, self.factor = network, factor
-
-    def forward(self, images: Tensor) -> Tensor:
-        logits = self.network(F.avg_pool2d(images, self.factor))
-        return F.interpolate(logits, size=images.shape[-2:], mode="bilinear")
-
-    def extra_repr(self) -> str:
-        return f"factor={self.factor}"
-
-
 # --- losses ---
 
 
@@ -257,9 +242,7 @@ def make_learner(set_name: str, loss_name: str, seed: int) -> tuple[Learner, Pat
     loader = data.make_loader(dataset, study_set.batch, shuffle=True, seed=seed, repeats=study_set.repeats)
     loss = make_loss(loss_name, study_set, path, study_set.epochs * len(loader))
     set_seed(seed)
-    model: nn.Module = UNet(study_set.channels, 2, study_set.widths)
-    if study_set.shrink > 1:
-        model = Shrunk(model, study_set.shrink)
+    model = Shrunk(UNet(study_set.channels, 2, study_set.widths), study_set.shrink)
     folder = file_of(set_name, loss_name, seed).with_suffix("")
     settings: dict[str, Any] = {"lr": study_set.lr, "augment": augment, "folder": folder, "seed": seed}
     return Learner(model, loss, loader, precision="bfloat16", **settings), path  # one format for all losses

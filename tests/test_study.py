@@ -17,7 +17,7 @@ from checks import InputError
 from comparison import read_table
 from losses import TopologyLoss
 from samples import Sample
-from study import LOSSES, SETS, Only, Parts, Shrunk, StudySet, class_weights, file_of, make_loss
+from study import LOSSES, SETS, Only, Parts, StudySet, class_weights, file_of, make_loss
 from synthetic import write_yeast
 
 
@@ -211,18 +211,3 @@ def test_only_named_training_images_stay() -> None:
     ]
     assert [sample.name for sample in samples if Only(("b",))(sample)] == ["b", "c"]
     assert len(SETS["walls10"].changes[0].names) == 10
-
-
-def test_a_shrunk_network_answers_in_full_size() -> None:
-    seen = []
-
-    class Network(torch.nn.Module):
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            seen.append(images)
-            return images[:, :2]
-
-    images = torch.arange(2 * 3 * 8 * 6, dtype=torch.float32).reshape(2, 3, 8, 6)
-    logits = Shrunk(Network(), 2)(images)
-    assert logits.shape == (2, 2, 8, 6)
-    assert torch.equal(seen[0][0, 0, 0, 0], images[0, 0, :2, :2].mean())
-    assert torch.allclose(logits.mean(dim=(2, 3)), images[:, :2].mean(dim=(2, 3)))
