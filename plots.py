@@ -27,6 +27,7 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
 )  # fmt: skip
 PALETTE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK, YELLOW)
 GREY = "#777777"
+CLASS_COLOURS = (*PALETTE, "#999999", "#882255", "#DDDDDD")  # up to eleven classes
 REGION_COLOURS = {"merge": VERMILION, "split": BLUE, "spurious": ORANGE, "missed": PURPLE, "hole": GREEN}
 
 
@@ -125,6 +126,21 @@ def show_errors(ax: Axes, image: np.ndarray, target: np.ndarray, prediction: np.
     return ax
 
 
+def show_classes(ax: Axes, label: np.ndarray, title: str = "", num_classes: int = 2) -> Axes:
+    """A label map (H, W) in the colours of its classes, at most 11; ignored pixels are white."""
+    shown = np.ma.masked_equal(np.asarray(label), IGNORE_INDEX)
+    colours = ListedColormap(CLASS_COLOURS[:num_classes])
+    ax.imshow(shown, cmap=colours, vmin=-0.5, vmax=num_classes - 0.5, interpolation="nearest")
+    return _frame(ax, title)
+
+
+def class_legend(ax: Axes, names: Sequence[str]) -> Axes:
+    """Name the colours of `show_classes` below the figure that `ax` belongs to."""
+    handles = [Patch(facecolor=colour, label=name) for name, colour in zip(names, CLASS_COLOURS)]
+    ax.figure.legend(handles=handles, loc="outside lower left", ncols=min(len(names), 6), fontsize=8)
+    return ax
+
+
 def error_legend(ax: Axes) -> Axes:
     """Explain the colours of `show_errors` below the figure that `ax` belongs to."""
     handles: list[Any] = [Patch(color=ORANGE, label="false alarm"), Patch(color=BLUE, label="missed")]
@@ -214,6 +230,41 @@ def show_pooling(
     return axes
 
 
+def show_receptive_field(
+    ax: Axes,
+    image: np.ndarray,
+    field: np.ndarray,
+    box: Sequence[int],
+    title: str = "",
+    *,
+    level: float = 1 - 0.9545,
+) -> Axes:
+    """The image with what one output pixel sees of it: the theoretical field framed, the effective one as heat.
+
+    Args:
+        field: (H, W) ≥ 0, the share of each pixel; pixels above `level` times the largest are coloured and outlined.
+        box: top, left, bottom, right of the theoretical field, these pixels included; cut off at the border.
+    """
+    show_image(ax, image, title)
+    share = np.asarray(field) / np.max(field)
+    ax.imshow(share, cmap="viridis", vmin=0, vmax=1, alpha=np.sqrt(share) * (share > level), interpolation="nearest")
+    draw_contours(ax, share > level, ORANGE, width=0.8)
+    top, left = max(box[0], 0) - 0.5, max(box[1], 0) - 0.5
+    bottom, right = min(box[2], share.shape[0] - 1) + 0.5, min(box[3], share.shape[1] - 1) + 0.5
+    frame = Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=VERMILION)
+    frame.set(linewidth=1.5, linestyle="--")
+    ax.add_patch(frame)
+    return ax
+
+
+def field_legend(ax: Axes) -> Axes:
+    """Explain the lines of `show_receptive_field` below the figure that `ax` belongs to."""
+    handles = [plt.Line2D([], [], color=VERMILION, linestyle="--", label="theoretical field")]
+    handles.append(plt.Line2D([], [], color=ORANGE, label="effective field"))
+    ax.figure.legend(handles=handles, loc="outside lower left", ncols=2, fontsize=8)
+    return ax
+
+
 def draw_unet(
     stages: Sequence[Any],
     *,
@@ -280,7 +331,7 @@ def draw_unet(
 
 def _with_palette(picture: PIL.Image.Image) -> PIL.Image.Image:
     """The picture in 128 colours, the ones of this module among them exactly."""
-    ours = [[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in (*PALETTE, "#FFFFFF")]
+    ours = [[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in (*CLASS_COLOURS, "#FFFFFF")]
     found = picture.quantize(128 - len(ours)).getpalette() or []
     palette = PIL.Image.new("P", (1, 1))
     palette.putpalette([*np.ravel(ours).tolist(), *found][: 3 * 128])

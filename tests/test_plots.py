@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import PIL.Image
 import pytest
+from matplotlib.colors import to_rgba
 
 import plots
 
@@ -33,6 +34,17 @@ def test_regions_have_the_colour_of_their_kind_objects_above_holes(ax):
     assert colours == [(0x00, 0x9E, 0x73), (0xD5, 0x5E, 0x00)]  # the hole first, the merge upon it
     assert [layer[:, 3].tolist() for layer in drawn] == [[1, 1, 0], [1, 0, 0]]  # clear where there is no region
     plots.show_regions(ax, np.zeros((1, 3)), {"merge": np.zeros((1, 3), dtype=bool)})  # nothing to draw
+
+
+def test_classes_have_their_colours_and_ignored_pixels_none(ax):
+    plots.show_classes(ax, np.array([[0, 1, 10, 255]]), num_classes=11)
+    shown = ax.images[0].to_rgba(ax.images[0].get_array())[0]
+    wanted = [to_rgba(plots.CLASS_COLOURS[k]) for k in (0, 1, 10)]
+    assert np.allclose(shown[:3], wanted)
+    assert shown[3, 3] == 0  # transparent: the white of the figure
+    assert len(set(plots.CLASS_COLOURS)) == 11
+    plots.class_legend(ax, ("sky", "road"))
+    assert [text.get_text() for text in ax.figure.legends[0].get_texts()] == ["sky", "road"]
 
 
 def test_contours_follow_the_edges_of_pixels(ax):
@@ -68,6 +80,17 @@ def test_curves_and_dots_draw_every_entry():
     plots.dots(axes[1], {f"row {i}": [0.5, 0.6] for i in range(9)}, "IoU")
     assert len(axes[1].lines) == 27 and len(axes[1].get_yticks()) == 9
     plt.close("all")
+
+
+def test_the_receptive_field_is_framed_and_its_effective_part_outlined(ax):
+    field = np.zeros((6, 8))
+    field[2:4, 3:6], field[0, 0] = 0.2, 0.001  # the corner has less than 4.55 % of the largest
+    plots.show_receptive_field(ax, np.zeros((6, 8)), field, (-2, 1, 4, 9), "field")
+    plots.field_legend(ax)
+    assert ax.patches[0].get_bbox().extents.tolist() == [0.5, -0.5, 7.5, 4.5]  # x, y; cut off at the top and right
+    x, y = np.concatenate([p.vertices for p in ax.collections[0].get_paths()]).T
+    assert (x.min(), x.max(), y.min(), y.max()) == pytest.approx((2.5, 5.5, 1.5, 3.5), abs=0.13)
+    assert ax.images[-1].get_array().max() == 1 and ax.images[-1].get_alpha()[5, 7] == 0  # clear where nothing counts
 
 
 def test_pooling_is_drawn_with_its_winners():
