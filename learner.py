@@ -30,7 +30,7 @@ import inspection
 import metrics
 import plots
 from checks import IGNORE_INDEX, InputError, check_images, two_or_more
-from receptive_field import receptive_field
+from receptive_field import reach
 
 Batch = Sequence[Tensor]  # images (B, C, H, W), target (B, H, W), and further maps that the loss takes
 
@@ -300,7 +300,7 @@ class Learner:
         if max(H, W) <= tile or any(isinstance(module, nn.GroupNorm) for module in self.model.modules()):
             return self._probs(images)  # GroupNorm averages over the whole image: tiles would change the result
         # Tiles start at multiples of 64 (up to six poolings), so that pooling windows lie as in the whole image.
-        margin = _round_up(max(receptive_field(self.model, (1, C, 128, 128))) // 2 + 1, 64)
+        margin = _round_up(reach(self.model, (1, C, 128, 128)), 64)
         core = _round_up(max(tile - 2 * margin, 64), 64)
         rows = []
         for top in range(0, H, core):

@@ -70,6 +70,21 @@ def receptive_field(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[int
     return record.field(record.last)
 
 
+def reach(model: nn.Module, input_shape: tuple[int, ...]) -> int:
+    """How far, in pixels, an output pixel can lie from an image pixel that it depends on, by formula.
+
+    For models whose output has the size of the image.  It is about half of the receptive field, or more where the
+    field does not lie symmetrically: so wide a margin makes a tile right.
+
+    >>> reach(nn.Conv2d(1, 1, 3, padding=1, dilation=1), (1, 1, 8, 8)), reach(nn.ConvTranspose2d(1, 1, 4), (1, 1, 8, 8))
+    (1, 3)
+    """
+    record = Record(model, input_shape)
+    outputs = [np.arange(size) for size in record.steps[record.last].output_size]
+    ranges = [record.ranges(record.last, axis) for axis in (0, 1)]
+    return max(int(max((o - low).max(), (high - o).max())) for o, (low, high) in zip(outputs, ranges))
+
+
 def output_stride(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[float, float]:
     """By how many pixels of the image (rows, columns) the field moves from one output pixel to the next.
 

@@ -316,6 +316,14 @@ def test_more_epochs_than_planned_are_said(tmp_path, capsys):
     assert "begun as a run of 2 epochs" in capsys.readouterr().out
 
 
+def test_fault_46_tiles_reach_as_far_as_a_lopsided_field():
+    # Sees 100 pixels up and left, none down and right: a margin of half of its 101 pixels would be too narrow.
+    net = nn.Sequential(nn.ZeroPad2d((100, 0, 100, 0)), nn.Conv2d(1, 2, 101, bias=False))
+    learner = Learner(net, cross_entropy, device="cpu", verbose=False)
+    image = torch.randn(1, 1, 300, 300, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(learner.predict(image, tile=128), learner.predict(image), atol=1e-5)
+
+
 def test_group_norm_is_never_cut_into_tiles():
     learner, image = make(model={"norm": "group"}), torch.randn(1, 1, 64, 320)
     torch.testing.assert_close(learner.predict(image, tile=192), learner.predict(image), rtol=0, atol=0)

@@ -19,6 +19,7 @@ from receptive_field import (
     output_stride,
     pixel_field,
     pixel_field_measured,
+    reach,
     receptive_field,
     receptive_field_measured,
 )
@@ -398,3 +399,12 @@ def test_effective_field_refuses_what_has_no_gradient():
         effective_receptive_field(model, torch.rand(1, 1, 8, 8))
     with pytest.raises(InputError, match="four axes"):
         effective_receptive_field(model, torch.rand(1, 8, 8))
+
+
+def test_reach_is_the_farthest_side_of_any_box():
+    for net in (UNet(1, 2, (2, 4, 8)), nn.Sequential(nn.ZeroPad2d((3, 0, 1, 2)), nn.Conv2d(1, 1, 4))):
+        far = 0
+        for pixel in [(y, x) for y in range(12) for x in range(12)]:
+            box = pixel_field(net, (1, 1, 12, 12), pixel)
+            far = max(far, pixel[0] - box.top, box.bottom - pixel[0], pixel[1] - box.left, box.right - pixel[1])
+        assert reach(net, (1, 1, 12, 12)) == far
