@@ -8,6 +8,7 @@ Source: Ronneberger et al., 2015 (arXiv:1505.04597), section 3: touching cells a
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -142,3 +143,21 @@ class PartsByName:
     def __call__(self, sample: Sample) -> Sample | None:
         parts = {**dict.fromkeys(self.train, "train"), **dict.fromkeys(self.val, "val")}
         return replace(sample, part=parts[sample.name]) if sample.name in parts else None
+
+
+@dataclass(frozen=True)
+class HalfOfTestValidates:
+    """Lets every official training image train: the validation part joins it, and half of the test part validates.
+
+    For small sets with a large test part; which half is fixed by the hashes of the names.
+
+    >>> samples = [Sample(name, np.zeros((1, 1)), np.zeros((1, 1)), "test") for name in "abcdef"]
+    >>> [HalfOfTestValidates()(sample).part for sample in samples]
+    ['test', 'test', 'test', 'test', 'val', 'val']
+    """
+
+    def __call__(self, sample: Sample) -> Sample:
+        if sample.part != "test":
+            return replace(sample, part="train")
+        odd = hashlib.sha256(sample.name.encode()).digest()[0] % 2
+        return replace(sample, part="val" if odd else "test")

@@ -36,10 +36,16 @@ YEAST_LAYERS = {"images": "image", "labels": "label", "instances": "instances", 
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture and all that is known about it."""
+    """One picture and its exact label."""
 
-    image: ndarray  # (H, W) uint8
-    label: ndarray  # (H, W) uint8: 0 background (dead cells included), 1 living cell
+    image: ndarray  # (H, W) or (H, W, 3) uint8
+    label: ndarray  # (H, W) uint8; yeast: 0 background (dead cells included), 1 living cell
+
+
+@dataclass(frozen=True)
+class YeastScene(Scene):
+    """A picture of yeast and all that is known about it."""
+
     instances: ndarray  # (H, W) uint16: 0 background, 1 … n living cells; mother and bud are two
     dead: ndarray  # (H, W) bool: pixels of dead cells
 
@@ -52,7 +58,7 @@ class _Cells(NamedTuple):
     alive: ndarray  # (n + 1,) bool
 
 
-def yeast_scene(rng: Generator, height: int = 256, width: int = 256) -> Scene:
+def yeast_scene(rng: Generator, height: int = 256, width: int = 256) -> YeastScene:
     """Draw one phase-contrast picture (height, width) of budding yeast; some cells live, some are dead.
 
     Raises `InputError` when a side is shorter than 64 pixels.
@@ -61,7 +67,7 @@ def yeast_scene(rng: Generator, height: int = 256, width: int = 256) -> Scene:
     >>> scene.image.shape, str(scene.image.dtype), bool(((scene.instances > 0) == scene.label).all())
     ((256, 256), 'uint8', True)
     """
-    _check_whole_numbers(height=(height, 64), width=(width, 64))
+    check_whole_numbers(height=(height, 64), width=(width, 64))
     shape = (height + 2 * MARGIN, width + 2 * MARGIN)
     cells = _yeast_colonies(rng, height, width)
     owner, depth = _yeast_regions(rng, cells, shape)
@@ -74,7 +80,7 @@ def yeast_scene(rng: Generator, height: int = 256, width: int = 256) -> Scene:
     seen = alive & (np.bincount(owner.ravel(), minlength=len(alive)) >= 10)  # the frame leaves slivers
     living = np.unique(owner * seen[owner], return_inverse=True)[1].reshape(height, width)  # no gaps in 0 … n
     dead = (owner > 0) & ~alive[owner]
-    return Scene(grey[frame], (living > 0).astype(np.uint8), living.astype(np.uint16), dead)
+    return YeastScene(grey[frame], (living > 0).astype(np.uint8), living.astype(np.uint16), dead)
 
 
 def write_yeast(folder: Path, num_images: int = 18, seed: int = 0, height: int = 256, width: int = 256) -> Path:
@@ -88,22 +94,27 @@ def write_yeast(folder: Path, num_images: int = 18, seed: int = 0, height: int =
     >>> sorted(path.name for path in (folder / "images").iterdir())
     ['yeast_00.png', 'yeast_01.png']
     """
-    _check_whole_numbers(num_images=(num_images, 1), seed=(seed, 0), height=(height, 64), width=(width, 64))
+    check_whole_numbers(num_images=(num_images, 1), seed=(seed, 0), height=(height, 64), width=(width, 64))
     numbers = {"version": VERSION, "num_images": num_images, "seed": seed, "height": height, "width": width}
     settings = json.dumps({"set": "yeast"} | {name: int(number) for name, number in numbers.items()})
     scenes = (yeast_scene(np.random.default_rng([seed, i]), height, width) for i in range(num_images))
     names = [f"yeast_{i:02d}.png" for i in range(num_images)]
-    return _write_set(Path(folder), settings, names, YEAST_LAYERS, scenes)
+    return write_set(Path(folder), settings, names, YEAST_LAYERS, scenes)
 
 
-def _check_whole_numbers(**arguments: tuple[int, int]) -> None:
+def check_whole_numbers(**arguments: tuple[int, int]) -> None:
+    """Raise `InputError` unless every argument, given as (value, least), is a whole number and large enough."""
     for name, (value, least) in arguments.items():
         if not isinstance(value, (int, np.integer)) or value < least:
             raise InputError(f"{name} is {value!r}; expected a whole number of at least {least}.")
 
 
-def _write_set(folder: Path, settings: str, names: list[str], layers: dict[str, str], scenes: Iterable[Scene]) -> Path:
-    """Write beside `folder` and rename at the end, so a killed run leaves no half set under that name."""
+def write_set(folder: Path, settings: str, names: list[str], layers: dict[str, str], scenes: Iterable[Scene]) -> Path:
+    """Write the `layers` {sub-folder: attribute} of all scenes as PNG files named `names`, and `settings.json`.
+
+    A folder that holds this very set is kept; `InputError` when it holds anything else.  It writes beside `folder`
+    and renames at the end, so a killed run leaves no half set under that name.
+    """
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         note = folder / "settings.json"
         same = note.is_file() and note.read_text(encoding="utf-8", errors="replace") == settings

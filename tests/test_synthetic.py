@@ -17,13 +17,13 @@ from scipy import ndimage
 
 import synthetic
 from checks import InputError
-from synthetic import Scene, write_yeast, yeast_scene
+from synthetic import YeastScene, write_yeast, yeast_scene
 
 LAYERS = ["images", "labels", "instances", "dead"]
 
 
 @pytest.fixture(scope="module")
-def scenes() -> list[Scene]:
+def scenes() -> list[YeastScene]:
     return [yeast_scene(np.random.default_rng([0, i])) for i in range(18)]
 
 
@@ -52,7 +52,7 @@ def mean_iou(true_positive, false_positive, positives, negatives):
 # ---- one scene
 
 
-def check_scene(scene: Scene, height: int, width: int) -> None:
+def check_scene(scene: YeastScene, height: int, width: int) -> None:
     for array, dtype in (
         (scene.image, np.uint8),
         (scene.label, np.uint8),
@@ -83,14 +83,14 @@ def test_extreme_sizes(height: int, width: int) -> None:
         check_scene(yeast_scene(np.random.default_rng(seed), height, width), height, width)
 
 
-def test_the_standard_scenes_are_sound(scenes: list[Scene]) -> None:
+def test_the_standard_scenes_are_sound(scenes: list[YeastScene]) -> None:
     for scene in scenes:
         check_scene(scene, 256, 256)
 
 
 def test_same_seed_same_scene_and_other_seed_other_scene() -> None:
     first, again, other = (yeast_scene(np.random.default_rng(s), 64, 64) for s in (5, 5, 6))
-    for name in Scene.__dataclass_fields__:
+    for name in YeastScene.__dataclass_fields__:
         assert np.array_equal(getattr(first, name), getattr(again, name))
     assert not np.array_equal(first.image, other.image)
     assert not np.array_equal(first.label, other.label)
@@ -117,7 +117,7 @@ def test_a_scene_is_quick() -> None:
 # ---- what the pictures must hold
 
 
-def test_as_many_cells_as_on_a_real_picture(scenes: list[Scene]) -> None:
+def test_as_many_cells_as_on_a_real_picture(scenes: list[YeastScene]) -> None:
     for scene in scenes:
         assert 8 <= scene.instances.max() <= 26
         assert 1 <= ndimage.label(scene.dead)[1] <= 4
@@ -126,31 +126,31 @@ def test_as_many_cells_as_on_a_real_picture(scenes: list[Scene]) -> None:
     assert 15 < np.median(diameters) < 26  # real frames: 20.5 pixels
 
 
-def test_touching_cells_share_a_border_without_a_gap(scenes: list[Scene]) -> None:
+def test_touching_cells_share_a_border_without_a_gap(scenes: list[YeastScene]) -> None:
     assert all(len(touching_pairs(scene.instances)) >= 3 for scene in scenes)
     merged = [ndimage.label(scene.label)[1] < scene.instances.max() for scene in scenes]
     assert all(merged)  # in `label` alone touching cells run together: the task of the topology loss
 
 
-def test_colonies_are_packed(scenes: list[Scene]) -> None:
+def test_colonies_are_packed(scenes: list[YeastScene]) -> None:
     pairs = sum(len(touching_pairs(scene.instances)) for scene in scenes)
     cells = sum(int(scene.instances.max()) for scene in scenes)
     assert pairs / cells > 1.25  # measured 1.5; where nothing draws the cells together 1.0
 
 
-def test_mothers_have_buds(scenes: list[Scene]) -> None:
+def test_mothers_have_buds(scenes: list[YeastScene]) -> None:
     for scene in scenes:
         area = np.bincount(scene.instances.ravel())
         pairs = [(area[a], area[b]) for a, b in touching_pairs(scene.instances)]
         assert any(min(pair) < max(pair) / 2 for pair in pairs)
 
 
-def test_some_cells_are_cut_by_the_frame(scenes: list[Scene]) -> None:
+def test_some_cells_are_cut_by_the_frame(scenes: list[YeastScene]) -> None:
     edges = [np.concatenate([s.label[0], s.label[-1], s.label[:, 0], s.label[:, -1]]) for s in scenes]
     assert sum(edge.any() for edge in edges) >= 3
 
 
-def test_some_dead_cells_touch_living_ones_and_some_do_not(scenes: list[Scene]) -> None:
+def test_some_dead_cells_touch_living_ones_and_some_do_not(scenes: list[YeastScene]) -> None:
     touching = []
     for s in scenes:
         parts, count = ndimage.label(s.dead)
@@ -158,7 +158,7 @@ def test_some_dead_cells_touch_living_ones_and_some_do_not(scenes: list[Scene]) 
     assert 0.4 < np.mean(touching) < 0.7  # measured 0.51
 
 
-def test_dead_cells_are_darker_than_living_ones(scenes: list[Scene]) -> None:
+def test_dead_cells_are_darker_than_living_ones(scenes: list[YeastScene]) -> None:
     ratios = [s.image[s.dead].mean() / s.image[s.label == 1].mean() for s in scenes]
     assert 0.4 < np.mean(ratios) < 0.65  # measured over 400 scenes: mean 0.55, from 0.35 to 0.85
     assert max(ratios) < 0.95
@@ -166,7 +166,7 @@ def test_dead_cells_are_darker_than_living_ones(scenes: list[Scene]) -> None:
         assert scene.image[scene.dead].mean() < scene.image[(scene.label == 0) & ~scene.dead].mean()
 
 
-def test_the_ranges_of_dead_and_living_cells_overlap(scenes: list[Scene]) -> None:
+def test_the_ranges_of_dead_and_living_cells_overlap(scenes: list[YeastScene]) -> None:
     living, dead = [], []
     for s in scenes:
         parts, count = ndimage.label(s.dead)
@@ -175,7 +175,7 @@ def test_the_ranges_of_dead_and_living_cells_overlap(scenes: list[Scene]) -> Non
     assert min(living) < max(dead)
 
 
-def test_no_threshold_solves_the_task(scenes: list[Scene]) -> None:
+def test_no_threshold_solves_the_task(scenes: list[YeastScene]) -> None:
     """The best threshold and the best pair, chosen with the labels at hand, stay far below a small U-Net."""
     image, label = np.stack([s.image for s in scenes]), np.stack([s.label for s in scenes])
     below = [np.bincount(image[label == c], minlength=256).cumsum() for c in (0, 1)]  # [class][t]: pixels ≤ t
@@ -189,7 +189,7 @@ def test_no_threshold_solves_the_task(scenes: list[Scene]) -> None:
     assert pair.max() < 0.65  # measured 0.58; a U-Net of 8 … 64 channels reached 0.98
 
 
-def test_the_light_is_uneven(scenes: list[Scene]) -> None:
+def test_the_light_is_uneven(scenes: list[YeastScene]) -> None:
     spread = []
     for scene in scenes:
         medium = ndimage.binary_erosion((scene.label == 0) & ~scene.dead, iterations=8)
