@@ -12,7 +12,7 @@ from scipy import ndimage
 
 import data
 from boundary import boundary_weights, separation_weights
-from changes import PartsByName, Relabel, Resize, WeightMap, separate_cells
+from changes import HalfOfTestValidates, PartsByName, Relabel, Resize, WeightMap, separate_cells
 from checks import InputError
 from losses import BoundaryWeightedLoss, cross_entropy
 from samples import Sample
@@ -180,3 +180,13 @@ def test_parts_by_name_come_out_of_the_file(tmp_path) -> None:
     assert data.SegmentationDataset(path, "train").parts == {"train": 2, "val": 1, "test": 0}
     assert data.SegmentationDataset(path, "train").names == ["a", "d"]
     assert data.SegmentationDataset(path, "val").names == ["c"]
+
+
+def test_no_test_image_trains_and_about_half_of_them_validate() -> None:
+    moved = {
+        name: [HalfOfTestValidates()(Sample(f"{name}{i}", np.zeros(1), np.zeros(1), name)).part for i in range(400)]
+        for name in ("train", "val", "test")
+    }
+    assert set(moved["train"]) == set(moved["val"]) == {"train"}
+    assert set(moved["test"]) == {"val", "test"}
+    assert 160 < moved["test"].count("val") < 240
