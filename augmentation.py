@@ -99,9 +99,9 @@ def random_affine(
     if images.device.type == "cuda":
         theta = theta.pin_memory()
     grid = F.affine_grid(theta.to(images.device, non_blocking=True), [B, 1, H, W], align_corners=False)
-    moved = [_sample(images, grid.to(images.dtype), "bilinear").contiguous(memory_format=memory_format(images))]
-    moved += [_sample(m[:, None].float(), grid, "nearest")[:, 0].to(m.dtype) for m in maps]
-    return tuple(moved)
+    moved = _sample(images.float(), grid, "bilinear").to(images.dtype)
+    others = (_sample(m[:, None].double(), grid.double(), "nearest")[:, 0].to(m.dtype) for m in maps)
+    return moved.contiguous(memory_format=memory_format(images)), *others
 
 
 def _sample(x: Tensor, grid: Tensor, mode: str) -> Tensor:

@@ -93,6 +93,10 @@ class Resize:
     height: int
     width: int
 
+    def __post_init__(self) -> None:
+        if min(self.height, self.width) < 1:
+            raise InputError(f"Resize: {self.height}×{self.width} pixels; expected at least 1×1.")
+
     def __call__(self, sample: Sample) -> Sample:
         size = (self.height, self.width)
         smaller = any(new < old for new, old in zip(size, sample.label.shape))
@@ -120,6 +124,10 @@ class Relabel:
     """
 
     numbers: Mapping[int, int]
+
+    def __post_init__(self) -> None:
+        if wrong := [new for new in self.numbers.values() if new not in range(256)]:
+            raise InputError(f"Relabel: {wrong[0]} is no class; expected 0 … 255.")
 
     def __call__(self, sample: Sample) -> Sample:
         label = sample.label.copy()
@@ -149,15 +157,16 @@ class PartsByName:
 class HalfOfTestValidates:
     """Lets every official training image train: the validation part joins it, and half of the test part validates.
 
-    For small sets with a large test part; which half is fixed by the hashes of the names.
+    For small sets with a large test part.  The hash of an image says to which half it belongs, so that two copies of
+    one image lie in the same.
 
-    >>> samples = [Sample(name, np.zeros((1, 1)), np.zeros((1, 1)), "test") for name in "abcdef"]
+    >>> samples = [Sample("a", np.full((1, 1), k, np.uint8), np.zeros((1, 1)), "test") for k in range(6)]
     >>> [HalfOfTestValidates()(sample).part for sample in samples]
-    ['test', 'test', 'test', 'test', 'val', 'val']
+    ['test', 'val', 'val', 'test', 'val', 'val']
     """
 
     def __call__(self, sample: Sample) -> Sample:
         if sample.part != "test":
             return replace(sample, part="train")
-        odd = hashlib.sha256(sample.name.encode()).digest()[0] % 2
+        odd = hashlib.sha256(sample.image.tobytes()).digest()[0] % 2
         return replace(sample, part="val" if odd else "test")

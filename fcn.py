@@ -75,6 +75,7 @@ class FCN(nn.Module):
     pixels.  FCN-32s brings it up at once.  FCN-16s goes up by 2, adds scores of the map of stride 16 (a *short-cut*:
     1×1 convolution and sum), then up by 16; FCN-8s does so once more.  Scores start at 0, so that a new short-cut
     changes nothing yet.  Near the image's frame convolutions see zeros.
+    (As with every BatchNorm, training needs more than one value a channel: more than one image of ≤ 32 pixels.)
 
     Args:
         in_channels: 1 for grey images, 3 for RGB.
@@ -145,7 +146,7 @@ class FCN(nn.Module):
         for conv, dense in zip(convs, (layer for layer in of.dense if isinstance(layer, nn.Linear)), strict=True):
             weight = dense.weight.reshape(conv.weight.shape)  # (out, C·k·k) → (out, C, k, k)
             conv.load_state_dict({"weight": weight, "bias": dense.bias})
-        return net.to(next(of.parameters()).device)
+        return net.to(next(of.parameters()))  # its device and dtype
 
     def extra_repr(self) -> str:
         """What the list of layers does not show; a learner knows a model again by its repr."""

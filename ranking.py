@@ -62,11 +62,11 @@ def precision_recall(probs: Sequence[np.ndarray], labels: Sequence[np.ndarray]) 
     >>> [round(float(p), 2) for p in curve.precision], [float(r) for r in curve.recall], curve.max_f
     ([1.0, 0.5, 0.67, 0.5], [0.5, 0.5, 1.0, 1.0], 0.8)
     """
-    shapes = [(np.shape(p), np.shape(y)) for p, y in zip(probs, labels, strict=True)]
-    if wrong := [index for index, (a, b) in enumerate(shapes) if a != b]:
-        raise InputError(f"precision_recall: image {wrong[0]} has probabilities and labels {shapes[wrong[0]]}.")
+    shapes = [[np.shape(x) for x in arrays] for arrays in (probs, labels)]
+    if shapes[0] != shapes[1] or not shapes[0]:
+        raise InputError(f"precision_recall: the probabilities have the shapes {shapes[0]}, the labels {shapes[1]}.")
     score, label = (np.concatenate([np.ravel(x) for x in arrays]) for arrays in (probs, labels))
-    score, label = score[label != IGNORE_INDEX], label[label != IGNORE_INDEX]
+    score, label = score[label != IGNORE_INDEX].astype(np.float64), label[label != IGNORE_INDEX]
     if not np.isfinite(score).all() or not np.isin(label, (0, 1)).all() or not (label == 1).any():
         raise InputError(
             "precision_recall: expected finite probabilities, labels of 0, 1 and 255, and at least one pixel of 1."

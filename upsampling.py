@@ -115,7 +115,7 @@ def linear_kernel(factor: int) -> Tensor:
     >>> linear_kernel(2).tolist(), [round(value, 3) for value in linear_kernel(3).tolist()]
     ([0.25, 0.75, 0.75, 0.25], [0.333, 0.667, 1.0, 0.667, 0.333])
     """
-    if factor < 1:
+    if factor != int(factor) or factor < 1:
         raise InputError(f"linear_kernel: factor={factor}; expected a whole number ≥ 1.")
     size = 2 * factor - factor % 2
     return 1 - (torch.arange(size) - (size - 1) / 2).abs() / factor
@@ -199,15 +199,17 @@ def checkerboard(x: Tensor, stride: int) -> float:
         stride: s ≥ 1.
 
     Raises:
-        InputError: a map smaller than one cell, or of other than four axes.
+        InputError: a map smaller than one cell, of other than four axes, or with values that are not finite.
 
     >>> checkerboard(torch.tensor([[[[1.0, 0.0, 1.0, 0.0]]]]).expand(1, 1, 4, 4), stride=2)  # half of its energy
     0.707...
     """
     if x.ndim != 4 or stride < 1 or min(x.shape[2:]) < stride:
         raise InputError(f"checkerboard: x has shape {tuple(x.shape)}; expected (B, C, H, W) with H, W ≥ {stride}.")
-    B, C, H, W = x.shape
-    x = x[..., : H // stride * stride, : W // stride * stride]
+    H, W = x.shape[2:]
+    x = x[..., : H // stride * stride, : W // stride * stride].double()
+    if not x.isfinite().all():
+        raise InputError("checkerboard: x holds NaN or infinity.")
     phases = x.unflatten(3, (-1, stride)).unflatten(2, (-1, stride)).mean(dim=(0, 2, 4))  # (C, s, s)
     spread = phases - phases.mean(dim=(1, 2), keepdim=True)
     rms = x.square().mean().sqrt()

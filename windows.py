@@ -22,7 +22,7 @@ from checks import InputError
 POOLS = (nn.MaxPool2d, nn.AvgPool2d)
 MIXING = (nn.Conv2d, nn.ConvTranspose2d, nn.MaxUnpool2d, *POOLS)
 ADAPTIVE = (nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d)
-PADDING = (nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d, nn.CircularPad2d)
+PADDING = (nn.ZeroPad2d, nn.ConstantPad2d, nn.ReflectionPad2d, nn.ReplicationPad2d)
 POINTWISE_FAMILIES = ("activation", "dropout", "channelshuffle")
 NORM_FAMILIES = ("batchnorm", "instancenorm", "normalization")
 
@@ -93,6 +93,8 @@ def is_norm(module: nn.Module) -> bool:
 
 def windows_of_layer(module: nn.Module, x: Tensor, y: Tensor) -> Windows:
     """The windows through which a layer of PyTorch reads its input `x` to make `y`."""
+    if getattr(module, "padding_mode", "zeros") == "circular" or isinstance(module, nn.CircularPad2d):
+        return everything(x)  # the last rows are read for the first ones
     if isinstance(module, MIXING):
         return _kernel(module)
     if isinstance(module, nn.Upsample):
@@ -121,6 +123,8 @@ def windows_of_function(function: Any, args: Any, kwargs: Any, x: Tensor, y: Ten
         raise InputError(
             f"The model calls {name} as a function; use the nn.Module of it, so that its kernel can be read."
         )
+    if "circular" in args or "circular" in kwargs.values():  # padding by the other end
+        return everything(x)
     stem = name.strip("_")
     if name.startswith("__") and stem[:1] in ("i", "r") and stem[1:] in POINTWISE:
         stem = stem[1:]  # __iadd__ of x += y, __rsub__ of 1 - x
@@ -204,6 +208,8 @@ def _indexed(x: Tensor, index: Any) -> Windows:
 def _resized_by_function(args: Any, kwargs: Any, y: Tensor) -> Windows:
     call = inspect.signature(F.interpolate).bind(*args, **kwargs).arguments
     wanted = [call.get(key) for key in ("align_corners", "scale_factor", "recompute_scale_factor")]
+    if call.get("antialias"):
+        return everything(call["input"])  # its filter grows with the factor
     return _resized(call["input"], y, call.get("mode", "nearest"), *wanted)
 
 

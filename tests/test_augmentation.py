@@ -191,3 +191,14 @@ def test_affine_keeps_the_memory_format_and_the_input():
 def test_affine_refuses_what_does_not_belong_together(images, label):
     with pytest.raises(InputError, match="random_affine"):
         random_affine(images, label, generator=cpu_generator())
+
+
+def test_affine_keeps_large_numbers_and_half_precision():
+    ids = torch.full((1, 6, 6), 2**24 + 1)
+    assert random_affine(torch.zeros(1, 1, 6, 6), ids, generator=cpu_generator())[1].unique().tolist() == [2**24 + 1]
+    images = torch.rand(2, 1, 32, 32)
+    wanted = random_affine(images, generator=cpu_generator(3))[0]
+    for dtype in (torch.bfloat16, torch.float16):
+        moved = random_affine(images.to(dtype), generator=cpu_generator(3))[0]
+        assert moved.dtype == dtype
+        assert torch.allclose(moved.float(), wanted, atol=0.02)

@@ -184,9 +184,20 @@ def test_parts_by_name_come_out_of_the_file(tmp_path) -> None:
 
 def test_no_test_image_trains_and_about_half_of_them_validate() -> None:
     moved = {
-        name: [HalfOfTestValidates()(Sample(f"{name}{i}", np.zeros(1), np.zeros(1), name)).part for i in range(400)]
+        name: [HalfOfTestValidates()(Sample("a", np.full(4, i), np.zeros(4), name)).part for i in range(400)]
         for name in ("train", "val", "test")
     }
     assert set(moved["train"]) == set(moved["val"]) == {"train"}
     assert set(moved["test"]) == {"val", "test"}
     assert 160 < moved["test"].count("val") < 240
+
+
+def test_two_copies_of_a_test_image_stay_together() -> None:
+    parts = {HalfOfTestValidates()(Sample(name, np.arange(9), np.zeros(9), "test")).part for name in "abcdefghij"}
+    assert len(parts) == 1
+
+
+def test_sizes_and_classes_that_make_no_sense_are_refused() -> None:
+    for wrong in (lambda: Resize(0, 5), lambda: Relabel({0: 300}), lambda: Relabel({0: -1})):
+        with pytest.raises(InputError, match="Resize|Relabel"):
+            wrong()

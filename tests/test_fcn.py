@@ -183,3 +183,10 @@ def test_bilinear_means_that_upsampling_is_not_trained():
     fixed.load_state_dict(free.state_dict())
     image = random(2, 1, 50, 50)
     torch.testing.assert_close(fixed.eval()(image), free.eval()(image))
+
+
+def test_the_fcn_takes_the_number_format_of_its_classifier():
+    classifier = PatchClassifier(1, 2, THIN, patch=94).double().eval()
+    image = torch.randn(1, 1, 94, 94, dtype=torch.float64)
+    coarse = FCN.from_classifier(classifier).eval().coarse_map(image)
+    torch.testing.assert_close(coarse[..., 0, 0], classifier(image))

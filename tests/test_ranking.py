@@ -55,3 +55,11 @@ def test_step_area_by_hand() -> None:
 def test_what_cannot_be_ranked_is_refused(probs, labels) -> None:
     with pytest.raises(InputError, match="precision_recall"):
         precision_recall([np.array(probs)], [np.array(labels)])
+
+
+def test_lists_that_do_not_fit_are_refused_and_whole_numbers_may_rank() -> None:
+    for probs, labels in (([], []), ([np.zeros((1, 2))], [])):
+        with pytest.raises(InputError, match="shapes"):
+            precision_recall(probs, labels)
+    bytes_ = precision_recall([np.array([[0, 100, 200, 250]], np.uint8)], [np.array([[0, 0, 1, 1]])])
+    assert bytes_.precision.tolist() == pytest.approx([1, 1, 2 / 3, 1 / 2])

@@ -26,6 +26,13 @@ from receptive_field import (
 from record import Record
 from unet import UNet
 
+
+@pytest.fixture(autouse=True)
+def same_weights_in_every_run():
+    """A net of two channels can be born with dead ReLUs, and then shows no gradient."""
+    torch.manual_seed(0)
+
+
 # ---- a zoo ----------------------------------------------------------------------------------------------------------
 
 
@@ -408,3 +415,19 @@ def test_reach_is_the_farthest_side_of_any_box():
             box = pixel_field(net, (1, 1, 12, 12), pixel)
             far = max(far, pixel[0] - box.top, box.bottom - pixel[0], pixel[1] - box.left, box.right - pixel[1])
         assert reach(net, (1, 1, 12, 12)) == far
+
+
+def test_what_wraps_around_or_filters_widely_reads_everything():
+    class Wrapped(nn.Module):
+        def forward(self, x):
+            return F.pad(x, (1, 1, 1, 1), mode="circular")
+
+    class Smooth(nn.Module):
+        def forward(self, x):
+            return F.interpolate(x, size=(4, 4), mode="bilinear", antialias=True)
+
+    nets = (nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular"), nn.CircularPad2d(1), Wrapped(), Smooth())
+    for net in nets:
+        assert receptive_field(net, (1, 1, 16, 16)) == (16, 16)
+    box = pixel_field_measured(nets[0], (1, 1, 16, 16), (0, 0))
+    assert (box.top, box.bottom) == (0, 15)  # the first row reads the last one

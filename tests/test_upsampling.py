@@ -184,3 +184,12 @@ def test_wrong_settings_are_refused(wrong):
 
 def test_the_layer_is_a_module_that_a_table_can_read():
     assert isinstance(bilinear_upsampling(2, 4), nn.ConvTranspose2d)
+
+
+def test_a_pattern_is_not_read_off_numbers_that_are_none():
+    with pytest.raises(InputError, match="NaN"):
+        checkerboard(torch.full((1, 1, 4, 4), float("nan")), 2)
+    large = 300 * torch.eye(2).repeat(2, 2).half()[None, None]  # its squares do not fit into float16
+    assert checkerboard(large, 2) == pytest.approx(0.5**0.5)
+    with pytest.raises(InputError, match="whole number"):
+        linear_kernel(2.5)
