@@ -9,6 +9,7 @@ Zip bombs: Fifield, USENIX WOOT 2019.  Attacks with paths and links: PEP 706.
 from __future__ import annotations
 
 import gzip
+import lzma
 import shutil
 import stat
 import tarfile
@@ -21,7 +22,8 @@ from checks import InputError
 
 # Limits for a whole archive.  A single label image may pack 400 : 1, a set of nuclei as a whole packs 8 : 1.
 MAX_ENTRIES, MAX_BYTES, MAX_RATIO = 50_000, 8 * 2**30, 100
-_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError)
+_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError)
+_CLASH = (NotADirectoryError, IsADirectoryError, FileExistsError)  # a file and a folder of one name
 
 
 def unpack(archive: Path, folder: Path) -> None:
@@ -38,7 +40,7 @@ def unpack(archive: Path, folder: Path) -> None:
     """
     try:
         (_unpack_zip if archive.suffix == ".zip" else _unpack_tar)(archive, folder)
-    except (*_DAMAGE, RuntimeError) as error:  # the last: it needs a password
+    except (*_DAMAGE, *_CLASH, RuntimeError) as error:  # the last: it needs a password
         raise InputError(f"{archive} cannot be unpacked: {error}.\nDelete it and run again.") from error
 
 

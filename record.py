@@ -52,7 +52,8 @@ class Record(TorchFunctionMode):
         self._strides: dict[int, tuple[Fraction, Fraction]] = {}  # of all maps that depend on the image
         self._alive: list[Tensor] = []  # the id of a tensor is unique only while it lives
         self._inside_layer = False
-        image = torch.zeros(input_shape, device=next((p.device for p in model.parameters()), None))
+        like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
+        image = torch.zeros(input_shape, device=like.device, dtype=like.dtype)
         self._image = self._keep(image, (Fraction(1), Fraction(1)))
         hooks = [hook for module in self.names if _is_layer(module) for hook in self._hooks(module)]
         try:

@@ -250,3 +250,14 @@ def test_a_tar_cut_at_any_place_is_refused(tmp_path: Path) -> None:
     whole = pack_tar({"box/a.txt": b"hello", "box/b.txt": DATA[:300]})
     for end in range(1, len(whole), 7):
         refused(tmp_path, whole[:end])
+
+
+@both
+def test_a_file_and_a_folder_of_one_name_are_refused(pack: Pack, tmp_path: Path) -> None:
+    assert "cannot be unpacked" in refused(tmp_path, pack({"a": b"file", "a/b": b"in it"}))
+
+
+def test_a_damaged_lzma_stream_is_refused(tmp_path: Path) -> None:
+    content = bytearray(pack_zip({"a.bin": DATA}, zipfile.ZIP_LZMA))
+    content[60:160] = bytes(100)
+    assert "cannot be unpacked" in refused(tmp_path, bytes(content))

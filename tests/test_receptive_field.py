@@ -431,3 +431,8 @@ def test_what_wraps_around_or_filters_widely_reads_everything():
         assert receptive_field(net, (1, 1, 16, 16)) == (16, 16)
     box = pixel_field_measured(nets[0], (1, 1, 16, 16), (0, 0))
     assert (box.top, box.bottom) == (0, 15)  # the first row reads the last one
+
+
+def test_models_of_every_number_format_are_read():
+    for dtype in (torch.float64, torch.bfloat16):
+        assert receptive_field(nn.Conv2d(1, 1, 3).to(dtype), (1, 1, 9, 9)) == (3, 3)
