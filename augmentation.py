@@ -100,8 +100,11 @@ def random_affine(
         theta = theta.pin_memory()
     grid = F.affine_grid(theta.to(images.device, non_blocking=True), [B, 1, H, W], align_corners=False)
     moved = _sample(images.float(), grid, "bilinear").to(images.dtype)
-    others = (_sample(m[:, None].double(), grid.double(), "nearest")[:, 0].to(m.dtype) for m in maps)
-    return moved.contiguous(memory_format=memory_format(images)), *others
+    # Where each pixel comes from, as a number: so maps of every type are only picked from, never calculated with
+    places = torch.arange(H * W, device=images.device, dtype=torch.float32).expand(B, 1, -1).reshape(B, 1, H, W)
+    origin = _sample(places, grid, "nearest").long().flatten(1)  # (B, H·W)
+    picked = (m.flatten(1).gather(1, origin).reshape(m.shape) for m in maps)
+    return moved.contiguous(memory_format=memory_format(images)), *picked
 
 
 def _sample(x: Tensor, grid: Tensor, mode: str) -> Tensor:

@@ -21,7 +21,6 @@ import functools
 import io
 import json
 import os
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -416,7 +415,3 @@ def main(arguments: list[str]) -> None:
                 run_one(set_name, loss_name, seed)
                 collect()
         draw_examples(set_name)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

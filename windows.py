@@ -123,8 +123,6 @@ def windows_of_function(function: Any, args: Any, kwargs: Any, x: Tensor, y: Ten
         raise InputError(
             f"The model calls {name} as a function; use the nn.Module of it, so that its kernel can be read."
         )
-    if "circular" in args or "circular" in kwargs.values():  # padding by the other end
-        return everything(x)
     stem = name.strip("_")
     if name.startswith("__") and stem[:1] in ("i", "r") and stem[1:] in POINTWISE:
         stem = stem[1:]  # __iadd__ of x += y, __rsub__ of 1 - x
@@ -134,7 +132,7 @@ def windows_of_function(function: Any, args: Any, kwargs: Any, x: Tensor, y: Ten
         return (Window(), Window()) if sizes(x) == sizes(y) else everything(x)
     special: dict[str, Callable[[], Windows]] = {
         "getitem": lambda: _indexed(x, args[1]),
-        "pad": lambda: _padded(_argument(args, kwargs, 1, "pad")),
+        "pad": lambda: _padded_by_function(args, kwargs, x),
         "interpolate": lambda: _resized_by_function(args, kwargs, y),
     }
     if "adaptive" in name:
@@ -203,6 +201,12 @@ def _indexed(x: Tensor, index: Any) -> Windows:
             return everything(x)
         windows.append(Window(step or 1, start, start))
     return windows[0], windows[1]
+
+
+def _padded_by_function(args: Any, kwargs: Any, x: Tensor) -> Windows:
+    if _argument(args, kwargs, 2, "mode") == "circular":  # the last rows are read for the first ones
+        return everything(x)
+    return _padded(_argument(args, kwargs, 1, "pad"))
 
 
 def _resized_by_function(args: Any, kwargs: Any, y: Tensor) -> Windows:

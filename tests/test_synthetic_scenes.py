@@ -34,6 +34,25 @@ def scene_of(writer: Callable, i: int) -> Scene:
     return pet_scene(rng, 64, 80, ("dog", "cat")[i]) if writer is write_pets else street_scene(rng, 64, 80)
 
 
+@pytest.mark.parametrize("draw", [pet_scene, street_scene])
+def test_same_seed_same_scene_and_other_seed_other_scene(draw: Callable[..., Scene]) -> None:
+    first, again, other = (draw(np.random.default_rng(seed), 64, 64) for seed in (5, 5, 6))
+    assert np.array_equal(first.image, again.image)
+    assert np.array_equal(first.label, again.label)
+    assert not np.array_equal(first.image, other.image)
+    assert not np.array_equal(first.label, other.label)
+
+
+@pytest.mark.parametrize("draw", [pet_scene, street_scene])
+@pytest.mark.parametrize(
+    ("sides", "argument"),
+    [((63, 64), "height"), ((64, 63), "width"), ((64.0, 64), "height"), ((-5, 64), "height")],
+)
+def test_sizes_that_cannot_be_drawn(draw: Callable[..., Scene], sides: tuple, argument: str) -> None:
+    with pytest.raises(InputError, match=argument):
+        draw(np.random.default_rng(0), *sides)
+
+
 @pytest.mark.parametrize(
     ("writer", "names"),
     [
