@@ -269,8 +269,10 @@ def run_tests(options: argparse.Namespace) -> None:
 
 def run_study(options: argparse.Namespace) -> None:
     """The study of losses; what follows on the command line is for study.py."""
+    import study
+
     os.chdir(ROOT)
-    continue_as([sys.executable, "study.py", *options.rest])
+    study.main(options.rest)
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

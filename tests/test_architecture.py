@@ -35,11 +35,11 @@ ARROWS = {
     "boundary_metrics": {"objects", "boundary"},
     "instance_metrics": {"objects"},
     "structure_metrics": {"objects", "topology"},
-    "run": {"handin"},
+    "run": {"handin", "study"},
     "changes": {"boundary", "samples"},
     "augmentation": {"transforms"},
     "scoring": {"metrics", "boundary_metrics", "instance_metrics", "structure_metrics", "objects"},
-    "study": {  # like the notebook: it brings the pieces together, and nothing imports it
+    "study": {  # like the notebook: it brings the pieces together, and nothing but its command imports it
         *("augmentation", "baselines", "changes", "comparison", "data", "learner", "losses", "plots"),
         *("samples", "scoring", "synthetic", "topology", "transforms", "unet"),
     },
