@@ -7,7 +7,7 @@ label can reach the GPU, where it would end the session with "device-side assert
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 IGNORE_INDEX = 255
 """Label of a pixel that belongs to no class: it counts in no loss and in no metric."""
@@ -97,3 +97,19 @@ def two_or_more(logits: Tensor) -> Tensor:
     [0.0, 1.5]
     """
     return logits if logits.shape[1] > 1 else torch.cat([torch.zeros_like(logits), logits], dim=1)
+
+
+def check_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Raise `InputError` with the names and shapes that differ, unless these are weights of this architecture.
+
+    >>> check_weights(nn.Conv2d(1, 2, 3), nn.Conv2d(1, 2, 3).state_dict())
+    """
+    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in weights.items()}
+    wrong = [name for name in [*wanted, *(found.keys() - wanted)] if wanted.get(name) != found.get(name)]
+    if wrong:
+        shown = "; ".join(f"{n}: {found.get(n, 'missing')}, expected {wanted.get(n, 'none')}" for n in wrong[:4])
+        raise InputError(
+            f"These weights belong to another architecture: {len(wrong)} of {len(wanted)} entries differ.\n{shown}.\n"
+            "Build the model with the settings that it was trained with."
+        )

@@ -1,22 +1,19 @@
 """Train, evaluate, predict, explain: one plain loop around a model, a loss and two loaders.
 
-The loop is forward, loss, stop if it is not finite, backward, step.  Everything random in an epoch follows from
+The loop is forward, loss, backward, stop if the loss is not finite, step.  Everything random in an epoch follows from
 (seed, epoch) alone: the order of the samples, their crops, the augmentation, dropout.  So a run that was cut off needs
 only its weights, its optimiser and the number of its epoch to continue as if nothing had happened: bit for bit on a
 CPU, on a GPU up to the rounding of sums whose order is not fixed there.
+
+Within an epoch the host never waits for a GPU: losses, counts and the watch for NaN stay on the device until its end.
 """
 
 from __future__ import annotations
 
-import contextlib
-import copy
-import functools
-import hashlib
-import inspect
 import math
-import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -26,12 +23,17 @@ from torch.amp import GradScaler
 from torch.optim import Optimizer
 
 import checkpoint
+import distributed
 import inspection
-import metrics
+import modes
 import plots
-from checks import IGNORE_INDEX, InputError, check_images, two_or_more
-from receptive_field import reach
+from checks import InputError, check_images, check_weights, two_or_more
+from progress import LiveLine
+from run_settings import data_settings, image_names, model_hash, name_of
+from tally import Tally, Watch
+from tiles import margin_of, predict_tiled
 
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 Batch = Sequence[Tensor]  # images (B, C, H, W), target (B, H, W), and further maps that the loss takes
 
 
@@ -68,12 +70,12 @@ class Learner:
         folder: where a checkpoint is written after every epoch and taken up again; None keeps the run in memory.
         seed: what everything random in the training follows from.
         device: default `pick_device()`.
-        precision: "float32", "bfloat16", "float16", or "auto": the faster one on this device.
+        precision: "float32", "bfloat16", "float16" (channels last), or "auto": the fastest way here (`modes.py`).
         verbose: show one line of progress.
 
     Attributes:
         history: one dict for each epoch; see `fit`.
-        active_precision: the number format that is used, once `fit` has chosen it.
+        mode: number format, memory layout and compiler in use, once `fit` has chosen them.
     """
 
     def __init__(
@@ -95,8 +97,12 @@ class Learner:
     ):
         if schedule not in ("cosine", "constant"):
             raise InputError(f"Learner: schedule={schedule!r}; choose 'cosine' or 'constant'.")
-        self.device = torch.device(device) if device is not None else pick_device()
-        self.model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if precision not in PRECISIONS:
+            raise InputError(f"Learner: precision={precision!r}; choose one of {', '.join(PRECISIONS)}.")
+        distributed.start()
+        modes.keep_freed_memory()
+        self.device = distributed.local_device(torch.device(device) if device is not None else pick_device())
+        self.model = model.to(self.device)
         self.loss, self.train_loader, self.val_loader = loss, train_loader, val_loader
         self.lr, self.weight_decay, self.schedule, self.augment = lr, weight_decay, schedule, augment
         self.folder = Path(folder) if folder is not None else None
@@ -104,32 +110,55 @@ class Learner:
         self.history: list[dict[str, float]] = []
         self._initial: Any = None  # state of model and loss before the first step
         self._state: dict[str, Any] | None = None  # the run as of its last epoch, as it is in the checkpoint
-        self.active_precision = precision if precision != "auto" else "float32"  # until `fit` has chosen
+        self._model_hash = model_hash(model)
+        self._train_model: Callable[[Tensor], Tensor] = model  # with what `fit` wraps round it
+        self._parts = 1  # into which a batch is cut
+        self._use(modes.Mode(precision if precision != "auto" else "float32"), parts=1)  # until `fit` has chosen
 
     # ---- training ---------------------------------------------------------------------------------------------------
 
-    def fit(self, epochs: int) -> list[dict[str, float]]:
+    def fit(
+        self, epochs: int, after_epoch: Callable[[dict[str, float]], object] | None = None
+    ) -> list[dict[str, float]]:
         """Train until `epochs` epochs are done in all, and leave the model with the best weights seen.
 
         The best epoch is the one of highest validation mean IoU (the last epoch if there is no validation).  A run
-        found in `folder` with the same settings is continued, a finished one is not trained again.
+        found in `folder` with the same settings is continued, a finished one is not trained again.  If the memory
+        does not hold a batch, its halves (quarters, …) follow each other and their gradients are added up.
+
+        `after_epoch` gets the row of each finished epoch; an exception that it raises ends the training there.
 
         Returns:
-            history: a dict for each epoch with epoch, lr, train_loss, train_accuracy, …, val_loss, …, seconds.
+            history: a dict for each epoch with epoch, lr, train_loss, train_accuracy, …, val_loss, …, seconds, parts
+            (into how many pieces a batch is cut).
 
         Raises:
-            InputError: if there is no training data.
+            InputError: if there is no training data, another run uses the folder, or it cannot be written.
             FloatingPointError: if the loss is not finite; the best weights so far stay.
         """
         if self.train_loader is None or len(self.train_loader) == 0:
             raise InputError("Learner.fit: there is no training data; give a train_loader with at least one batch.")
-        line = _LiveLine(self.verbose)
-        optimizer = torch.optim.AdamW(self.model.parameters(), lr=self.lr, weight_decay=self.weight_decay)
-        state, note = self._resume(optimizer, epochs)
+        if self.folder is None or distributed.rank() > 0:
+            return self._fit(epochs, after_epoch, "")
+        with checkpoint.locked(self.folder) as warning:
+            return self._fit(epochs, after_epoch, warning)
+
+    def _fit(
+        self, epochs: int, after_epoch: Callable[[dict[str, float]], object] | None, note: str
+    ) -> list[dict[str, float]]:
+        line = LiveLine(self.verbose and distributed.rank() == 0)
+        fused = self.device.type in ("cpu", "cuda", "mps")  # one call for all weights, which can also leave a step out
+        optimizer = torch.optim.AdamW(
+            self.model.parameters(), lr=self.lr, weight_decay=self.weight_decay, fused=fused or None
+        )
+        state, found = self._resume(optimizer, epochs)
+        note += found
+        if self._train_model is self.model:
+            self._train_model = distributed.together(self.model, self.device)
+            self._train_model = torch.compile(self._train_model) if self.mode.compiled else self._train_model
         if state["epoch"] < epochs:
             line.show(f"{note}epoch {state['epoch'] + 1}/{epochs} …")
-        self.active_precision = state["precision"]
-        scaler = GradScaler(self.device.type, enabled=state["precision"] == "float16")
+        scaler = GradScaler(self.device.type, enabled=self.mode.precision == "float16")
         if state["scaler"]:
             scaler.load_state_dict(state["scaler"])
         try:
@@ -138,9 +167,11 @@ class Learner:
                 row = self._train_epoch(epoch, epochs, optimizer, scaler)
                 if self.val_loader is not None:
                     row |= {f"val_{name}": value for name, value in self.evaluate(self.val_loader).items()}
-                row["seconds"] = time.perf_counter() - began
+                row |= {"seconds": time.perf_counter() - began, "parts": self._parts}
                 self._close_epoch(state, row, optimizer, scaler)
                 line.show(f"epoch {epoch + 1}/{epochs} · {self._summary(state)}")
+                if after_epoch is not None:
+                    after_epoch(row)
         finally:  # also when the student presses stop, or the loss is not finite
             self.model.load_state_dict(state["best_model"] if state["history"] else self._initial[0])
             self.history = list(state["history"])
@@ -154,7 +185,7 @@ class Learner:
         if hasattr(getattr(self.train_loader, "batch_sampler", None), "set_epoch"):
             self.train_loader.batch_sampler.set_epoch(epoch)
         self.model.train()
-        steps, tally = len(self.train_loader), _Tally()
+        steps, tally, watch = len(self.train_loader), Tally(), Watch(self.device)
         for step, batch in enumerate(self.train_loader):
             lr = self.lr * self._lr_factor((epoch * steps + step) / (epochs * steps), 1 / (epochs * steps))
             for group in optimizer.param_groups:
@@ -162,19 +193,61 @@ class Learner:
             images, target, *maps = self._to_device(batch)
             if self.augment is not None:
                 images, target, *maps = self.augment(images, target, *maps, generator=generator)
-            logits = self._forward(images)
-            loss = self.loss(logits, target, *maps)
-            if not torch.isfinite(loss):
-                raise FloatingPointError(
-                    f"The loss became {loss.item()} in epoch {epoch + 1}, step {step + 1}; no weight was changed "
-                    f"by it.\nUse a smaller learning rate (now {lr:.2g}) or check the images with checks.check_images."
-                )
-            optimizer.zero_grad(set_to_none=True)
-            scaler.scale(loss).backward()
+            pieces = self._backward([images, target, *maps], optimizer, scaler)
+            watch.see([loss for loss, _, _ in pieces], step)
+            if self.device.type == "cpu":
+                self._stop_if_not_finite(watch, epoch)
+            if not scaler.is_enabled():  # float16 has its own watch, in the scaler
+                optimizer.found_inf = watch.found()  # type: ignore[attr-defined]  # 1: the step changes nothing
             scaler.step(optimizer)
             scaler.update()
-            tally.add(loss.detach(), logits.detach(), target)
+            for piece in pieces:
+                tally.add(*piece)
+        self._stop_if_not_finite(watch, epoch)
         return {"epoch": epoch + 1, "lr": lr} | {f"train_{name}": value for name, value in tally.scores().items()}
+
+    def _backward(self, batch: Batch, optimizer: Optimizer, scaler: GradScaler) -> list[tuple[Tensor, Tensor, Tensor]]:
+        """Leave the gradient of the batch in the weights; return loss, logits and target of each of its pieces."""
+        mine = distributed.shared(batch)
+        weight = distributed.weight_of_share(len(batch[0]))
+        counters = {name: value.clone() for name, value in (self._loss_state() or {}).items()}
+        while True:
+            optimizer.zero_grad(set_to_none=True)
+            try:
+                pieces = []
+                for images, target, *maps in zip(*(tensor.chunk(self._parts) for tensor in mine)):
+                    self._load_loss(counters)  # a loss that counts its steps counts this batch once
+                    with self.mode.autocast(self.device):
+                        logits = self._train_model(images)
+                    loss = self.loss(logits, target, *maps)
+                    scaler.scale(loss * (len(images) / len(mine[0]) * weight)).backward()
+                    pieces.append((loss.detach(), logits.detach(), target))
+                return pieces
+            except RuntimeError as error:
+                if not _is_out_of_memory(error):
+                    raise
+            self._cut_batch(len(mine[0]))
+
+    def _cut_batch(self, size: int) -> None:
+        """The memory was full: take the batch in twice as many pieces from now on."""
+        if self._parts >= size or distributed.world_size() > 1:
+            raise InputError(
+                f"The memory of {self.device} does not hold {'one image' if self._parts >= size else 'a share'} "
+                f"of the batch of {size}.\nTake a smaller crop, a smaller batch, or a model with smaller widths."
+            )
+        self._parts = min(2 * self._parts, size)
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def _stop_if_not_finite(self, watch: Watch, epoch: int) -> None:
+        step = watch.first_step()
+        if step is not None:
+            names = ", ".join(image_names(self.train_loader, step)[:16])
+            raise FloatingPointError(
+                f"The loss became NaN or infinite in epoch {epoch + 1}, step {step + 1}; no weight was changed by it."
+                + (f"\nImages of this batch: {names}." if names else "")
+                + f"\nUse a smaller learning rate (now {self.lr:.2g}) or look at these images and labels."
+            )
 
     def _lr_factor(self, progress: float, one_step: float) -> float:
         if self.schedule == "constant":
@@ -186,11 +259,21 @@ class Learner:
 
     def _resume(self, optimizer: Optimizer, epochs: int) -> tuple[dict[str, Any], str]:
         """The state to start from (a new one, or that of an interrupted run) and what to say about it."""
-        loss = self.loss if isinstance(self.loss, nn.Module) else None
         if self._initial is None:
-            self._initial = _copy_to_cpu([self.model.state_dict(), loss.state_dict() if loss is not None else None])
-        settings, note = self.settings(), ""
-        state = self._state
+            self._initial = _copy_to_cpu([self.model.state_dict(), self._loss_state()])
+        state, note = distributed.from_rank_0(self._find_state(epochs) if distributed.rank() == 0 else None)
+        self._use(modes.Mode(**state["mode"]), state["parts"])
+        if state["epoch"] == 0:
+            self.model.load_state_dict(self._initial[0])
+            self._load_loss(self._initial[1])
+        else:
+            self.model.load_state_dict(state["model"])
+            optimizer.load_state_dict(_copy_to_cpu(state["optimizer"]))  # a copy: else training would change the state
+            self._load_loss(state["loss"])
+        return dict(state), note
+
+    def _find_state(self, epochs: int) -> tuple[dict[str, Any], str]:
+        settings, state, note = self.settings(), self._state, ""
         if state is None and self.folder is not None:
             state, note = checkpoint.load(self.folder)
         if state is not None and state["settings"] != settings:
@@ -198,11 +281,8 @@ class Learner:
             note += f"settings changed ({', '.join(changed)}): started over. "
             state = None
         if state is None:
-            self.model.load_state_dict(self._initial[0])
-            if loss is not None:
-                loss.load_state_dict(self._initial[1])
-            precision = self._pick_precision() if self.precision == "auto" else self.precision
-            state = {"settings": settings, "epochs": epochs, "precision": precision, "scaler": None}
+            mode = asdict(self._pick_mode(epochs))
+            state = {"settings": settings, "epochs": epochs, "mode": mode, "parts": 1, "scaler": None}
             return state | {"epoch": 0, "history": []}, note
         if self._state is None:
             note += f"continued after epoch {state['epoch']}. " if state["epoch"] < epochs else "trained before. "
@@ -210,11 +290,7 @@ class Learner:
             note += (
                 f"begun as a run of {state['epochs']} epochs: its learning rate is not that of one run of {epochs}. "
             )
-        self.model.load_state_dict(state["model"])
-        optimizer.load_state_dict(_copy_to_cpu(state["optimizer"]))  # a copy: else training would change the state
-        if loss is not None:  # it may count steps, for its warm-up
-            loss.load_state_dict(state["loss"])
-        return dict(state), note
+        return state, note
 
     def _close_epoch(
         self, state: dict[str, Any], row: dict[str, float], optimizer: Optimizer, scaler: GradScaler
@@ -222,35 +298,48 @@ class Learner:
         """Note the finished epoch in `state`, all at once, and write it to the folder."""
         score, model = row.get("val_mean_iou", float(row["epoch"])), _copy_to_cpu(self.model.state_dict())
         update = {"model": model, "optimizer": _copy_to_cpu(optimizer.state_dict()), "scaler": scaler.state_dict()}
-        update["loss"] = _copy_to_cpu(self.loss.state_dict()) if isinstance(self.loss, nn.Module) else None
+        update |= {"loss": _copy_to_cpu(self._loss_state()), "parts": self._parts}
         update |= {"epoch": row["epoch"], "history": [*state["history"], row]}
         if not state["history"] or not score <= state["best_score"]:
             update |= {"best_score": score, "best_epoch": row["epoch"], "best_model": model}
         state |= update
         self._state = dict(state)
-        if self.folder is not None:
+        if self.folder is not None and distributed.rank() == 0:
             checkpoint.save(self.folder, state)
 
     def settings(self) -> dict[str, Any]:
         """What must be the same for a run to be continued."""
-        dataset = getattr(self.train_loader, "dataset", None)
-        sampler = getattr(self.train_loader, "batch_sampler", None)
-        drawn = [getattr(sampler, name, None) for name in ("batch_size", "shuffle", "seed", "repeats")]
-        drawn += [getattr(dataset, name, None) for name in ("part", "crop", "maps", "seed")]
         return {
-            "model": hashlib.sha256(repr(self.model).encode()).hexdigest()[:16],
-            "loss": _name(self.loss),
+            "model": self._model_hash,
+            "loss": name_of(self.loss),
             "lr": self.lr,
             "weight_decay": self.weight_decay,
             "schedule": self.schedule,
-            "augment": _name(self.augment),
+            "augment": name_of(self.augment),
             "seed": self.seed,
             "precision": self.precision,
-            "batches": len(self.train_loader),
-            "sampling": str(drawn),
-            "transform": _name(getattr(dataset, "transform", None)),
-            "data": str(getattr(dataset, "fingerprint", None)),
-        }
+        } | data_settings(self.train_loader)
+
+    def restore(self) -> None:
+        """Give the model the best weights of the run in `folder`, without any training.
+
+        Raises:
+            InputError: if there is no run in the folder, or its weights belong to another architecture.
+        """
+        state, note = checkpoint.load(self.folder) if self.folder is not None else (None, "")
+        if state is None:
+            raise InputError(f"Learner.restore: there is no finished epoch in {self.folder}. {note}Train it with fit.")
+        check_weights(self.model, state["best_model"])
+        self.model.load_state_dict(state["best_model"])
+        self.history = list(state["history"])
+
+    def _loss_state(self) -> dict[str, Any] | None:
+        return self.loss.state_dict() if isinstance(self.loss, nn.Module) else None
+
+    def _load_loss(self, state: dict[str, Any] | None) -> None:
+        """Set a loss back to a state: it may count steps, for its warm-up."""
+        if isinstance(self.loss, nn.Module) and state:
+            self.loss.load_state_dict(state)
 
     def _summary(self, state: dict[str, Any], finished: bool = False) -> str:
         rows = state["history"]
@@ -261,10 +350,12 @@ class Learner:
         if "val_mean_iou" in rows[-1]:
             best = rows[state["best_epoch"] - 1]
             text += f" · validation mean IoU {best['val_mean_iou']:.3f} (best, epoch {state['best_epoch']})"
+        if self._parts > 1:
+            text += f" · batch in {self._parts} parts, as the memory was full"
         if not finished:
             return text
         name = f"{self.folder.name}: " if self.folder is not None else ""
-        return f"{name}{len(rows)} epochs in {seconds:.0f} s ({state['precision']} on {self.device.type}) · {text}"
+        return f"{name}{len(rows)} epochs in {seconds:.0f} s ({self.mode} on {self.device.type}) · {text}"
 
     # ---- evaluation and prediction ----------------------------------------------------------------------------------
 
@@ -272,11 +363,12 @@ class Learner:
     def evaluate(self, loader: Iterable[Batch]) -> dict[str, float]:
         """Loss and all scores of `metrics.scores` over a whole set, from one confusion matrix."""
         self.model.eval()
-        tally = _Tally()
+        tally = Tally()
         for batch in loader:
-            images, target, *maps = self._to_device(batch)
-            logits = self._forward(images)
-            tally.add(self.loss(logits, target, *maps), logits, target)
+            mine = distributed.shared(self._to_device(batch))
+            for images, target, *maps in zip(*(tensor.chunk(self._parts) for tensor in mine if len(tensor))):
+                logits = self._forward(images)
+                tally.add(self.loss(logits, target, *maps), logits, target)
         return tally.scores()
 
     @torch.no_grad()
@@ -292,25 +384,12 @@ class Learner:
         """
         check_images(images)
         self.model.eval()
-        B, C, H, W = images.shape
         if flips:
             axes: list[list[int]] = [[], [2], [3], [2, 3]]
             views = [self.predict(images.flip(a), tile=tile).flip(a) for a in axes]
             return torch.stack(views).mean(dim=0)
-        if max(H, W) <= tile or any(isinstance(module, nn.GroupNorm) for module in self.model.modules()):
-            return self._probs(images)  # GroupNorm averages over the whole image: tiles would change the result
-        # Tiles start at multiples of 64 (up to six poolings), so that pooling windows lie as in the whole image.
-        margin = _round_up(reach(self.model, (1, C, 128, 128)), 64)
-        core = _round_up(max(tile - 2 * margin, 64), 64)
-        rows = []
-        for top in range(0, H, core):
-            row = []
-            for left in range(0, W, core):
-                t, l = max(top - margin, 0), max(left - margin, 0)
-                probs = self._probs(images[..., t : top + core + margin, l : left + core + margin])
-                row.append(probs[..., top - t : top - t + core, left - l : left - l + core])
-            rows.append(torch.cat(row, dim=3))
-        return torch.cat(rows, dim=2)
+        margin = margin_of(self.model, images.shape[1]) if max(images.shape[2:]) > tile else None
+        return predict_tiled(self._probs, images, tile=tile, margin=margin)
 
     def _probs(self, images: Tensor) -> Tensor:
         (images,) = self._to_device([images])
@@ -343,92 +422,31 @@ class Learner:
 
     def _to_device(self, batch: Batch) -> list[Tensor]:
         images, *maps = batch
-        images = images.to(self.device, torch.float32, non_blocking=True, memory_format=torch.channels_last)
+        if images.device.type == "cpu":  # on a GPU the check would wait for it
+            check_images(images)
+        images = images.to(self.device, torch.float32, non_blocking=True, memory_format=self.mode.memory_format)
         return [images, *(m.to(self.device, non_blocking=True) for m in maps)]
 
     def _forward(self, images: Tensor) -> Tensor:
-        precision = self.active_precision
-        if precision == "float32":
-            return self.model(images)
-        with torch.autocast(self.device.type, getattr(torch, precision)):
+        with self.mode.autocast(self.device):
             return self.model(images)
 
-    def _pick_precision(self) -> str:
-        """The number format that trains fastest here: by the GPU's generation, on a CPU by timing."""
-        if self.device.type == "cuda":
-            # A T4 says that it supports bfloat16, but has no units for it.
-            return "bfloat16" if torch.cuda.get_device_capability(self.device)[0] >= 8 else "float16"
-        if self.device.type != "cpu":
-            return "float32"
+    def _use(self, mode: modes.Mode, parts: int) -> None:
+        """Run the model in this mode from now on, and batches in that many pieces."""
+        self.mode, self._parts = mode, parts
+        self.model.to(memory_format=mode.memory_format)  # type: ignore[call-overload]
+
+    def _pick_mode(self, epochs: int) -> modes.Mode:
+        if self.precision != "auto":
+            return modes.Mode(self.precision)
         (images,) = self._to_device(next(iter(self.train_loader))[:1])
-        return _faster_format_on_cpu(self.model, images)
+        memory = self.folder.parent / modes.MEMORY if self.folder is not None else None
+        return modes.fastest(self.model, images, steps=epochs * len(self.train_loader), memory=memory)
 
 
-class _Tally:
-    """Sums loss and confusion matrix over the batches of an epoch, on their device."""
-
-    def __init__(self) -> None:
-        self.losses: list[Tensor] = []
-        self.pixels: list[Tensor] = []
-        self.confusion: Tensor | float = 0.0
-
-    def add(self, loss: Tensor, logits: Tensor, target: Tensor) -> None:
-        self.losses.append(loss)
-        self.pixels.append((target != IGNORE_INDEX).sum())
-        self.confusion = self.confusion + metrics.confusion_matrix(logits, target)
-
-    def scores(self) -> dict[str, float]:
-        if not isinstance(self.confusion, Tensor):
-            raise InputError("There is no batch to score: the loader is empty.")
-        # In float64 on the CPU: Apple's GPU has none.
-        losses, pixels = (torch.stack(values).cpu().double() for values in (self.losses, self.pixels))
-        return {"loss": float((losses * pixels).sum() / pixels.sum())} | metrics.scores(self.confusion)
-
-
-class _LiveLine:
-    """Progress: in a notebook one line that replaces itself and stays as the only output, elsewhere a line a step."""
-
-    def __init__(self, active: bool) -> None:
-        self._handle: Any = None
-        self._display: Callable[..., Any] | None = None
-        self._print = active
-        if active and "ipykernel" in sys.modules:
-            from IPython import get_ipython
-            from IPython.display import display
-
-            self._display = display if get_ipython() is not None else None
-
-    def show(self, text: str) -> None:
-        if not self._print:
-            return
-        if self._display is None:
-            print(text)
-        elif self._handle is None:
-            self._handle = self._display({"text/plain": text}, raw=True, display_id=True)
-        else:
-            self._handle.update({"text/plain": text}, raw=True)
-
-
-def _faster_format_on_cpu(model: nn.Module, images: Tensor) -> str:
-    """Time a training step of a copy of the model in both formats: only some CPUs have units for bfloat16.
-
-    The answer is kept for all models of the process that see batches of this shape.
-    """
-    if images.shape not in _FASTER:
-        model = copy.deepcopy(model).train()
-        seconds = {"float32": math.inf, "bfloat16": math.inf}
-        for _ in range(3):  # the first round warms up
-            for name in seconds:
-                began = time.perf_counter()
-                with torch.autocast("cpu", torch.bfloat16, enabled=name == "bfloat16"):
-                    model(images).float().square().mean().backward()
-                seconds[name] = min(seconds[name], time.perf_counter() - began)
-        # A clear lead only: else noise in the timing would decide, and two runs of one seed would differ.
-        _FASTER[images.shape] = "bfloat16" if seconds["bfloat16"] < 0.8 * seconds["float32"] else "float32"
-    return _FASTER[images.shape]
-
-
-_FASTER: dict[torch.Size, str] = {}
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """On a GPU PyTorch has a class for it, on a CPU only a message."""
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _copy_to_cpu(value: Any) -> Any:
@@ -438,21 +456,3 @@ def _copy_to_cpu(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _copy_to_cpu(entry) for key, entry in value.items()}
     return [_copy_to_cpu(entry) for entry in value] if isinstance(value, (list, tuple)) else value
-
-
-def _name(function: Any) -> str:
-    """What a loss or augmentation is called, with its settings, the same in every process."""
-    if isinstance(function, functools.partial):
-        settings = {**{str(i): value for i, value in enumerate(function.args)}, **function.keywords}
-        return f"{_name(function.func)}({', '.join(f'{k}={v}' for k, v in sorted(settings.items()))})"
-    if getattr(function, "__module__", "") == "__main__" and inspect.isfunction(function):
-        with contextlib.suppress(OSError):  # a function of the notebook may have been edited: its text counts
-            text = inspect.getsource(function)
-            return f"{function.__name__}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-    return getattr(function, "__name__", None) or (
-        repr(function) if isinstance(function, nn.Module) else type(function).__name__
-    )
-
-
-def _round_up(value: int, multiple: int) -> int:
-    return -(-value // multiple) * multiple

@@ -48,11 +48,23 @@ def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int | None
     if target.device.type == "cpu":
         check_labels(target, num_classes)
         check_labels(prediction.where(target != IGNORE_INDEX, IGNORE_INDEX), num_classes)
+        return _count(prediction, target, num_classes)
+    return _count_without_waiting(prediction, target, num_classes)
+
+
+def _count(prediction: Tensor, target: Tensor, num_classes: int) -> Tensor:
     # Ignored pixels go into a bin of their own, which is cut off.
     pairs = target.long() * num_classes + prediction.long()
     pairs = pairs.where(target != IGNORE_INDEX, num_classes**2).flatten()
     counts = torch.bincount(pairs, minlength=num_classes**2 + 1)
     return counts[:-1].view(num_classes, num_classes)
+
+
+def _count_without_waiting(prediction: Tensor, target: Tensor, num_classes: int) -> Tensor:
+    """The same as a product of 0 and 1, for a GPU: `bincount` would make the host wait for it."""
+    classes = torch.arange(num_classes, device=target.device)[:, None]
+    truth, predicted = ((labels.flatten(1)[:, None] == classes).float() for labels in (target, prediction))
+    return (truth @ predicted.transpose(1, 2)).long().sum(dim=0)  # exact up to 2²⁴ pixels in an image
 
 
 def accuracy(confusion: Tensor) -> float:

@@ -276,7 +276,7 @@ def run_one(set_name: str, loss_name: str, seed: int) -> None:
     truth, names = labels_of(path, "test"), data.SegmentationDataset(path, "test").names
     steps = len(learner.history) * len(learner.train_loader)
     cost: Row = {"steps": steps, "seconds": sum(row["seconds"] for row in learner.history)}
-    cost |= {"precision": learner.active_precision}
+    cost |= {"precision": learner.mode.precision}
     done: dict[str, Any] = {"settings": settings, "rows": [], "images": [], "thresholds": []}
     for views in VIEWS:
         key = {"set": set_name, "loss": loss_name, "seed": seed, "views": views}

@@ -1,16 +1,15 @@
 """The learner: it learns, resumes bit for bit, predicts by tiles as on the whole, and says what is wrong."""
 
 import itertools
-import linecache
 
 import pytest
 import torch
 from torch import nn
 
-import learner as learner_module
 from checks import InputError
-from learner import Learner, _faster_format_on_cpu, _name, _Tally, pick_device
+from learner import Learner, pick_device
 from losses import TopologyLoss, cross_entropy
+from modes import Mode
 from unet import UNet
 
 
@@ -239,7 +238,7 @@ def test_without_data_there_is_one_clear_sentence():
     with pytest.raises(InputError, match="no training data"):
         Learner(UNet(widths=(2,)), cross_entropy, []).fit(1)
     with pytest.raises(InputError, match="loader is empty"):
-        _Tally().scores()
+        make().evaluate([])
     with pytest.raises(InputError, match="schedule"):
         make(schedule="step")
 
@@ -341,26 +340,6 @@ def test_another_sampling_is_another_run(tmp_path, capsys):
     assert "settings changed (sampling)" in capsys.readouterr().out
 
 
-def test_an_edited_function_of_the_notebook_is_another_setting():
-    names = []
-    for factor in ("1", "2"):
-        source = f"def augment(x):\n    return {factor} * x\n"
-        linecache.cache[f"<cell {factor}>"] = (len(source), None, source.splitlines(True), f"<cell {factor}>")
-        namespace = {"__name__": "__main__"}
-        exec(compile(source, f"<cell {factor}>", "exec"), namespace)
-        names.append(_name(namespace["augment"]))
-    assert names[0] != names[1] and all(name.startswith("augment-") for name in names)
-    assert _name(cross_entropy) == "cross_entropy"
-
-
-@pytest.mark.parametrize(("bfloat16", "chosen"), [(0.5, "bfloat16"), (0.9, "float32"), (1.5, "float32")])
-def test_only_a_clear_lead_chooses_bfloat16(monkeypatch, bfloat16, chosen):
-    clock = itertools.accumulate(itertools.cycle([0.0, 1.0, 0.0, bfloat16]))  # begin, end in each format in turn
-    monkeypatch.setattr(learner_module.time, "perf_counter", lambda: next(clock))
-    monkeypatch.setattr(learner_module, "_FASTER", {})
-    assert _faster_format_on_cpu(UNet(widths=(2,)), torch.zeros(1, 1, 8, 8)) == chosen
-
-
 def test_changed_settings_start_from_the_first_weights():
     changed, fresh = make(), make(lr=0.01)
     changed.fit(2)
@@ -368,3 +347,193 @@ def test_changed_settings_start_from_the_first_weights():
     changed.fit(2)
     fresh.fit(2)
     assert same(weights(fresh), weights(changed))
+
+
+# ---- faults ----
+
+
+class Named(Batches):
+    """Batches of images with names."""
+
+    names = ("ant", "bee", "cat", "dog")
+
+    @property
+    def dataset(self):
+        return self
+
+    @property
+    def batch_sampler(self):
+        return Indices(self)
+
+    @batch_sampler.setter
+    def batch_sampler(self, value):
+        pass
+
+
+class Indices:
+    def __init__(self, loader):
+        self.set_epoch, self.loader = loader.set_epoch, loader
+
+    def __iter__(self):
+        return (chosen.flatten().tolist() for chosen, _ in Batches(torch.arange(4), torch.arange(4), 2, False))
+
+
+def test_fault_40_the_images_of_the_bad_batch_are_named():
+    learner, count = make(val=False), itertools.count()
+    learner.train_loader = Named(*discs(), 2, False)
+    learner.loss = lambda logits, target: cross_entropy(logits, target) * (float("inf") if next(count) == 1 else 1)
+    with pytest.raises(
+        FloatingPointError, match="step 2; no weight was changed by it.\nImages of this batch: cat, dog"
+    ):
+        learner.fit(1)
+
+
+def test_fault_40_without_a_look_at_the_loss_the_step_changes_nothing(monkeypatch):
+    # On a GPU nobody reads the loss within an epoch: the optimizer itself must leave out the bad step and all after it.
+    learner, changed = make(val=False), []
+    count = itertools.count()
+
+    def sometimes_nan(logits, target):
+        changed.append(weights(learner))
+        return cross_entropy(logits, target) * (float("nan") if next(count) == 1 else 1.0)
+
+    learner.loss, stop = sometimes_nan, learner._stop_if_not_finite
+    steps = iter(range(2))
+    monkeypatch.setattr(learner, "_stop_if_not_finite", lambda *args: next(steps, None) is None and stop(*args))
+    learner.train_loader.size = 1
+    learner.train_loader = list(learner.train_loader)[:2] + list(learner.train_loader)[:1]
+    steps = iter(range(3))  # the looks within the epoch see nothing
+    with pytest.raises(FloatingPointError, match="epoch 1, step 2"):
+        learner.fit(1)
+    learnt = {name for name, _ in learner.model.named_parameters()}
+    first, second, third = ({n: v for n, v in one.items() if n in learnt} for one in changed)
+    assert not same(first, second) and same(second, third)
+
+
+def test_fault_41_a_wrong_label_is_refused_before_the_step():
+    learner = make(val=False)
+    learner.train_loader.target[1, 0, 0] = 7
+    before = weights(learner)
+    with pytest.raises(InputError, match="label"):
+        learner.fit(1)
+    assert same(before, weights(learner))
+
+
+def test_fault_39_a_bad_image_in_a_batch_is_refused():
+    learner = make(val=False)
+    learner.train_loader.images[0, 0, 0, 0] = float("inf")
+    with pytest.raises(InputError, match="NaN or Inf"):
+        learner.fit(1)
+
+
+@pytest.mark.parametrize("norm", ["group", "none"])
+def test_fault_79_a_full_memory_halves_the_batch_and_learns_the_same(monkeypatch, norm, capsys):
+    settings = {"model": {"norm": norm}, "val": False, "loss": TopologyLoss(strength=0.1, warm_up=3)}
+    whole, halved = make(**settings), make(**settings, verbose=True)
+    for learner in (whole, halved):
+        learner.train_loader.size, learner.model.dropout.p = 4, 0.0
+    halved.loss = TopologyLoss(strength=0.1, warm_up=3)
+    whole.fit(2)
+    forward = halved.model.forward
+
+    def small_memory(images):
+        if len(images) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(images)
+
+    monkeypatch.setattr(halved.model, "forward", small_memory)
+    halved.fit(2)
+    assert [row["parts"] for row in halved.history] == [4, 4] and [row["parts"] for row in whole.history] == [1, 1]
+    assert "batch in 4 parts, as the memory was full" in capsys.readouterr().out
+    assert torch.equal(whole.loss.step, halved.loss.step)  # pieces are not counted as steps
+    for name, value in weights(whole).items():
+        assert torch.allclose(value, weights(halved)[name], atol=2e-3), name
+    assert halved.history[-1]["train_loss"] == pytest.approx(whole.history[-1]["train_loss"], rel=1e-3)
+
+
+def test_fault_79_not_even_one_image_fits():
+    learner = make()
+
+    def no_memory(images):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
+
+    learner.model.forward = no_memory
+    with pytest.raises(InputError, match="does not hold one image"):
+        learner.fit(1)
+    learner = make()
+    learner.model.forward = lambda images: torch.zeros(1, 1) @ images  # another RuntimeError is not hidden
+    with pytest.raises(RuntimeError, match="size"):
+        learner.fit(1)
+
+
+def test_fault_71_weights_of_another_architecture_are_refused_with_their_names(tmp_path):
+    make(tmp_path).fit(1)
+    other = make(tmp_path, widths=(4, 9))
+    before = weights(other)
+    with pytest.raises(InputError, match="another architecture.*\n.*encoder.1"):
+        other.restore()
+    assert same(before, weights(other))
+    with pytest.raises(InputError, match="no finished epoch"):
+        make(tmp_path / "empty").restore()
+    with pytest.raises(InputError, match="no finished epoch"):
+        make().restore()
+
+
+def test_the_best_weights_can_be_restored_without_training(tmp_path):
+    first, second = make(tmp_path), make(tmp_path)
+    first.fit(2)
+    second.restore()
+    assert same(weights(first), weights(second)) and second.history == first.history
+
+
+def test_fault_73_a_second_run_in_the_folder_is_refused(tmp_path):
+    first, second = make(tmp_path), make(tmp_path)
+    with pytest.raises(InputError, match="Another run"):
+        first.fit(1, after_epoch=lambda row: second.fit(1))
+    assert len(make(tmp_path).fit(2)) == 2  # the lock is gone
+
+
+def test_an_exception_after_an_epoch_ends_the_run_and_leaves_it_resumable(tmp_path):
+    whole, cut, seen = make(), make(tmp_path), []
+    whole.fit(3)
+
+    def stop(row):
+        seen.append(row["epoch"])
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cut.fit(3, after_epoch=stop)
+    again = make(tmp_path)
+    again.fit(3, after_epoch=lambda row: seen.append(row["epoch"]))
+    assert seen == [1, 2, 3] and same(weights(whole), weights(again))
+
+
+def test_the_mode_of_a_run_is_kept_when_it_is_continued(tmp_path, monkeypatch):
+    monkeypatch.setattr("modes.fastest", lambda *args, **kw: Mode("bfloat16", channels_last=False))
+    make(tmp_path, precision="auto").fit(1)
+    monkeypatch.setattr("modes.fastest", lambda *args, **kw: pytest.fail("chosen again"))
+    again = make(tmp_path, precision="auto")
+    again.fit(2)
+    assert again.mode == Mode("bfloat16", channels_last=False)
+    with pytest.raises(InputError, match="precision"):
+        make(precision="half")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16", "float16"])
+def test_nothing_waits_for_the_gpu_within_an_epoch(monkeypatch, precision):
+    learner = make(device="cuda", precision=precision, val=False)
+    backward, stop = learner._backward, learner._stop_if_not_finite
+
+    def watched(*args):
+        torch.cuda.set_sync_debug_mode("error")
+        return backward(*args)
+
+    def end(*args):
+        torch.cuda.set_sync_debug_mode("default")
+        return stop(*args)
+
+    learner.fit(1)  # the first steps allocate and choose algorithms
+    monkeypatch.setattr(learner, "_backward", watched)
+    monkeypatch.setattr(learner, "_stop_if_not_finite", end)
+    learner.fit(2)

@@ -134,3 +134,15 @@ def test_wrong_input():
         confusion_matrix(GUESS[:, :1], TRUTH, 2)
     with pytest.raises(InputError, match="label"):
         confusion_matrix(GUESS + 5, TRUTH, 2)
+
+
+@pytest.mark.parametrize("num_classes", [1, 2, 7])
+def test_counting_on_a_gpu_gives_the_same_matrix(num_classes):
+    generator = torch.Generator().manual_seed(num_classes)
+    target = torch.randint(0, num_classes, (3, 17, 23), generator=generator)
+    prediction = torch.randint(0, num_classes, (3, 17, 23), generator=generator)
+    target[0, :4], prediction[1, :2] = 255, 200  # an ignored pixel, and a label that no logits give
+    prediction[1, :2] = prediction[1, :2].where(target[1, :2] == 255, 0)
+    counts = metrics._count_without_waiting(prediction, target, num_classes)
+    assert counts.dtype == torch.int64
+    assert torch.equal(counts, metrics._count(prediction, target, num_classes))

@@ -1,0 +1,133 @@
+"""Trainings side by side end as trainings one after the other do, whatever happens to a process."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+
+import pytest
+import torch
+
+import side_by_side
+from checks import InputError
+from learner import Learner
+from losses import cross_entropy
+from side_by_side import fit_all
+from unet import UNet
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere they follow each other")
+
+
+@pytest.fixture(autouse=True)
+def two_threads():
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+def learners(folder, n=3, **settings):
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(4, 1, 16, 16, generator=generator)
+    batches = [(images, (images[:, 0] > 0).long())]
+    made = []
+    for seed in range(n):
+        torch.manual_seed(seed)
+        settings = {"lr": 0.02, "device": "cpu", "precision": "float32", "verbose": False} | settings
+        model = UNet(widths=(2, 4), dropout=0.2)
+        made.append(Learner(model, cross_entropy, batches, seed=seed, folder=folder and folder / str(seed), **settings))
+    return made
+
+
+def same(one, other):
+    pairs = zip(one.model.state_dict().values(), other.model.state_dict().values())
+    return all(torch.allclose(a, b, atol=1e-5) for a, b in pairs)
+
+
+def own_steps(learner, monkeypatch):
+    """Count the epochs that are trained in this very process."""
+    epochs, train = [], learner._train_epoch
+
+    def counted(epoch, *args):
+        epochs.append(epoch)
+        return train(epoch, *args)
+
+    monkeypatch.setattr(learner, "_train_epoch", counted)
+    return epochs
+
+
+def test_side_by_side_is_one_after_the_other(tmp_path, monkeypatch, capsys):
+    together, alone = learners(tmp_path / "a", verbose=True), learners(tmp_path / "b")
+    counts = [own_steps(one, monkeypatch) for one in together]
+    fit_all(together, 3)
+    assert counts == [[], [], []]  # all was done in other processes
+    lines = capsys.readouterr().out.splitlines()
+    assert sum("trainings, 2 at a time on one core each" in line for line in lines) <= 4 and "3 of 3" in "".join(lines)
+    for one, other in zip(together, alone):
+        other.fit(3)
+        assert same(one, other) and len(one.history) == 3
+    assert torch.get_num_threads() == 2
+
+
+def test_learners_without_a_folder_are_trained_here(monkeypatch):
+    made = learners(None, 2)
+    counts = [own_steps(one, monkeypatch) for one in made]
+    fit_all(made, 2)
+    assert counts == [[0, 1], [0, 1]]
+
+
+def test_one_core_trains_one_after_the_other(tmp_path, monkeypatch):
+    torch.set_num_threads(1)
+    monkeypatch.setattr(side_by_side, "_fork", lambda *args: pytest.fail("forked"))
+    fit_all(learners(tmp_path), 1)
+
+
+def test_a_process_that_is_killed_costs_time_only(tmp_path, monkeypatch):
+    made, alone = learners(tmp_path / "a"), learners(tmp_path / "b")
+    train, here = made[1]._train_epoch, os.getpid()
+
+    def killed_in_the_second_epoch(epoch, *args):
+        if os.getpid() != here and epoch == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return train(epoch, *args)
+
+    monkeypatch.setattr(made[1], "_train_epoch", killed_in_the_second_epoch)
+    fit_all(made, 3)
+    for one, other in zip(made, alone):
+        other.fit(3)
+        assert same(one, other)
+
+
+def test_a_process_that_is_stuck_is_ended(tmp_path, monkeypatch):
+    monkeypatch.setattr(side_by_side, "IDLE", 0.5)
+    made = learners(tmp_path)
+    train, here = made[0]._train_epoch, os.getpid()
+    monkeypatch.setattr(made[0], "_train_epoch", lambda *args: train(*args) if os.getpid() == here else time.sleep(600))
+    fit_all(made, 2)
+    assert [len(one.history) for one in made] == [2, 2, 2]
+
+
+def test_what_goes_wrong_is_said_here(tmp_path):
+    made = learners(tmp_path)
+    made[1].train_loader[0][1][0, 0, 0] = 9
+    with pytest.raises(InputError, match="label"):
+        fit_all(made, 1)
+
+
+def test_stop_ends_the_other_processes(tmp_path, monkeypatch):
+    started, fork = [], side_by_side._fork
+
+    def noted(*args):
+        started.append(fork(*args))
+        return started[-1]
+
+    def stop(seconds):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(side_by_side, "_fork", noted)
+    monkeypatch.setattr(side_by_side.time, "sleep", stop)
+    with pytest.raises(KeyboardInterrupt):
+        fit_all(learners(tmp_path), 10_000)
+    assert len(started) == 2 and not any(process.is_alive() for process in started)
