@@ -29,6 +29,7 @@ import modes
 import plots
 from checks import InputError, check_images, check_weights, two_or_more
 from progress import LiveLine
+from resident import on_device
 from run_settings import data_settings, image_names, model_hash, name_of
 from tally import Tally, Watch
 from tiles import margin_of, predict_tiled
@@ -112,6 +113,7 @@ class Learner:
         self._state: dict[str, Any] | None = None  # the run as of its last epoch, as it is in the checkpoint
         self._model_hash = model_hash(model)
         self._train_model: Callable[[Tensor], Tensor] = model  # with what `fit` wraps round it
+        self._batches: Any = None  # the training loader, or one of the same batches on the GPU
         self._parts = 1  # into which a batch is cut
         self._use(modes.Mode(precision if precision != "auto" else "float32"), parts=1)  # until `fit` has chosen
 
@@ -153,6 +155,7 @@ class Learner:
         )
         state, found = self._resume(optimizer, epochs)
         note += found
+        self._batches = on_device(self.train_loader, self.device)
         if self._train_model is self.model:
             self._train_model = distributed.together(self.model, self.device)
             self._train_model = torch.compile(self._train_model) if self.mode.compiled else self._train_model
@@ -185,8 +188,8 @@ class Learner:
         if hasattr(getattr(self.train_loader, "batch_sampler", None), "set_epoch"):
             self.train_loader.batch_sampler.set_epoch(epoch)
         self.model.train()
-        steps, tally, watch = len(self.train_loader), Tally(), Watch(self.device)
-        for step, batch in enumerate(self.train_loader):
+        steps, tally, watch = len(self._batches), Tally(), Watch(self.device)
+        for step, batch in enumerate(self._batches):
             lr = self.lr * self._lr_factor((epoch * steps + step) / (epochs * steps), 1 / (epochs * steps))
             for group in optimizer.param_groups:
                 group["lr"] = lr
