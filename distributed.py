@@ -33,6 +33,13 @@ def start() -> None:
         dist.init_process_group(backend, timeout=timedelta(minutes=30))
 
 
+def stop() -> None:
+    """Leave together with the other processes; without them nothing happens."""
+    if world_size() > 1:
+        dist.barrier()
+        dist.destroy_process_group()
+
+
 def world_size() -> int:
     """The number of processes that train together; 1 without `torchrun`."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

@@ -501,7 +501,7 @@ def _pixel_weights(logits: Tensor, target: Tensor, weight: Tensor | None, class_
             raise InputError(
                 f"class_weight is {class_weight.tolist()}; expected {C} finite numbers ≥ 0, one for each class."
             )
-        weights = weights * class_weight.to(logits.device)[target.where(counts, 0)]
+        weights = weights * class_weight.to(logits.device, non_blocking=True)[target.where(counts, 0)]
     return weights
 
 
