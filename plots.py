@@ -126,6 +126,29 @@ def show_errors(ax: Axes, image: np.ndarray, target: np.ndarray, prediction: np.
     return ax
 
 
+def overlay(image: np.ndarray, label: np.ndarray) -> np.ndarray:
+    """The image (H, W) or (H, W, C) with its classes on it, pixel by pixel: uint8 (H, W, 3).
+
+    Stretched to its own range as in `show_image`.  Class k = 1, 2, … has colour k of `CLASS_COLOURS`: half of it
+    inside, all of it along the edge.  Class 0 and ignored pixels keep the image.
+    """
+    colours = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in CLASS_COLOURS], np.uint8)
+    H, W = label.shape
+    image = np.atleast_3d(image)[..., : 3 if np.ndim(image) == 3 and image.shape[2] >= 3 else 1]
+    low, high = np.percentile(image[:: max(H // 1024, 1), :: max(W // 1024, 1)], (0.5, 99.5))
+    shown = np.clip((image - np.float32(low)) * np.float32(255 / max(high - low, 1e-9)), 0, 255).astype(np.uint8)
+    shown = np.repeat(shown, 3 // shown.shape[2], axis=2)
+    is_object = (label > 0) & (label != IGNORE_INDEX)
+    padded = np.pad(label, 1, mode="edge")
+    is_edge = np.zeros(label.shape, bool)
+    for beside in (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]):
+        is_edge |= beside != label
+    paint = colours[label % len(colours)]
+    shown[is_object] = shown[is_object] // 2 + paint[is_object] // 2
+    shown[is_object & is_edge] = paint[is_object & is_edge]
+    return shown
+
+
 def show_classes(ax: Axes, label: np.ndarray, title: str = "", num_classes: int = 2) -> Axes:
     """A label map (H, W) in the colours of its classes, at most 11; ignored pixels are white."""
     shown = np.ma.masked_equal(np.asarray(label), IGNORE_INDEX)
@@ -263,6 +286,27 @@ def field_legend(ax: Axes) -> Axes:
     handles.append(plt.Line2D([], [], color=ORANGE, label="effective field"))
     ax.figure.legend(handles=handles, loc="outside lower left", ncols=2, fontsize=8)
     return ax
+
+
+def contact_sheet(
+    images: Sequence[np.ndarray], labels: Sequence[np.ndarray], names: Sequence[str], num_classes: int
+) -> np.ndarray:
+    """Draw samples two in a row, each as image, label, and the outlines of its classes on the image; return the axes.
+
+    Args:
+        images: (H, W) or (H, W, C) each.
+        labels: (H, W) each, in the colours of `show_classes`; ignored pixels are white.
+    """
+    axes = grid(-(-len(images) // 2), 6).reshape(-1, 3)
+    for row, image, label, name in zip(axes, images, labels, names):
+        show_image(row[0], image, name if len(name) < 20 else f"{name[:18]}…")
+        show_classes(row[1], label, num_classes=min(num_classes, len(CLASS_COLOURS)))
+        show_image(row[2], image)
+        for number in np.unique(label[(label > 0) & (label < len(CLASS_COLOURS))]).tolist():
+            draw_contours(row[2], label, CLASS_COLOURS[number], number)
+    for ax in axes[len(images) :].flat:
+        ax.axis("off")
+    return axes
 
 
 def draw_unet(

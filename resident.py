@@ -20,7 +20,7 @@ def on_device(loader: Any, device: torch.device) -> Any:
 
     Not possible: a transform that runs on the CPU, worker processes, a set too large, loaders of another kind.
     """
-    dataset = getattr(loader, "dataset", None)
+    dataset: Any = getattr(loader, "dataset", None)
     possible = hasattr(dataset, "corner") and dataset.transform is None and loader.num_workers == 0
     if device.type != "cuda" or not possible:
         return loader

@@ -4,6 +4,10 @@
     python3 run.py --budget quick    the same in a few minutes, to see whether all works
     python3 run.py test              set up, then run all tests
 
+    python3 run.py check FOLDER      look at images and labels of your own before the training
+    python3 run.py train FOLDER      a U-Net for them, without the notebook
+    python3 run.py predict M FOLDER  masks for the images in a folder, from the model file M
+
 It needs nothing but Python 3.10 or newer.  Missing packages go into an own environment, `.venv` beside this file;
 the Python that started it is never changed.
 """
@@ -19,6 +23,7 @@ import base64
 import collections
 import contextlib
 import hashlib
+import importlib
 import importlib.metadata
 import importlib.util
 import logging
@@ -43,6 +48,13 @@ NOTEBOOK = ROOT / "semantic_segmentation.ipynb"
 EXTRA_PACKAGES = ["pip", "jupyterlab"]  # for a student who opens the notebook; run.py does not need them
 WHEEL_FOLDER = Path("/usr/share/python-wheels")  # where Linux distributions put the wheel of pip
 PIP_ADDRESS = "https://bootstrap.pypa.io/pip/pip.pyz"
+MODULES = {  # command: its module, whether it runs in the folder of the course, what it does
+    "check": ("doctor", False, "look at a data folder before the training"),
+    "train": ("train", False, "train a U-Net on a data set or a folder"),
+    "predict": ("predict", False, "masks for a folder of images"),
+    "study": ("study", True, "repeat the study of losses, a part at a time"),
+    "tune": ("tuning_study", True, "search for hyper-parameters, then confirm them"),
+}
 LONGEST_RUN = 48 * 3600  # seconds; the full budget may take a slow CPU more than a day
 
 
@@ -267,12 +279,12 @@ def run_tests(options: argparse.Namespace) -> None:
     continue_as([sys.executable, "-m", "pytest", *options.rest])
 
 
-def run_study(options: argparse.Namespace) -> None:
-    """The study of losses; what follows on the command line is for study.py."""
-    import study
-
-    os.chdir(ROOT)
-    study.main(options.rest)
+def run_module(options: argparse.Namespace) -> int:
+    """`main` of the command's module gets all that follows on the command line."""
+    module, from_root, _ = MODULES[options.command]
+    if from_root:
+        os.chdir(ROOT)
+    return importlib.import_module(module).main(options.rest) or 0
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -283,13 +295,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--data", default="built-in", metavar="NAME|FOLDER", help="default: built-in")
     parser.add_argument("--output", default=ROOT / "handin", type=Path, metavar="FOLDER", help="default: handin")
     parser.set_defaults(action=make_hand_in)
-    commands = parser.add_subparsers(title="commands", metavar="")
+    commands = parser.add_subparsers(title="commands", metavar="", dest="command")
     test = commands.add_parser("test", add_help=False, help="run all tests; all that follows is for pytest")
     test.set_defaults(action=run_tests)
-    study = commands.add_parser("study", add_help=False, help="repeat the study of losses, a part at a time (-h: how)")
-    study.set_defaults(action=run_study)
+    for name, (_, _, text) in MODULES.items():
+        commands.add_parser(name, add_help=False, help=f"{text} (-h: how)").set_defaults(action=run_module)
     options, rest = parser.parse_known_args(arguments)
-    if rest and options.action not in (run_tests, run_study):
+    if rest and not options.command:
         parser.error(f"unknown: {' '.join(rest)}")
     return argparse.Namespace(**vars(options), rest=rest)
 

@@ -33,10 +33,10 @@ from transforms import random_symmetries
 from unet import UNet
 
 
-def augment(images: Tensor, *maps: Tensor, generator: torch.Generator) -> Sequence[Tensor]:
+def augment(*tensors: Tensor, generator: torch.Generator) -> Sequence[Tensor]:
     """One of the eight symmetries for each image and its maps; gain and offset of the image vary."""
-    images, *moved = random_symmetries(images, *maps, generator=generator)
-    return random_intensity(images, gain=0.3, offset=0.3, generator=generator), *moved
+    images, *maps = random_symmetries(*tensors, generator=generator)
+    return random_intensity(images, gain=0.3, offset=0.3, generator=generator), *maps
 
 
 def make_learner(options: argparse.Namespace, path: Path) -> Learner:

@@ -72,10 +72,18 @@ CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time
 busy machine take "cpu" with one thread."""
 
 
+def wait_for_gpu() -> None:
+    """A GPU works while Python goes on: before a clock is read it must be done."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+
+
 def milliseconds(work: Callable[[], object], clock: str = "wall") -> float:
-    """Time of one call."""
+    """Time of one call; what it has given to a GPU is waited for."""
+    wait_for_gpu()
     began = CLOCKS[clock]()
     work()
+    wait_for_gpu()
     return 1000 * (CLOCKS[clock]() - began)
 
 
@@ -112,6 +120,13 @@ def common_arguments(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, help="default: all")
     parser.add_argument("--repetitions", type=int, default=7)
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: on a busy machine, with --threads 1")
+    return parser
+
+
+def add_device(parser: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """Also the option `--device`."""
+    best = "cuda" if torch.cuda.is_available() else "cpu"
+    parser.add_argument("--device", default=best, help="default: the GPU if there is one")
     return parser
 
 

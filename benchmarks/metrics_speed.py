@@ -16,18 +16,21 @@ from importlib.metadata import version
 
 import numpy as np
 import torch
-from batches import common_arguments, describe, interleaved, machine, print_table, realistic_batch
+from batches import add_device, common_arguments, describe, interleaved, machine, print_table, realistic_batch
 from skimage.measure import euler_number, label
 from skimage.metrics import adapted_rand_error, variation_of_information
 from skimage.morphology import skeletonize
 
 from boundary_metrics import boundary_distances
+from checks import IGNORE_INDEX
 from instance_metrics import match_objects, partition
+from metrics import confusion_matrix
 from objects import class_objects, overlaps
 from structure_metrics import centre_lines, topology_counts
 
 warnings.filterwarnings("ignore")  # the peers speak of deprecations when they are imported
 from monai.metrics import compute_hausdorff_distance, compute_panoptic_quality, compute_surface_dice  # noqa: E402
+from torchmetrics.functional.classification import multiclass_confusion_matrix  # noqa: E402
 from torchmetrics.functional.detection import panoptic_quality  # noqa: E402
 from torchmetrics.functional.segmentation import hausdorff_distance  # noqa: E402
 
@@ -102,6 +105,24 @@ def torchmetrics_panoptic(pred: np.ndarray, target: np.ndarray) -> list[float]:
     return [panoptic_quality(*pairs, things={1}, stuffs={0}, return_per_class=True)[0, 0].item()]
 
 
+def compare_confusion(size: tuple[int, int], classes: int, device: str, repetitions: int, clock: str) -> list[str]:
+    """One row: the confusion matrix of a batch of logits by both, after a look whether they are equal."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(size[0], classes, size[1], size[1], generator=generator).to(device)
+    target = torch.randint(0, classes, (size[0], size[1], size[1]), generator=generator)
+    target[torch.rand(target.shape, generator=generator) < 0.05] = IGNORE_INDEX
+    target = target.to(device)
+    settings = {"num_classes": classes, "ignore_index": IGNORE_INDEX}
+    works = {
+        "ours": lambda: confusion_matrix(logits, target),
+        "peer": lambda: multiclass_confusion_matrix(logits, target, **settings),
+    }
+    equal = bool((works["ours"]() == works["peer"]()).all())
+    spent = interleaved(works, repetitions, clock, twice=True)
+    ratio = f"{spent['peer'] / spent['ours']:.1f}"
+    return [f"{classes} classes, {device}", f"{spent['ours']:.2f}", f"{spent['peer']:.2f}", ratio, str(equal)]
+
+
 def _one_hot(labels: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.stack([labels == 0, labels == 1]))[None]
 
@@ -127,7 +148,7 @@ INSTANCE_METRICS: dict[str, Metric] = {
 
 
 def main() -> None:
-    parser = common_arguments(__doc__)
+    parser = add_device(common_arguments(__doc__))
     parser.add_argument("--slow", action="store_true", help="also what takes seconds an image")
     arguments = parser.parse_args()
     if arguments.threads:
@@ -149,6 +170,11 @@ def main() -> None:
         for name, work in works.items()
     ]
     print_table(["metric", "ms an image", "values, mean of all images"], rows)
+    rows = [
+        compare_confusion(arguments.size, classes, arguments.device, arguments.repetitions, arguments.clock)
+        for classes in (2, 5, 21)
+    ]
+    print_table(["confusion matrix of a batch of logits", "ours, ms", "torchmetrics, ms", "÷ ours", "equal"], rows)
 
 
 def _for_each(metric: Metric, pairs: list[tuple[np.ndarray, np.ndarray]]) -> list[Sequence[float]]:

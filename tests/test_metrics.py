@@ -146,3 +146,10 @@ def test_counting_on_a_gpu_gives_the_same_matrix(num_classes):
     counts = metrics._count_without_waiting(prediction, target, num_classes)
     assert counts.dtype == torch.int64
     assert torch.equal(counts, metrics._count(prediction, target, num_classes))
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_equal_logits_count_for_the_first_class(memory_format):
+    logits = torch.tensor([1.0, 3.0, 3.0, 0.0]).view(1, 4, 1, 1).expand(1, 4, 40, 40)
+    counts = confusion_matrix(logits.contiguous(memory_format=memory_format), torch.zeros(1, 40, 40, dtype=torch.int64))
+    assert counts[0].tolist() == [0, 1600, 0, 0]

@@ -113,3 +113,36 @@ def test_a_saved_picture_is_small_and_keeps_our_colours(tmp_path, ax):
     assert picture.mode == "P" and (tmp_path / "a.png").stat().st_size < len(buffer.getvalue())
     colours = {colour for _, colour in picture.convert("RGB").getcolors()}
     assert {(0xE6, 0x9F, 0x00), (255, 255, 255)} <= colours
+
+
+def test_contact_sheet_has_image_label_and_outlines_of_each_sample():
+    images = [np.zeros((6, 8)), np.zeros((6, 8, 3), np.uint8), np.ones((9, 4))]
+    labels = [np.eye(6, 8, dtype=np.uint8), np.full((6, 8), 255, np.uint8), np.full((9, 4), 12, np.uint8)]
+    axes = plots.contact_sheet(images, labels, ["a", "b" * 40, "c"], num_classes=13)
+    assert axes.shape == (4, 3)  # two samples in a row, so one place is left
+    assert [ax.get_title() or ax.get_title(loc="left") for ax in axes[:, 0]] == ["a", f"{'b' * 18}…", "c", ""]
+    assert [ax.axison for ax in axes[3]] == [False] * 3
+    assert len(axes[0, 2].collections) > 0 and len(axes[1, 2].collections) == 0  # ignored pixels have no outline
+    plt.close("all")
+
+
+def test_overlay_colours_classes_and_their_edges():
+    # A square of 3×3 pixels of class 1 in black: its middle has half of the colour, its edge all of it.
+    label = np.zeros((5, 7), np.uint8)
+    label[1:4, 1:4] = 1
+    label[0, 6] = 255
+    image = np.zeros((5, 7), np.uint8)
+    image[:, 5] = 200
+    shown = plots.overlay(image, label)
+    colour = (255 * np.array(to_rgba(plots.CLASS_COLOURS[1]))[:3]).round().astype(int)
+    assert shown.dtype == np.uint8 and shown.shape == (5, 7, 3)
+    assert shown[1, 1].tolist() == shown[3, 2].tolist() == colour.tolist()
+    assert shown[2, 2].tolist() == (colour // 2).tolist()
+    assert shown[4, 5].tolist() == [255] * 3 and shown[0, 6].tolist() == shown[0, 0].tolist() == [0] * 3
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+def test_overlay_takes_any_image_and_any_class(channels):
+    image = np.random.default_rng(0).random((4, 6, channels))
+    for values in (image, (65535 * image).astype(np.uint16), np.zeros_like(image)):
+        assert plots.overlay(values, np.arange(24, dtype=np.uint8).reshape(4, 6) * 10).shape == (4, 6, 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import hashlib
+import importlib
 import importlib.metadata
 import io
 import json
@@ -458,23 +459,35 @@ def test_a_folder_of_data_is_named_relative_to_the_notebook(course: Path, monkey
 # ---- the command line ----
 
 
-@pytest.mark.parametrize(
-    ("command", "program", "rest"),
-    [
-        ("test", ["-m", "pytest"], ["-x", "-k", "a or b", "tests/test_run.py", "--durations=3", "-h"]),
-        ("study", ["study.py"], ["--sets", "yeast", "--seeds", "0", "1", "-h"]),
-    ],
-)
-def test_arguments_after_a_command_are_handed_on(
-    command: str, program: list[str], rest: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_arguments_after_test_are_for_pytest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     continued: list[list[str]] = []
+    rest = ["-x", "-k", "a or b", "tests/test_run.py", "--durations=3", "-h"]
     monkeypatch.setattr(run, "ensure_environment", lambda arguments: None)
     monkeypatch.setattr(run, "continue_as", continued.append)
     monkeypatch.chdir(tmp_path)
-    assert run.main([command, *rest]) == 0
-    assert continued == [[sys.executable, *program, *rest]]
+    assert run.main(["test", *rest]) == 0
+    assert continued == [[sys.executable, "-m", "pytest", *rest]]
     assert Path.cwd() == ROOT
+
+
+@pytest.mark.parametrize("command", run.MODULES)
+@pytest.mark.parametrize("code", [None, 0, 1])
+def test_a_module_gets_the_arguments_after_its_command(
+    command: str, code: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, from_root, _ = run.MODULES[command]
+    got: list[tuple[list[str], Path]] = []
+    rest = ["model.pt2", "a folder", "--output", "x", "--seeds", "0", "1", "-h"]
+
+    def main(arguments: list[str]) -> int | None:
+        got.append((arguments, Path.cwd()))
+        return code
+
+    monkeypatch.setattr(run, "ensure_environment", lambda arguments: None)
+    monkeypatch.setattr(importlib.import_module(name), "main", main)
+    monkeypatch.chdir(tmp_path)
+    assert run.main([command, *rest]) == (code or 0)
+    assert got == [(rest, ROOT if from_root else tmp_path)]  # paths of a user are seen from where the user stands
 
 
 @pytest.mark.parametrize("arguments", [["--budget", "huge"], ["--bugdet=full"], ["tests"]])
@@ -491,3 +504,25 @@ def test_a_wrong_command_line_is_refused_before_anything_is_set_up(
 def test_the_exit_code_of_the_other_command_is_returned(status: int) -> None:
     code = f"import run, sys; run.continue_as([sys.executable, '-c', 'raise SystemExit({status})'])"
     assert subprocess.call([sys.executable, "-c", code], cwd=ROOT) == status
+
+
+def test_check_looks_at_a_folder_named_from_where_the_user_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run, "ensure_environment", lambda arguments: None)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine" / "images").mkdir(parents=True)
+    assert run.main(["check", "mine", "--classes", "3", "--no-times"]) == 1
+    assert "mine: 0 sound pairs, 1 problem\n- Expected: images/ and labels/" in capsys.readouterr().out
+    assert Path.cwd() == tmp_path and not (tmp_path / "data_check.png").exists()
+
+
+def test_predict_gets_its_arguments_where_the_user_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(run, "ensure_environment", lambda arguments: None)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model.pt2").write_text("no model")
+    assert run.main(["predict", "model.pt2", "images", "--output", "results", "--tile", "512"]) == 1
+    assert "model.pt2 is no model file" in capsys.readouterr().err
+    assert Path.cwd() == tmp_path
