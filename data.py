@@ -39,6 +39,7 @@ NAMES = (*BUILT_IN, *READERS)
 NUM_CLASSES = {SYNTHETIC: 2, "synthetic_streets": 6, "synthetic_roads": 2, "synthetic_pets": 3}
 NUM_CLASSES |= {name: reader.num_classes for name, reader in READERS.items()}
 EXTRA_FOLDERS = ("instances", "dead", "weights")  # maps that travel along if a folder holds them
+WORKER_SECONDS = 30  # so long a process of the loader may be silent
 
 
 class SegmentationDataset(Dataset[tuple[Tensor, ...]]):
@@ -108,6 +109,17 @@ class SegmentationDataset(Dataset[tuple[Tensor, ...]]):
             arrays = self.transform(*arrays, rng=rng)
         return tuple(_tensor(array) for array in arrays)
 
+    def whole(self, index: int) -> tuple[Tensor, ...]:
+        """Sample `index` before it is cropped, but padded for that; without the transform."""
+        arrays = self._load()[index]
+        return tuple(_tensor(array) for array in (arrays if self.crop is None else _padded(arrays, self.crop)))
+
+    def corner(self, epoch: int, index: int) -> tuple[int, int]:
+        """Where the crop of a sample begins in an epoch: (top, left) in the padded image."""
+        if self.crop is None:
+            return 0, 0
+        return _corner(self.shapes[index], self.crop, np.random.default_rng([self.seed, epoch, index]))
+
     def _load(self) -> list[list[np.ndarray]]:
         """All arrays of this part, read once; no file stays open, so workers may be forked or spawned."""
         if self._arrays is None:
@@ -123,16 +135,27 @@ class SegmentationDataset(Dataset[tuple[Tensor, ...]]):
 
 
 def _cropped(arrays: Sequence[np.ndarray], crop: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """One random square of each array (…, H, W); what is too small is padded below and on the right."""
+    """One random square of each array (…, H, W), padded where it is too small."""
+    arrays = _padded(arrays, crop)
+    top, left = _corner(arrays[1].shape, crop, rng)
+    return [array[..., top : top + crop, left : left + crop] for array in arrays]
+
+
+def _padded(arrays: Sequence[np.ndarray], crop: int) -> list[np.ndarray]:
+    """Arrays (…, H, W) of at least `crop`² pixels: what is too small goes on below and on the right."""
     image, label, *maps = arrays
-    H, W = label.shape
-    missing = ((0, max(crop - H, 0)), (0, max(crop - W, 0)))
-    if missing != ((0, 0), (0, 0)):
-        image = np.pad(image, ((0, 0), *missing), mode="reflect")  # a side of one pixel is repeated
-        label = np.pad(label, missing, constant_values=IGNORE_INDEX)
-        maps = [np.pad(array, missing) for array in maps]
-    top, left = rng.integers(0, [max(H - crop, 0) + 1, max(W - crop, 0) + 1])
-    return [array[..., top : top + crop, left : left + crop] for array in (image, label, *maps)]
+    missing = [(0, max(crop - side, 0)) for side in label.shape]
+    if missing == [(0, 0), (0, 0)]:
+        return list(arrays)
+    image = np.pad(image, ((0, 0), *missing), mode="reflect")  # a side of one pixel is repeated
+    label = np.pad(label, missing, constant_values=IGNORE_INDEX)
+    return [image, label, *(np.pad(array, missing) for array in maps)]
+
+
+def _corner(shape: Sequence[int], crop: int, rng: np.random.Generator) -> tuple[int, int]:
+    """Where a random square begins in a padded image (H, W)."""
+    top, left = rng.integers(0, [max(side - crop, 0) + 1 for side in shape])
+    return int(top), int(left)
 
 
 def _tensor(array: np.ndarray | Tensor) -> Tensor:
@@ -194,6 +217,24 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
             yield [(self.epoch * self.repeats + time, index) for time, index in batches[number]]
 
 
+class _Loader(DataLoader[tuple[Tensor, ...]]):
+    """A loader whose workers cannot fail unseen: one that dies, hangs or meets an error ends in one `InputError`."""
+
+    def __iter__(self) -> Any:
+        try:
+            yield from super().__iter__()
+        except InputError as error:  # torch puts the traceback of the worker before our message
+            raise InputError(str(error).rpartition("checks.InputError: ")[2].strip()) from error
+        except RuntimeError as error:
+            if "DataLoader" not in str(error):
+                raise
+            reason = str(error).partition("\n")[0]
+            raise InputError(
+                f"A worker of the data loader has ended or hangs: {reason}\n"
+                "Most often the memory was full. Restart the kernel and use num_workers=0."
+            ) from error
+
+
 def make_loader(
     dataset: SegmentationDataset,
     batch_size: int,
@@ -206,15 +247,17 @@ def make_loader(
     """A loader of batches (images (B, C, H, W), targets (B, H, W), *maps (B, H, W)).
 
     Call `loader.batch_sampler.set_epoch(epoch)` before each pass; `repeats` is that of `EpochBatches`.  No workers
-    are the fastest choice here: the data lie in memory already.
+    are the fastest choice here: the data lie in memory already.  A worker that dies, or gives nothing for
+    `WORKER_SECONDS`, raises `InputError`.
     """
-    return DataLoader(
+    return _Loader(
         dataset,
         batch_sampler=EpochBatches(dataset, batch_size, shuffle, seed, repeats),
         num_workers=num_workers,
         collate_fn=_stack,
         pin_memory=torch.cuda.is_available(),
         persistent_workers=num_workers > 0,
+        timeout=WORKER_SECONDS if num_workers else 0,
         generator=torch.Generator().manual_seed(seed),  # else each pass would advance torch's global one
     )
 

@@ -17,14 +17,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from checks import IGNORE_INDEX, InputError
+from hdf5file import create_file, open_file, stamp
 from imagefile import list_values
 from samples import FRACTIONS, PARTS, Sample, raise_problems, split_parts
 
-FORMAT, VERSION = "segmentation", 1
+FORMAT, VERSION = "segmentation", 2  # 2: with the stamp of hdf5file.py
 _REBUILD = "Delete it and build it again."
 
 
@@ -67,11 +67,13 @@ def _write_samples(file: Any, samples: Iterable[Sample], num_classes: int, where
     """Write the sound samples and return their parts; raise one `InputError` if any sample is not sound."""
     given: list[str | None] = []
     problems: list[str] = []
+    first: Sample | None = None
     try:
         for sample in samples:
-            found = _sample_problems(sample, file, num_classes)
+            found = sample_problems(sample, first, num_classes)
             problems += [f"{sample.name}: {problem}" for problem in found]
             if not found:
+                first = first or sample
                 _write_sample(file, f"{len(given):05d}", sample)
                 given.append(sample.part)
     except InputError as error:  # a reader lists its problems after its last sample
@@ -80,8 +82,13 @@ def _write_samples(file: Any, samples: Iterable[Sample], num_classes: int, where
     return given
 
 
-def _sample_problems(sample: Sample, file: Any, num_classes: int) -> list[str]:
-    """What is wrong with a sample, alone or beside the first one, which is in the file already."""
+def sample_problems(sample: Sample, first: Sample | None, num_classes: int) -> list[str]:
+    """What is wrong with a sample, alone or beside the first sound one; an empty list if nothing is.
+
+    >>> sample_problems(Sample("a", np.zeros((2, 2), np.uint8), np.full((2, 2), 9)), None, num_classes=2)
+    ['4 label pixels are not in 0 … 1 and not 255 (ignored), with 1 different values, 9
+    (soft edges? instance numbers? use label_map)']
+    """
     image, problems = sample.image, _label_problems(sample.label, num_classes)
     is_float = np.issubdtype(image.dtype, np.floating)
     if image.ndim not in (2, 3) or image.size == 0:
@@ -95,12 +102,12 @@ def _sample_problems(sample: Sample, file: Any, num_classes: int) -> list[str]:
     for name, array in {"label": sample.label, **sample.extras}.items():
         if array.shape != image.shape[:2]:
             problems.append(f"the image has size {image.shape[:2]}, {name} has {array.shape}")
-    if not problems and "image" in file:
-        first, maps = file["image"]["00000"], sorted(file.keys() - {"image", "label"})
-        if (image.shape[2:], is_float) != (first.shape[2:], np.issubdtype(first.dtype, np.floating)):
-            problems.append(f"image {image.shape} {image.dtype}, but the first {first.shape} {first.dtype}")
-        if sorted(sample.extras) != maps:
-            problems.append(f"it has the maps {sorted(sample.extras)}, the first has {maps}")
+    if not problems and first is not None:
+        other = first.image
+        if (image.shape[2:], is_float) != (other.shape[2:], np.issubdtype(other.dtype, np.floating)):
+            problems.append(f"image {image.shape} {image.dtype}, but the first {other.shape} {other.dtype}")
+        if sorted(sample.extras) != sorted(first.extras):
+            problems.append(f"it has the maps {sorted(sample.extras)}, the first has {sorted(first.extras)}")
     return problems
 
 
@@ -214,11 +221,12 @@ def _writing(path: Path) -> Iterator[Any]:
     temporary = path.with_name(path.name + ".part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = h5py.File(temporary, "w")  # outside the inner try: the .part of another kernel is not ours to delete
+        file = create_file(temporary)  # outside the inner try: the .part of another kernel is not ours to delete
         try:
             with file:
                 yield file
                 file.attrs["contents"] = _contents(file)
+            stamp(temporary)
             os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
@@ -245,15 +253,7 @@ def open_hdf5(path: str | Path) -> Iterator[Any]:
     sample, or has another format version.  Pixels are checked when they are read.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path} does not exist. Build it with data.prepare or data.build_hdf5.")
-    try:
-        file = h5py.File(path, "r")
-    except BlockingIOError as error:
-        raise InputError(f"{path} is being written by another kernel. Close or restart that one.") from error
-    except OSError as error:
-        raise InputError(f"{path} is no HDF5 file, or was cut off. {_REBUILD}\nFound: {error}") from error
-    with file:
+    with open_file(path) as file:
         try:
             _check_file(file, path)
         except InputError:

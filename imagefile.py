@@ -6,8 +6,11 @@ pages saved as .png.  Each gets one sentence that names the file.  A label keeps
 
 from __future__ import annotations
 
+import logging
+import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,8 @@ from PIL import Image, ImageOps
 from checks import InputError
 
 MAX_PIXELS = 2**26  # 8192 × 8192; a larger declared size is refused before anything is decoded
+# Tags of a TIFF without which its pixels are not what was saved: sizes, bits, packing, places, palette, sample format
+PIXEL_TAGS = {256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 317, 320, 322, 323, 324, 325, 338, 339}
 LabelMap = Mapping[Any, int]  # value, or colour (red, green, blue) → class
 
 
@@ -120,8 +125,37 @@ def _decode_with_pillow(path: Path, as_label: bool) -> tuple[np.ndarray, bool, b
         return array, has_alpha, opened.format in ("JPEG", "MPO")
 
 
+class _Complaints(logging.Handler):
+    """Collects what tifffile says about damage that the pixels depend on; it goes on and returns zeros."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.found: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = record.getMessage()
+        tag = re.search(r"TiffTag (\d+)", text)
+        if "TiffPages" not in text and (tag is None or int(tag[1]) in PIXEL_TAGS):
+            self.found.append(text)
+
+
+@contextmanager
+def _strict(path: Path) -> Iterator[None]:
+    """Raise `InputError` if tifffile complains, and keep its other remarks from the student's screen."""
+    complaints, logger = _Complaints(), logging.getLogger("tifffile")
+    logger.addHandler(complaints)
+    propagates, logger.propagate = logger.propagate, False
+    try:
+        yield
+    finally:
+        logger.removeHandler(complaints)
+        logger.propagate = propagates
+    if complaints.found:
+        raise InputError(f"{short_name(path)} is a damaged TIFF ({re.sub('[<>]', '', complaints.found[0])})")
+
+
 def _decode_tiff(path: Path) -> tuple[np.ndarray, bool, bool]:
-    with tifffile.TiffFile(path) as file:
+    with _strict(path), tifffile.TiffFile(path) as file:
         page: Any = file.pages.first
         _check_size(path, page.imagewidth, page.imagelength)
         if len(file.pages) != 1:
@@ -134,6 +168,8 @@ def _decode_tiff(path: Path) -> tuple[np.ndarray, bool, bool]:
             if "imagecodecs" not in str(error):
                 raise
             return _decode_with_pillow(path, as_label=True)  # Pillow knows LZW, tifffile alone does not
+        if array.ndim not in (2, 3) or array.size == 0:
+            raise InputError(f"{short_name(path)} has shape {array.shape}; expected (H, W) or (H, W, C)")
         array = np.moveaxis(array, 0, -1) if array.ndim == 3 and page.planarconfig == 2 else array
         return array, len(page.extrasamples) > 0, False
 

@@ -71,16 +71,30 @@ def read_folder(folder: str | Path, label_map: LabelMap | None = None, extras: S
     {(255, 0, 255): 1, (255, 0, 0): 0}.  Without it the values are the classes, and 255 means "ignored".
     A bad sample is left out; after the last good one an `InputError` lists all problems.
     """
+    problems: list[str] = []
+    for found in read_each(folder, label_map, extras):
+        if isinstance(found, Sample):
+            yield found
+        else:
+            problems.append(found)
+    raise_problems(problems, str(folder))
+
+
+def read_each(
+    folder: str | Path, label_map: LabelMap | None = None, extras: Sequence[str] = ()
+) -> Iterator[Sample | str]:
+    """Yield what `read_folder` finds, each sound sample and each problem as a text; only the layout raises."""
     folder = Path(folder)
     pairs, problems = _match(folder)
     maps = {extra: _by_stem(folder / extra, problems) for extra in extras}
+    yield from problems
     only_255: list[str] = []  # masks that hold 255 and no class above 0
     both = False
     for image_path, label_path in pairs:
         try:
             sample = read_sample(image_path, label_path, label_map, maps)
         except InputError as error:
-            problems.append(str(error))
+            yield str(error)
             continue
         is_ignored = sample.label == IGNORE_INDEX
         if is_ignored.any() and ((sample.label != 0) & ~is_ignored).any():
@@ -89,11 +103,10 @@ def read_folder(folder: str | Path, label_map: LabelMap | None = None, extras: S
             only_255.append(short_name(label_path))
         yield sample
     if label_map is None and only_255 and not both:
-        problems.append(
+        yield (
             f"{only_255[0]} and {len(only_255) - 1} more hold 255 but no class; here 255 means 'ignored'.\n"
             "If 255 is class 1, use label_map={0: 0, 255: 1}; if it is ignored, label_map={0: 0, 255: 255}"
         )
-    raise_problems(problems, str(folder))
 
 
 def _match(folder: Path) -> tuple[list[tuple[Path, Path]], list[str]]:

@@ -17,7 +17,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -25,40 +25,45 @@ from typing import Any
 import torch
 
 import progress
+from checks import InputError
 
 IDLE = 60.0  # seconds without any work after which a process counts as stuck
 
 
-def fit_all(learners: Iterable[Any], epochs: int) -> None:
-    """Call `fit(epochs)` of every `Learner`; side by side where that is faster, one after the other elsewhere.
+def fit_all(learners: Iterable[Any], epochs: int | Sequence[int]) -> None:
+    """Call `fit` of every `Learner`; side by side where that is faster, one after the other elsewhere.
 
     Side by side: on a CPU with several cores, under Linux, learners that have a folder (their runs are kept there).
     """
     learners = list(learners)
+    lengths = [epochs] * len(learners) if isinstance(epochs, int) else list(epochs)
+    if len(lengths) != len(learners):
+        raise InputError(f"fit_all: {len(learners)} learners and {len(lengths)} numbers of epochs; give one for each.")
+    runs = list(zip(learners, lengths))
     cores = torch.get_num_threads()
-    waiting = [one for one in learners if one.folder is not None and one.device.type == "cpu"]
+    waiting = [run for run in runs if run[0].folder is not None and run[0].device.type == "cpu"]
     if sys.platform == "linux" and min(cores, len(waiting)) > 1 and "WORLD_SIZE" not in os.environ:
-        _fit_in_processes(waiting, epochs, cores)
-    for one in learners:
-        one.fit(epochs)  # takes up what was trained; trains what was not
+        _fit_in_processes(waiting, cores)
+    for one, length in runs:
+        one.fit(length)  # takes up what was trained; trains what was not
 
 
-def _fit_in_processes(learners: list[Any], epochs: int, cores: int) -> None:
-    line = progress.LiveLine(learners[0].verbose)
-    began, waiting, running, shown = time.monotonic(), list(learners), dict[BaseProcess, _Pulse](), -1
+def _fit_in_processes(runs: list[tuple[Any, int]], cores: int) -> None:
+    line = progress.LiveLine(runs[0][0].verbose)
+    began, waiting, running, shown = time.monotonic(), list(runs), dict[BaseProcess, _Pulse](), -1
     try:
         while waiting or running:
             while waiting and len(running) < cores:
-                process = _fork(waiting.pop(0), epochs)
+                process = _fork(*waiting.pop(0))
                 running[process] = _Pulse(process)
             for process, pulse in list(running.items()):
                 if not process.is_alive() or pulse.stopped():
                     process.kill()
                     process.join()
                     del running[process]
-            done, seconds = len(learners) - len(waiting) - len(running), time.monotonic() - began
+            done, seconds = len(runs) - len(waiting) - len(running), time.monotonic() - began
             if done != shown:
-                line.show(f"{done} of {len(learners)} trainings, {cores} at a time on one core each: {seconds:.0f} s")
+                line.show(f"{done} of {len(runs)} trainings, {cores} at a time on one core each: {seconds:.0f} s")
             shown = done
             time.sleep(0.05)
     finally:  # also when the student presses stop

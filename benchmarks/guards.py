@@ -37,10 +37,15 @@ SECONDS = 300  # a test that hangs without its guard counts as one that fails
 MORE_TESTS = {
     "checks": ["losses", "metrics", "learner"],
     "hdf5": ["hdf5file", "data"],
+    "data": ["changes"],
     "hdf5file": ["hdf5"],
     "samples": ["hdf5", "readers"],
     "imagefile": ["samples"],
     "archives": ["download"],
+    "fcn": ["baselines"],
+    "upsampling": ["baselines"],
+    "record": ["receptive_field"],
+    "metrics": ["scoring", "learner"],
 }
 
 
@@ -124,6 +129,10 @@ def main() -> int:
             source, started = path.read_text(encoding="utf-8"), time.monotonic()
             found = [guard for guard in guards(source) if not options.only or guard.lineno in options.only]
             missed = 0
+            if found and (broken := caught_by(tree, module)):
+                print(f"| {module} | not tried: {broken} fails without any change |", flush=True)
+                survivors += len(found)
+                continue
             for guard in found:
                 path.write_text(without(source, guard), encoding="utf-8")
                 test = caught_by(tree, module)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 import tifffile
@@ -14,6 +16,7 @@ from PIL import Image
 
 from checks import InputError
 from hdf5 import build_hdf5, normalise_hdf5
+from hdf5file import stamp
 from samples import Sample
 
 MIRROR = os.environ.get("SEGMENTATION_MIRROR", "")
@@ -62,6 +65,14 @@ def build(folder: Path, samples: Iterable[Sample] | None = None, name: str = "se
 
 def build_normalised(folder: Path, samples: Iterable[Sample] | None = None, **settings: Any) -> Path:
     return normalise_hdf5(build(folder, samples, **settings), folder / "normalised.hdf5")
+
+
+@contextmanager
+def edited(path: Path) -> Iterator[Any]:
+    """Change a file and stamp it anew, so that what lies behind the stamp is tested too."""
+    with h5py.File(path, "r+") as file:
+        yield file
+    stamp(path)
 
 
 def refused(function: Callable[..., Any], *arguments: Any, **settings: Any) -> str:

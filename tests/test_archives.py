@@ -235,18 +235,18 @@ def damaged_tar(kind: str) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["cut", "flipped bits", "no deflate stream", "beyond the end", "password"])
-def test_a_damaged_zip_is_refused(kind: str, tmp_path: Path) -> None:
+def test_fault_83_a_damaged_zip_is_refused(kind: str, tmp_path: Path) -> None:
     assert "cannot be unpacked" in refused(tmp_path, damaged_zip(kind))
 
 
 @pytest.mark.parametrize(
     "kind", ["cut", "end cut off", "flipped bits", "no deflate stream", "no tar", "no gzip", "half an entry"]
 )
-def test_a_damaged_tar_is_refused(kind: str, tmp_path: Path) -> None:
+def test_fault_83_a_damaged_tar_is_refused(kind: str, tmp_path: Path) -> None:
     assert "cannot be unpacked" in refused(tmp_path, damaged_tar(kind))
 
 
-def test_a_tar_cut_at_any_place_is_refused(tmp_path: Path) -> None:
+def test_fault_83_a_tar_cut_at_any_place_is_refused(tmp_path: Path) -> None:
     whole = pack_tar({"box/a.txt": b"hello", "box/b.txt": DATA[:300]})
     for end in range(1, len(whole), 7):
         refused(tmp_path, whole[:end])

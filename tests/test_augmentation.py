@@ -52,7 +52,7 @@ def test_intensity_of_zero_changes_nothing_and_noise_has_its_deviation():
     assert noisy.std() == pytest.approx(0.5, abs=0.02)
 
 
-def test_intensity_repeats_with_the_seed_and_keeps_its_input():
+def test_fault_62_64_intensity_repeats_with_the_seed_and_keeps_its_input():
     images = torch.rand(4, 1, 3, 3)
     before = images.clone()
     first, second = (random_intensity(images, noise=0.1, generator=cpu_generator(7)) for _ in range(2))
@@ -158,7 +158,7 @@ def test_zoom_stretch_and_shift_by_hand(monkeypatch):
     assert torch.equal(moved, label.roll(-16, 2))  # a quarter of the side
 
 
-def test_images_and_maps_move_alike_each_sample_by_its_own_draw():
+def test_fault_59_images_and_maps_move_alike_each_sample_by_its_own_draw():
     label = torch.randint(0, 2, (8, 1, 12, 12)).float()
     label = torch.nn.functional.interpolate(label, scale_factor=4)[:, 0].long()
     images = label[:, None].float()
@@ -171,7 +171,7 @@ def test_images_and_maps_move_alike_each_sample_by_its_own_draw():
     assert torch.equal(moved, random_affine(images, generator=cpu_generator(1))[0])
 
 
-def test_affine_keeps_the_memory_format_and_the_input():
+def test_fault_64_affine_keeps_the_memory_format_and_the_input():
     images = torch.rand(2, 3, 8, 8).contiguous(memory_format=torch.channels_last)
     before = images.clone()
     moved = random_affine(images, generator=cpu_generator())[0]
@@ -193,7 +193,7 @@ def test_affine_refuses_what_does_not_belong_together(images, label):
         random_affine(images, label, generator=cpu_generator())
 
 
-def test_affine_keeps_large_numbers_and_half_precision():
+def test_fault_60_affine_keeps_large_numbers_and_half_precision():
     ids = torch.full((1, 6, 6), 2**24 + 1)
     assert random_affine(torch.zeros(1, 1, 6, 6), ids, generator=cpu_generator())[1].unique().tolist() == [2**24 + 1]
     images = torch.rand(2, 1, 32, 32)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import multiprocessing
 import os
 import pickle
+import signal
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -17,6 +20,7 @@ from hypothesis import strategies as st
 
 import data
 import synthetic
+from checks import InputError
 from data import BUILT_IN, NAMES, EpochBatches, SegmentationDataset, extra_maps, make_loader, prepare, source_folder
 from hdf5 import normalise_hdf5, open_hdf5
 from transforms import BasicTransform2D, Compose, DownscaleImage, RandomReflect, RandomRotate90, ToTorchTensor
@@ -138,7 +142,7 @@ def test_fault_32_dataset_keeps_no_file_open_and_pickles_without_its_arrays(tmp_
     assert torch.equal(copy[0][0], item[0])
 
 
-def test_file_built_anew_under_a_dataset_is_noticed(tmp_path):
+def test_fault_29_file_built_anew_under_a_dataset_is_noticed(tmp_path):
     dataset = SegmentationDataset(build_normalised(tmp_path), "train")
     build_normalised(tmp_path, make_samples(9))
     assert "make it again" in refused(lambda: dataset[0])
@@ -315,6 +319,62 @@ def test_fault_62_two_workers_draw_what_one_process_draws(tmp_path):
     assert not torch.equal(results[0][0][0], results[0][len(results[0]) // 2][0])  # the epochs differ
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create 1 worker")
+@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])  # it imports torch anew
+def test_fault_32_forked_and_spawned_workers_read_for_themselves(tmp_path, method):
+    if method not in multiprocessing.get_all_start_methods():
+        pytest.skip(f"this system cannot {method}")
+    dataset = SegmentationDataset(build_normalised(tmp_path, make_samples(14)), "train")
+    wanted = batches_of(make_loader(dataset, 3), [0])  # read here first: a file left open would be shared by a fork
+    loader = make_loader(dataset, 3, num_workers=1)
+    loader.multiprocessing_context = method
+    found = batches_of(loader, [0])
+    assert all(torch.equal(a, b) for x, y in zip(wanted, found, strict=True) for a, b in zip(x, y, strict=True))
+
+
+class BadTransform:
+    """A transform that ends, hangs, or raises in the worker that meets sample 5, and not in the test's own process."""
+
+    is_random = False
+
+    def __init__(self, how: str) -> None:
+        self.how, self.home = how, os.getpid()
+
+    def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
+        if os.getpid() != self.home:
+            if self.how == "dies":
+                os.kill(os.getpid(), signal.SIGKILL)
+            elif self.how == "hangs":
+                time.sleep(6)
+            raise InputError("a.png is wrong.\nDo this.") if self.how == "ours" else KeyError("not ours")
+        return [image, label]
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs kill -9")
+@pytest.mark.parametrize(
+    "how, said", [("dies", "has ended or hangs"), ("hangs", "has ended or hangs: DataLoader timed")]
+)
+def test_fault_33_a_worker_that_dies_or_hangs_is_one_error_within_30_seconds(tmp_path, monkeypatch, how, said):
+    assert data.WORKER_SECONDS <= 30
+    monkeypatch.setattr(data, "WORKER_SECONDS", 2)  # so that the test need not wait for half a minute
+    dataset = SegmentationDataset(build_normalised(tmp_path), "train", transform=BadTransform(how))
+    loader = make_loader(dataset, 3, num_workers=1)
+    started = time.monotonic()
+    message = refused(lambda: list(loader))
+    assert said in message and "num_workers=0" in message
+    assert len(message.splitlines()) <= 4
+    assert time.monotonic() - started < 25
+
+
+def test_fault_33_an_error_in_a_worker_is_its_message_without_a_traceback(tmp_path):
+    path = build_normalised(tmp_path)
+    ours = make_loader(SegmentationDataset(path, "train", transform=BadTransform("ours")), 3, num_workers=1)
+    assert refused(lambda: list(ours)) == "a.png is wrong.\nDo this."
+    foreign = make_loader(SegmentationDataset(path, "train", transform=BadTransform("foreign")), 3, num_workers=1)
+    with pytest.raises(KeyError, match="not ours"):  # a fault in a program of the student stays what it is
+        list(foreign)
+
+
 def test_repeats_of_the_loader_draw_another_crop_each_time(tmp_path):
     samples = make_samples(1, (60, 60), place=np.arange(3600).reshape(60, 60))
     path = build_normalised(tmp_path, samples, fractions={"train": 1.0})
@@ -347,7 +407,7 @@ def test_fault_61_turned_images_of_two_shapes_in_one_batch_are_refused(tmp_path)
 # --- all in one call ---
 
 
-def test_prepare_builds_once_and_again_for_other_settings_or_files(tmp_path):
+def test_fault_29_prepare_builds_once_and_again_for_other_settings_or_files(tmp_path):
     folder = make_folder(tmp_path / "set")
     save(folder / "images" / "d.tif", picture(8))
     save(folder / "labels" / "d.png", mask(8))

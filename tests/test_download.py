@@ -807,7 +807,7 @@ def test_fault_86_an_archive_that_is_not_safe_leaves_nothing(
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
-def test_a_damaged_archive_leaves_nothing(kind: str, zipped: Register, two: Register, tmp_path: Path) -> None:
+def test_fault_88_a_damaged_archive_leaves_nothing(kind: str, zipped: Register, two: Register, tmp_path: Path) -> None:
     archive = (pack if kind == "zip" else tar)({"box/im/a.tif": TIF, "box/im/b.tif": TIF})
     (zipped if kind == "zip" else two)(archive[: len(archive) // 2])
     assert "cannot be unpacked" in refused("boxed" if kind == "zip" else "two", tmp_path)

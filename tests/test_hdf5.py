@@ -13,10 +13,11 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from data_helpers import build, build_normalised, make_samples, mask, picture, refused
+from data_helpers import build, build_normalised, edited, make_samples, mask, picture, refused
 
 from checks import InputError
 from hdf5 import normalise_hdf5, normalise_image, open_hdf5, read_array
+from hdf5file import stamp
 from samples import PARTS, Sample
 
 
@@ -179,7 +180,7 @@ def test_target_that_cannot_be_written(tmp_path):
 
 def test_fault_21_not_an_hdf5_file(tmp_path):
     (tmp_path / "x.hdf5").write_bytes(b"<html>not found</html>")
-    assert "is no HDF5 file, or was cut off" in refused(read_all, tmp_path / "x.hdf5")
+    assert "is of another kind or version: it begins with b'<html>not fo'" in refused(read_all, tmp_path / "x.hdf5")
     assert "does not exist" in refused(read_all, tmp_path / "y.hdf5")
 
 
@@ -203,6 +204,20 @@ def test_fault_23_flipped_bits_in_the_pixels_never_pass(tmp_path):
         raw[chunk.byte_offset + rng.integers(chunk.size)] ^= 1 << rng.integers(8)
         path.write_bytes(raw)
         assert "the file is damaged" in refused(read_all, path)
+        stamp(path)  # and by its own hash if the file were changed before it was stamped
+        assert "the file is damaged" in refused(read_all, path)
+
+
+def test_fault_23_flipped_bits_anywhere_never_reach_the_library(tmp_path, monkeypatch):
+    path = build_normalised(tmp_path, make_samples(4))
+    whole = path.read_bytes()
+    monkeypatch.setattr(h5py, "File", lambda *arguments, **options: pytest.fail("h5py has opened it"))
+    for place in np.random.default_rng(0).integers(0, len(whole), 300):
+        raw = bytearray(whole)
+        raw[place] ^= 1 << int(place) % 8
+        path.write_bytes(raw)
+        message = refused(read_all, path)
+        assert "damaged or was cut off (SHA-256)" in message or "another kind or version" in message
 
 
 @pytest.mark.parametrize(
@@ -218,7 +233,7 @@ def test_fault_23_flipped_bits_in_the_pixels_never_pass(tmp_path):
 def test_fault_23_changed_content_is_noticed_by_its_hash(tmp_path, change):
     path = build_normalised(tmp_path)
     read_all(path)
-    with h5py.File(path, "r+") as file:
+    with edited(path) as file:
         change(file)
     assert "damaged" in refused(read_all, path)
 
@@ -226,21 +241,21 @@ def test_fault_23_changed_content_is_noticed_by_its_hash(tmp_path, change):
 @pytest.mark.parametrize("name", ["image", "label", "num_classes", "contents", "mean", "std", "settings", "normalised"])
 def test_fault_25_missing_group_or_attribute_is_named(tmp_path, name):
     path = build_normalised(tmp_path)
-    with h5py.File(path, "r+") as file:
+    with edited(path) as file:
         del (file if name in file else file.attrs)[name]
     assert f"['{name}']; it has [" in refused(read_all, path)
 
 
 def test_fault_25_missing_attribute_of_one_sample_is_named(tmp_path):
     path = build(tmp_path)
-    with h5py.File(path, "r+") as file:
+    with edited(path) as file:
         del file["image"]["00003"].attrs["part"]
     assert "image/00003 lacks the attributes ['part']; it has ['name', 'sha256']" in refused(read_all, path)
 
 
 def test_fault_25_array_in_place_of_a_group(tmp_path):
     path = build(tmp_path)
-    with h5py.File(path, "r+") as file:
+    with edited(path) as file:
         del file["image"]
         file["image"] = np.zeros(8)
     assert "is damaged" in refused(read_all, path)
@@ -248,7 +263,7 @@ def test_fault_25_array_in_place_of_a_group(tmp_path):
 
 def test_fault_26_numbers_of_arrays_that_disagree(tmp_path):
     path = build(tmp_path)
-    with h5py.File(path, "r+") as file:
+    with edited(path) as file:
         del file["label"]["00003"]
     assert "label has 7 arrays, image has 8" in refused(read_all, path)
 
@@ -257,7 +272,7 @@ def test_fault_26_numbers_of_arrays_that_disagree(tmp_path):
 def test_fault_26_ranks_and_dtypes_that_disagree(tmp_path, wrong):
     zeros = [replace(sample, label=np.zeros((6, 8), np.uint8)) for sample in make_samples()]
     path = build(tmp_path, zeros)
-    with h5py.File(path, "r+") as file:
+    with edited(path) as file:
         sha256 = file["label"]["00000"].attrs["sha256"]
         del file["label"]["00000"]
         file["label"]["00000"] = wrong  # the same bytes in another shape, or the same values in another dtype
@@ -268,21 +283,21 @@ def test_fault_26_ranks_and_dtypes_that_disagree(tmp_path, wrong):
 def test_fault_27_zero_samples(tmp_path):
     assert "there is no sample" in refused(build, tmp_path, [])
     path = build(tmp_path)
-    with h5py.File(path, "r+") as file:
+    with edited(path) as file:
         for group in ("image", "label"):
             del file[group]
             file.create_group(group)
     assert "holds no sample" in refused(read_all, path)
 
 
-@pytest.mark.parametrize("name, value", [("version", 2), ("format", "other")])
+@pytest.mark.parametrize("name, value", [("version", 3), ("format", "other")])
 def test_fault_28_other_format_version(tmp_path, name, value):
     path = build(tmp_path)
-    with h5py.File(path, "r+") as file:
+    with edited(path) as file:
         file.attrs[name] = value
     message = refused(read_all, path)
     assert str(value) in message
-    assert "expected ('segmentation', 1)" in message
+    assert "expected ('segmentation', 2)" in message
 
 
 def test_fault_30_file_open_for_writing_in_another_process(tmp_path):
@@ -293,10 +308,19 @@ def test_fault_30_file_open_for_writing_in_another_process(tmp_path):
         assert writer.stdout.readline() == "open\n"
         message = refused(read_all, path)
         writer.communicate("\n")
-    assert "being written by another kernel" in message
+    assert "another kernel is changing it" in message and "Close or restart" in message
 
 
-def test_two_builders_of_one_file_do_not_harm_each_other(tmp_path):
+def test_fault_30_file_that_another_process_has_locked(tmp_path):
+    fcntl = pytest.importorskip("fcntl")  # Windows has none
+    path = build(tmp_path)
+    with open(path, "rb") as holder:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        assert "is being written by another kernel. Close or restart that one" in refused(read_all, path)
+    read_all(path)
+
+
+def test_fault_30_two_builders_of_one_file_do_not_harm_each_other(tmp_path):
     def reader():
         yield from make_samples(4)
         assert "cannot be written" in refused(build, tmp_path)  # a second one, while the first is at work

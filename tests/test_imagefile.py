@@ -73,6 +73,35 @@ def test_fault_14_huge_tiff_is_refused_before_it_is_decoded(tif):
     assert "declares 100000 × 100000 pixels" in refused(read_image, tif)
 
 
+@pytest.mark.parametrize("tag", ["StripByteCounts", "RowsPerStrip"])
+def test_fault_03_tiff_whose_list_of_pieces_is_damaged_is_not_read_as_zeros(tif, tag, capfd):
+    save(tif, picture(0, 64, 64), rowsperstrip=16)
+    with tifffile.TiffFile(tif) as file:
+        place = file.pages[0].tags[tag].offset + 2  # of the type of its numbers
+    raw = bytearray(tif.read_bytes())
+    raw[place : place + 2] = b"\xff\xff"  # there is no such type
+    tif.write_bytes(raw)
+    assert "images/b.tif is a damaged TIFF (" in refused(read_image, tif)
+    assert capfd.readouterr() == ("", "")
+
+
+def test_remarks_of_tifffile_that_do_not_touch_the_pixels_are_not_shown(tif, capfd):
+    save(tif, picture(), resolution=(1, 1))
+    with tifffile.TiffFile(tif) as file:
+        place = file.pages[0].tags["ResolutionUnit"].offset + 2
+    raw = bytearray(tif.read_bytes())
+    raw[place : place + 2] = b"\xff\xff"
+    tif.write_bytes(raw)
+    assert np.array_equal(read_image(tif), picture())
+    assert capfd.readouterr() == ("", "")
+
+
+def test_tiff_without_a_single_pixel_is_refused(tif, monkeypatch):
+    save(tif, picture())
+    monkeypatch.setattr(tifffile.TiffPage, "asarray", lambda page: np.zeros((0, 8, 4), np.uint8))
+    assert "images/b.tif has shape (0, 8, 4); expected (H, W) or (H, W, C)" in refused(read_image, tif)
+
+
 def test_fault_18_file_that_cannot_be_opened(png):
     assert "images/b.png cannot be read as an image (FileNotFoundError" in refused(read_image, png)
 

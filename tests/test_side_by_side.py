@@ -131,3 +131,11 @@ def test_stop_ends_the_other_processes(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         fit_all(learners(tmp_path), 10_000)
     assert len(started) == 2 and not any(process.is_alive() for process in started)
+
+
+def test_each_learner_may_have_its_own_number_of_epochs(tmp_path):
+    made = learners(tmp_path)
+    fit_all(made, [1, 3, 2])
+    assert [len(one.history) for one in made] == [1, 3, 2]
+    with pytest.raises(InputError, match="3 learners and 2 numbers"):
+        fit_all(made, [1, 2])
