@@ -35,12 +35,12 @@ REFERENCE = (16, 32, 64, 128)
 # Millions of pixels in training steps, as if through a U-Net of the widths `REFERENCE`, by part of the notebook
 BUDGETS = ("quick", "standard", "full")
 MEGAPIXELS: dict[str, tuple[float, float, float]] = {
-    "Part 2 · The network": (1, 60, 2000),
-    "Part 3 · Training": (4, 200, 9000),
-    "Part 4 · Losses and metrics": (1, 20, 100),
-    "Part 5 · Roads": (1, 170, 900),
-    "Part 6 · Fully convolutional networks": (2, 150, 8000),
-    "Part 7 · Pets": (1, 450, 9000),
+    "Part 2 · The network": (1, 130, 2000),
+    "Part 3 · Training": (4, 300, 9000),
+    "Part 4 · Losses and metrics": (1, 110, 400),
+    "Part 5 · Roads": (1, 240, 900),
+    "Part 6 · Fully convolutional networks": (2, 220, 8000),
+    "Part 7 · Pets": (1, 240, 9000),
 }
 
 
