@@ -103,14 +103,14 @@ def fastest(
 def time_modes(model: nn.Module, images: Tensor, ways: list[Mode], steps: int = 1000) -> dict[Mode, float]:
     """Seconds of a training step of the whole batch in each mode: the least of some rounds in which they take turns.
 
-    It takes `SECONDS`, or 2 % of what a run of `steps` steps would need, if that is less.
+    It takes `SECONDS`, or 1 % of what a run of `steps` steps would need, if that is less.
     """
     state = torch.get_rng_state()  # dropout draws here too
     plain = copy.deepcopy(model).train()
     one_image = _Step(plain, Mode(), images[:1])
     one_image()
     cost = one_image()
-    budget = min(SECONDS, max(0.1 * SECONDS, 0.02 * steps * len(images) * cost))
+    budget = min(SECONDS, max(0.1 * SECONDS, 0.01 * steps * len(images) * cost))
     share = min(len(images), max(1, round(0.15 * budget / cost)))  # some images of a large batch are enough
     trials = {way: _Step(plain, way, images[:share]) for way in ways}
     seconds = dict.fromkeys(ways, float("inf"))

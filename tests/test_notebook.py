@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import ast
 import base64
+import contextlib
+import dataclasses
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -89,18 +94,79 @@ def test_the_notebook_needs_no_package_beyond_the_requirements() -> None:
     }
 
 
-@pytest.mark.slow
-def test_the_hand_in_is_made_from_a_fresh_copy(tmp_path: Path) -> None:
-    """`run.py` in another folder, with the quick budget and the built-in data: executed, checked, zipped."""
-    copy = tmp_path / "copy of the course"
+@dataclasses.dataclass
+class Made:
+    """What a fresh copy of the course made, in a run that was killed and in one after it."""
+
+    folder: Path
+    trained_before: dict[Path, int]
+    """Checkpoints of sections that the killed run had finished, and when they were written."""
+    executed: list[dict]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
+    """`run.py --budget quick --data auto` in another folder, without a GPU and without a network; killed once."""
+    copy = tmp_path_factory.mktemp("run") / "copy of the course"
     copy.mkdir()
     for name in [*(path.name for path in ROOT.glob("*.py")), PATH.name, "README.md", "LICENSE", "requirements.txt"]:
         shutil.copy(ROOT / name, copy / name)
     (copy / "figures").mkdir()
     for table in ROOT.glob("figures/*.csv"):  # the results of the study, which the notebook reads
         shutil.copy(table, copy / "figures" / table.name)
-    command = [sys.executable, "run.py", "--budget", "quick"]
-    result = subprocess.run(command, cwd=copy, capture_output=True, text=True)
+    nowhere = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    environment = {**os.environ, **nowhere, "CUDA_VISIBLE_DEVICES": ""}
+    environment.pop("SEGMENTATION_MIRROR", None)
+    command = [sys.executable, "run.py", "--budget", "quick", "--data", "auto"]
+    with open(copy / "first.txt", "w") as log:
+        first = subprocess.Popen(command, cwd=copy, env=environment, stdout=log, stderr=log, start_new_session=True)
+        while first.poll() is None and "A1.2a" not in (copy / "first.txt").read_text():
+            time.sleep(0.5)
+        kernels = [int(line) for line in children_of(first.pid)]
+        for pid in (first.pid, *kernels):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        first.wait()
+    before = {
+        path: path.stat().st_mtime_ns
+        for kind in ("links-*", "yeast-*")
+        for path in copy.glob(f"runs/quick/{kind}/latest.ckpt")
+    }
+    result = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
-    assert (copy / "handin" / "semantic_segmentation.zip").exists()
-    assert (copy / PATH.name).read_bytes() == PATH.read_bytes()  # nothing rewrites the notebook
+    executed = json.loads((copy / "handin" / PATH.name).read_text(encoding="utf-8"))["cells"]
+    return Made(copy, before, executed)
+
+
+def children_of(pid: int) -> list[str]:
+    """The processes that a process has started; only Linux tells."""
+    path = Path(f"/proc/{pid}/task/{pid}/children")
+    return path.read_text().split() if path.exists() else []
+
+
+def printed(cells: list[dict]) -> str:
+    outputs = [output for cell in cells if cell["cell_type"] == "code" for output in cell["outputs"]]
+    return "".join("".join(o.get("text", o.get("data", {}).get("text/plain", ""))) + "\n" for o in outputs)
+
+
+@pytest.mark.slow
+def test_the_hand_in_is_made_from_a_fresh_copy(made: Made) -> None:
+    assert (made.folder / "handin" / "semantic_segmentation.zip").exists()
+    assert (made.folder / PATH.name).read_bytes() == PATH.read_bytes()  # nothing rewrites the notebook
+
+
+@pytest.mark.slow
+def test_fault_78_without_a_gpu_the_minutes_are_estimated(made: Made) -> None:
+    assert re.search(r"No GPU: about \d+ minutes on this machine", printed(made.executed))
+
+
+@pytest.mark.slow
+def test_fault_80_without_a_network_the_built_in_images_are_used(made: Made) -> None:
+    assert "synthetic_pets" in printed(made.executed) and "data: auto" in printed(made.executed)
+
+
+@pytest.mark.slow
+def test_fault_81_a_new_kernel_takes_up_what_was_trained_before_the_cut(made: Made) -> None:
+    assert len(made.trained_before) >= 6
+    assert {path: path.stat().st_mtime_ns for path in made.trained_before} == made.trained_before
+    assert "trained before. yeast-seed0" in printed(made.executed)
