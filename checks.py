@@ -113,3 +113,17 @@ def check_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
             f"These weights belong to another architecture: {len(wrong)} of {len(wanted)} entries differ.\n{shown}.\n"
             "Build the model with the settings that it was trained with."
         )
+
+
+def dead_worker(error: RuntimeError) -> InputError | None:
+    """What to say if PyTorch tells that a process of a DataLoader has ended or hangs; None for other errors.
+
+    It tells so wherever the program is at that moment, in the loader or in the middle of a training step.
+    """
+    if "DataLoader" not in str(error):
+        return None
+    reason = str(error).partition("\n")[0]
+    return InputError(
+        f"A worker of the data loader has ended or hangs: {reason}\n"
+        "Most often the memory was full. Restart the kernel and use num_workers=0."
+    )

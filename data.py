@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from checks import IGNORE_INDEX, InputError
+from checks import IGNORE_INDEX, InputError, dead_worker
 from download import locate
 from hdf5 import build_hdf5, build_settings, normalise_hdf5, open_hdf5, read_array
 from imagefile import LabelMap
@@ -226,13 +226,7 @@ class _Loader(DataLoader[tuple[Tensor, ...]]):
         except InputError as error:  # torch puts the traceback of the worker before our message
             raise InputError(str(error).rpartition("checks.InputError: ")[2].strip()) from error
         except RuntimeError as error:
-            if "DataLoader" not in str(error):
-                raise
-            reason = str(error).partition("\n")[0]
-            raise InputError(
-                f"A worker of the data loader has ended or hangs: {reason}\n"
-                "Most often the memory was full. Restart the kernel and use num_workers=0."
-            ) from error
+            raise dead_worker(error) or error from None
 
 
 def make_loader(

@@ -27,7 +27,7 @@ import distributed
 import inspection
 import modes
 import plots
-from checks import InputError, check_images, check_weights, two_or_more
+from checks import InputError, check_images, check_weights, dead_worker, two_or_more
 from progress import LiveLine
 from resident import on_device
 from run_settings import data_settings, image_names, model_hash, name_of
@@ -175,6 +175,8 @@ class Learner:
                 line.show(f"epoch {epoch + 1}/{epochs} · {self._summary(state)}")
                 if after_epoch is not None:
                     after_epoch(row)
+        except RuntimeError as error:
+            raise dead_worker(error) or error from None
         finally:  # also when the student presses stop, or the loss is not finite
             self.model.load_state_dict(state["best_model"] if state["history"] else self._initial[0])
             self.history = list(state["history"])
@@ -198,9 +200,9 @@ class Learner:
                 images, target, *maps = self.augment(images, target, *maps, generator=generator)
             pieces = self._backward([images, target, *maps], optimizer, scaler)
             watch.see([loss for loss, _, _ in pieces], step)
-            if self.device.type == "cpu":
+            if self.device.type != "cuda":  # a GPU is not asked before the end of the epoch
                 self._stop_if_not_finite(watch, epoch)
-            if not scaler.is_enabled():  # float16 has its own watch, in the scaler
+            if self.device.type != "mps" and not scaler.is_enabled():  # float16 has its own watch, in the scaler
                 optimizer.found_inf = watch.found()  # type: ignore[attr-defined]  # 1: the step changes nothing
             scaler.step(optimizer)
             scaler.update()

@@ -537,3 +537,14 @@ def test_nothing_waits_for_the_gpu_within_an_epoch(monkeypatch, precision):
     monkeypatch.setattr(learner, "_backward", watched)
     monkeypatch.setattr(learner, "_stop_if_not_finite", end)
     learner.fit(2)
+
+
+def test_fault_33_a_worker_that_ends_within_a_step_is_one_sentence():
+    learner = make(val=False)
+
+    def killed(images):  # PyTorch tells it by a signal, wherever the program is
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+
+    learner.model.forward = killed
+    with pytest.raises(InputError, match=r"worker of the data loader has ended[^$]*num_workers=0"):
+        learner.fit(1)
