@@ -36,10 +36,11 @@ def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int | None
     [[1, 1], [0, 1]]
     """
     if prediction.is_floating_point():
-        check_pair(prediction, target)
+        check_pair(prediction, target, labels=False)  # the counts will tell
         logits = two_or_more(prediction)
-        # `max` finds the same first maximum as `argmax`, which takes ten times as long across an outer axis.
-        prediction, num_classes = logits.max(dim=1).indices, logits.shape[1]
+        num_classes = logits.shape[1]
+        # The first maximum, as by `argmax`, which takes ten times as long across an outer axis.
+        prediction = (logits[:, 1] > logits[:, 0]).long() if num_classes == 2 else logits.max(dim=1).indices
     elif num_classes is None or prediction.shape != target.shape:
         raise InputError(
             f"confusion_matrix: prediction has shape {tuple(prediction.shape)}, target {tuple(target.shape)}, "
@@ -47,18 +48,22 @@ def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int | None
             "Expected logits (B, C, H, W), or labels in the shape of target together with num_classes."
         )
     elif target.device.type == "cpu":
-        check_labels(target, num_classes)
         check_labels(prediction.where(target != IGNORE_INDEX, IGNORE_INDEX), num_classes)
     count = _count if target.device.type == "cpu" else _count_without_waiting
     return count(prediction, target, num_classes)
 
 
 def _count(prediction: Tensor, target: Tensor, num_classes: int) -> Tensor:
-    # Ignored pixels go into a bin of their own, which is cut off.
-    pairs = target.long() * num_classes + prediction.long()
-    pairs = pairs.where(target != IGNORE_INDEX, num_classes**2).flatten()
-    counts = torch.bincount(pairs, minlength=num_classes**2 + 1)
-    return counts[:-1].view(num_classes, num_classes)
+    # A row for each value of a label: 0 … K−1, then those that must not occur, then the ignored 255.
+    pairs = (target.long() * num_classes + prediction.long().clamp_max(num_classes - 1)).flatten()
+    try:
+        counts = torch.bincount(pairs, minlength=(IGNORE_INDEX + 1) * num_classes).view(-1, num_classes)
+    except RuntimeError:  # a negative label
+        check_labels(target, num_classes)
+        raise
+    if len(counts) > IGNORE_INDEX + 1 or counts[num_classes:IGNORE_INDEX].any():
+        check_labels(target, num_classes)
+    return counts[:num_classes].contiguous()
 
 
 def _count_without_waiting(prediction: Tensor, target: Tensor, num_classes: int) -> Tensor:
