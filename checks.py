@@ -81,7 +81,7 @@ def check_labels(target: Tensor, num_classes: int) -> None:
     if target.numel() == 0:
         return
     low, high = target.aminmax()
-    if 0 <= low and high < num_classes:  # most often, and one pass in place of five
+    if low >= 0 and high < num_classes:  # most often, and one pass in place of five
         return
     wrong = (target != IGNORE_INDEX) & ((target < 0) | (target >= num_classes))
     if wrong.any():
