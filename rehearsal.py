@@ -133,7 +133,7 @@ def minutes(seconds: float) -> dict[str, dict[str, float]]:
     """{part of the notebook: {budget: minutes}} if a million pixels take so many seconds.
 
     >>> minutes(6.0)["Part 4 · Losses and metrics"]
-    {'quick': 0.1, 'standard': 2.0, 'full': 10.0}
+    {'quick': 0.1, 'standard': 11.0, 'full': 40.0}
     """
     return {
         part: {budget: round(amount * seconds / 60, 2) for budget, amount in zip(BUDGETS, amounts)}
