@@ -6,7 +6,8 @@ times less time than one after the other where they were small, 1.05 times less 
 less while other programs kept both cores busy.
 
 Each training runs in a forked process and leaves its checkpoint in its folder, from which it is taken up here.  So a
-process that is lost costs time and nothing else: that training is then done as if there had been no other process.
+process that is lost costs time and nothing else: that training is then done as if there had been no other process.  So
+it is where a fork may not train: PyTorch refuses gradients there once it has started threads of its own for them.
 """
 
 from __future__ import annotations
