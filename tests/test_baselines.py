@@ -361,3 +361,8 @@ def test_a_shrunk_network_sees_averages_and_answers_in_full_size():
 def test_wrong_settings_are_refused(build, word):
     with pytest.raises(InputError, match=word):
         build()
+
+
+def test_the_image_classifier_refuses_other_channels():
+    with pytest.raises(InputError, match="ImageClassifier"):
+        ImageClassifier(UNet(3, 2, (2, 4)), 2)(torch.zeros(1, 1, 8, 8))

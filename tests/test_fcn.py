@@ -190,3 +190,11 @@ def test_the_fcn_takes_the_number_format_of_its_classifier():
     image = torch.randn(1, 1, 94, 94, dtype=torch.float64)
     coarse = FCN.from_classifier(classifier).eval().coarse_map(image)
     torch.testing.assert_close(coarse[..., 0, 0], classifier(image))
+
+
+def test_other_channels_are_refused_by_name():
+    classifier = PatchClassifier(3, 2, THIN)
+    with pytest.raises(InputError, match="PatchClassifier"):
+        classifier(torch.zeros(1, 1, 126, 126))
+    with pytest.raises(InputError, match="FCN"):
+        FCN.from_classifier(classifier).coarse_map(torch.zeros(1, 1, 130, 130))

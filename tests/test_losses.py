@@ -574,3 +574,10 @@ def test_the_names_of_losses_show_their_settings_and_no_address():
         "WeightedSum(1.0 * focal_loss(gamma=3) + "
         "0.5 * BoundaryWeightedLoss(w0=5.0, sigma=2.0, class_weight=None, separation=False))"
     )
+
+
+@pytest.mark.parametrize("loss", [boundary_loss, BoundaryWeightedLoss()], ids=["boundary", "weighted"])
+def test_a_wrong_target_is_refused_before_a_distance_is_worked_out(loss, monkeypatch):
+    monkeypatch.setattr("losses._map_of_each", lambda *args: pytest.fail("worked out"))
+    with pytest.raises(InputError, match="label"):
+        loss(torch.zeros(1, 2, 4, 4), torch.full((1, 4, 4), 7))

@@ -193,3 +193,12 @@ def test_a_pattern_is_not_read_off_numbers_that_are_none():
     assert checkerboard(large, 2) == pytest.approx(0.5**0.5)
     with pytest.raises(InputError, match="whole number"):
         linear_kernel(2.5)
+
+
+def test_a_stride_or_kernel_of_nothing_is_refused():
+    with pytest.raises(InputError, match="stride"):
+        zeros_then_filter(torch.ones(2), torch.ones(3), stride=0)
+    with pytest.raises(InputError, match="kernel"):
+        zeros_then_filter(torch.ones(2), torch.ones(3, 3), stride=1)
+    with pytest.raises(InputError, match="kernel=0"):
+        overlap_counts(0, 2, length=3)
