@@ -20,12 +20,11 @@ from typing import Any
 import numpy as np
 
 from checks import IGNORE_INDEX, InputError
-from hdf5file import create_file, open_file, stamp
+from hdf5file import REBUILD, create_file, open_file, said_plainly, stamp
 from imagefile import list_values
 from samples import FRACTIONS, PARTS, Sample, raise_problems, split_parts
 
 FORMAT, VERSION = "segmentation", 2  # 2: with the stamp of hdf5file.py
-_REBUILD = "Delete it and build it again."
 
 
 def build_hdf5(
@@ -254,12 +253,8 @@ def open_hdf5(path: str | Path) -> Iterator[Any]:
     """
     path = Path(path)
     with open_file(path) as file:
-        try:
+        with said_plainly(path):
             _check_file(file, path)
-        except InputError:
-            raise
-        except Exception as error:  # h5py raises nearly everything on damaged files
-            raise InputError(f"{path} is damaged. {_REBUILD}\nFound: {error}") from error
         yield file
 
 
@@ -267,13 +262,13 @@ def _check_file(file: Any, path: Path) -> None:
     """Raise `InputError` unless the file has our format, has all its pieces, and agrees with itself."""
     found = (str(file.attrs.get("format")), int(file.attrs.get("version", 0)))
     if found != (FORMAT, VERSION):
-        raise InputError(f"{path} has the format {found}; expected {(FORMAT, VERSION)}. {_REBUILD}")
+        raise InputError(f"{path} has the format {found}; expected {(FORMAT, VERSION)}. {REBUILD}")
     needed = {"num_classes", "settings", "normalised", "contents"}
     needed |= {"mean", "std"} if file.attrs.get("normalised") else set()
     if missing := sorted(needed - file.attrs.keys()):
-        raise InputError(f"{path} lacks the attributes {missing}; it has {sorted(file.attrs)}. {_REBUILD}")
+        raise InputError(f"{path} lacks the attributes {missing}; it has {sorted(file.attrs)}. {REBUILD}")
     if missing := sorted({"image", "label"} - file.keys()):
-        raise InputError(f"{path} lacks the groups {missing}; it has {sorted(file)}. {_REBUILD}")
+        raise InputError(f"{path} lacks the groups {missing}; it has {sorted(file)}. {REBUILD}")
     keys = sorted(file["image"])
     problems = [] if keys else ["it holds no sample"]
     for group in file:
@@ -282,9 +277,9 @@ def _check_file(file: Any, path: Path) -> None:
     for key, image in file["image"].items():
         if missing := sorted({"name", "part", "sha256"} - image.attrs.keys()):
             problems.append(f"image/{key} lacks the attributes {missing}; it has {sorted(image.attrs)}")
-    raise_problems(problems, f"{path} does not agree with itself. {_REBUILD} Found")
+    raise_problems(problems, f"{path} does not agree with itself. {REBUILD} Found")
     if file.attrs["contents"] != _contents(file):
-        raise InputError(f"{path} is damaged: names, parts or hashes are not what was written. {_REBUILD}")
+        raise InputError(f"{path} is damaged: names, parts or hashes are not what was written. {REBUILD}")
 
 
 def read_array(dataset: Any) -> np.ndarray:
@@ -293,7 +288,7 @@ def read_array(dataset: Any) -> np.ndarray:
     try:
         array = np.asarray(dataset[()])
     except Exception as error:  # h5py raises OSError, RuntimeError, KeyError, … on damaged files
-        raise InputError(f"{place} cannot be read: the file is damaged. {_REBUILD}") from error
+        raise InputError(f"{place} cannot be read: the file is damaged. {REBUILD}") from error
     if _sha256(array) != dataset.attrs.get("sha256"):
-        raise InputError(f"{place} is not what was written (SHA-256): the file is damaged. {_REBUILD}")
+        raise InputError(f"{place} is not what was written (SHA-256): the file is damaged. {REBUILD}")
     return array

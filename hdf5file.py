@@ -30,7 +30,7 @@ STAMP_BYTES = 512  # the smallest user block
 _MAGIC = b"segmentation, SHA-256 of all that follows this block: "
 MAX_VALUES = 2**28  # of one array: 8192 × 8192 pixels of four channels
 MAX_RATIO = 1100  # of bytes declared to bytes of the file: gzip packs 1032 : 1 at most
-_REBUILD = "Delete it and build it again."
+REBUILD = "Delete it and build it again."
 
 
 @contextmanager
@@ -49,16 +49,23 @@ def open_file(path: Path) -> Iterator[Any]:
         except BlockingIOError as error:
             raise InputError(f"{path} is being written by another kernel. Close or restart that one.") from error
         except OSError as error:
-            raise InputError(f"{path} cannot be opened. {_REBUILD}\nFound: {error}") from error
+            raise InputError(f"{path} cannot be opened. {REBUILD}\nFound: {error}") from error
         with file:
-            try:
+            with said_plainly(path):
                 check_links(file, path)
                 check_sizes(file, path)
-            except InputError:
-                raise
-            except Exception as error:  # h5py raises nearly everything on damaged files
-                raise InputError(f"{path} is damaged. {_REBUILD}\nFound: {error}") from error
             yield file
+
+
+@contextmanager
+def said_plainly(path: Path) -> Iterator[None]:
+    """Turn whatever h5py raises on a damaged file, which is nearly everything, into one `InputError`."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        raise InputError(f"{path} is damaged. {REBUILD}\nFound: {error}") from error
 
 
 def _open(path: Path, scratch: Path) -> Any:
@@ -95,11 +102,11 @@ def check_stamp(path: Path) -> None:
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror}).") from error
     if not block.startswith(_MAGIC):
-        raise InputError(f"{path} is of another kind or version: it begins with {block[:12]!r}.\n{_REBUILD}")
+        raise InputError(f"{path} is of another kind or version: it begins with {block[:12]!r}.\n{REBUILD}")
     if block != (_MAGIC + found).ljust(STAMP_BYTES, b"\0"):
         raise InputError(
             f"{path}: the file is damaged or was cut off (SHA-256), or another kernel is changing it.\n"
-            f"Close or restart such a kernel. Else: {_REBUILD[0].lower()}{_REBUILD[1:]}"
+            f"Close or restart such a kernel. Else: {REBUILD[0].lower()}{REBUILD[1:]}"
         )
 
 

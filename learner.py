@@ -265,7 +265,8 @@ class Learner:
     def _resume(self, optimizer: Optimizer, epochs: int) -> tuple[dict[str, Any], str]:
         """The state to start from (a new one, or that of an interrupted run) and what to say about it."""
         if self._initial is None:
-            self._initial = _copy_to_cpu([self.model.state_dict(), self._loss_state()])
+            own = _copy_to_cpu([self.model.state_dict(), self._loss_state()])
+            self._initial = distributed.from_rank_0(own)  # all processes begin, and begin again, with the same weights
         state, note = distributed.from_rank_0(self._find_state(epochs) if distributed.rank() == 0 else None)
         self._use(modes.Mode(**state["mode"]), state["parts"])
         if state["epoch"] == 0:

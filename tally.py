@@ -62,8 +62,7 @@ class Tally:
         if self.confusion is None:
             raise InputError("There is no batch to score: the loader is empty.")
         # In float64 on the CPU: Apple's GPU has none.
-        losses, pixels = (
-            torch.tensor([]) if not v else torch.stack(v).cpu().double() for v in (self.losses, self.pixels)
-        )
+        nothing = torch.zeros(0, dtype=torch.float64)
+        losses, pixels = (torch.stack(v).cpu().double() if v else nothing for v in (self.losses, self.pixels))
         loss, pixels = distributed.total(torch.stack([(losses * pixels).sum(), pixels.sum()]))
         return {"loss": float(loss / pixels)} | metrics.scores(distributed.total(self.confusion))

@@ -48,7 +48,8 @@ def main(folder: Path) -> None:
     )  # fmt: skip
     start = {name: value.clone() for name, value in learner.model.state_dict().items()}
     history = learner.fit(3)
-    state = {"weights": learner.model.state_dict(), "history": history, "start": start}
+    single = learner.evaluate([(image[None], target[None]) for image, target in zip(*next(iter(Batches(5))))])
+    state = {"single": single, "weights": learner.model.state_dict(), "history": history, "start": start}
     torch.save(state, folder / f"result-{distributed.rank()}-of-{distributed.world_size()}.pt")
 
 

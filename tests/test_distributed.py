@@ -48,6 +48,10 @@ def test_two_processes_learn_what_one_learns(tmp_path):
     for row, other in zip(one["history"], first["history"], strict=True):
         for key in row.keys() - {"seconds"}:
             assert row[key] == pytest.approx(other[key], abs=0.01), key
+    # Batches of one image leave the second process without any, and both know the scores all the same.
+    assert first["single"] == second["single"] and first["single"]["loss"] == pytest.approx(
+        one["single"]["loss"], abs=0.01
+    )
     assert distance(first["weights"], second["weights"]) == 0  # both processes hold the same model
     assert printed.count("epoch 3/3 ·") == 1  # and one of them prints
     printed = train(2, tmp_path / "two")  # both take up the finished run that one of them wrote
