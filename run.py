@@ -281,10 +281,15 @@ def run_tests(options: argparse.Namespace) -> None:
 
 def run_module(options: argparse.Namespace) -> int:
     """`main` of the command's module gets all that follows on the command line."""
+    from checks import InputError
+
     module, from_root, _ = MODULES[options.command]
     if from_root:
         os.chdir(ROOT)
-    return importlib.import_module(module).main(options.rest) or 0
+    try:
+        return importlib.import_module(module).main(options.rest) or 0
+    except InputError as error:  # its text says all; a traceback would hide it
+        sys.exit(str(error))
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:

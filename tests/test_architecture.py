@@ -47,7 +47,7 @@ ARROWS = {
     "boundary_metrics": {"objects", "boundary"},
     "instance_metrics": {"objects"},
     "structure_metrics": {"objects", "topology"},
-    "run": {"handin"},
+    "run": {"checks", "handin"},
     "train": {"augmentation", "data", "distributed", "export", "learner", "losses", "transforms", "unet"},
     "rehearsal": {"learner", "losses", "samples", "unet"},
     "doctor": {"data", "hdf5", "imagefile", "learner", "plots", "readers", "rehearsal", "samples"},

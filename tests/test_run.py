@@ -490,6 +490,13 @@ def test_a_module_gets_the_arguments_after_its_command(
     assert got == [(rest, ROOT if from_root else tmp_path)]  # paths of a user are seen from where the user stands
 
 
+def test_a_wrong_input_of_a_command_is_its_sentence_alone() -> None:
+    code = "import run, sys; run.ensure_environment = print; sys.exit(run.main(['tune', '--data', 'nowhere']))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("'nowhere' is neither a folder nor a known data set")
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("arguments", [["--budget", "huge"], ["--bugdet=full"], ["tests"]])
 def test_a_wrong_command_line_is_refused_before_anything_is_set_up(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
