@@ -180,7 +180,7 @@ def normalise_image(image: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.
 def _scaled(image: np.ndarray) -> np.ndarray:
     """An image (H, W) or (H, W, C) as float64 (C, H, W), integers scaled to 0 … 1."""
     largest = 1 if np.issubdtype(image.dtype, np.floating) else np.iinfo(image.dtype).max
-    return np.moveaxis(np.atleast_3d(image), -1, 0) / np.float64(largest)
+    return np.ascontiguousarray(np.moveaxis(np.atleast_3d(image), -1, 0)) / np.float64(largest)
 
 
 def _statistics(images: Sequence[Any], source: Path) -> tuple[np.ndarray, np.ndarray]:
