@@ -64,7 +64,8 @@ def _mapped(label: np.ndarray, label_map: LabelMap, path: Path) -> np.ndarray:
     for value, number in label_map.items():
         if np.size(value) != pixels.shape[2] or number not in range(256):
             raise InputError(f"label_map entry {value}: {number} does not fit {short_name(path)}, {label.shape}")
-        is_value = (pixels == np.asarray(value)).all(axis=-1)
+        channels = np.atleast_1d(value)
+        is_value = np.logical_and.reduce([pixels[..., c] == channels[c] for c in range(len(channels))])
         result[is_value] = number
         is_known |= is_value
     if not is_known.all():
