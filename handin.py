@@ -19,7 +19,7 @@ import os
 import re
 import sys
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import unquote
@@ -241,10 +241,11 @@ def reminders(notebook: Path, root: Path) -> list[str]:
     return lines + [f"{cell.where}: a warning is printed" for cell in warned]
 
 
-def build_zip(notebook: Path, root: Path, target: Path) -> Path:
+def build_zip(notebook: Path, root: Path, target: Path, failure: Callable[[Path], str] = lambda part: "") -> Path:
     """Write the checked hand-in to `target`, or raise `HandinError` with all `problems` and change nothing.
 
     The same files always give the same bytes.  What `target` held before is kept as a numbered backup.
+    `failure` gets the finished zip before it takes its name, and says what goes wrong with it, or nothing.
     """
     if found := problems(notebook, root):
         raise HandinError(found)
@@ -252,6 +253,8 @@ def build_zip(notebook: Path, root: Path, target: Path) -> Path:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         write_archive(part, read_report(notebook, root).contents())
+        if fault := failure(part):
+            raise HandinError([f"the notebook does not run from the zip alone. {fault}"])
         if target.exists() and target.read_bytes() != part.read_bytes():
             backups = (target.with_name(f"{target.stem}_backup{number}.zip") for number in itertools.count(1))
             next(path for path in backups if not path.exists()).write_bytes(target.read_bytes())

@@ -344,6 +344,9 @@ def test_the_whole_run_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 # ---- the hand-in ----
 
 
+EXECUTE = run.execute
+
+
 @pytest.fixture
 def course(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A project with one good notebook, which is executed by no kernel but by a look at its source."""
@@ -385,18 +388,59 @@ def test_the_hand_in_lies_in_one_folder(course: Path, capsys: pytest.CaptureFixt
         assert str(part) in printed
 
 
-def test_fault_97_the_notebook_runs_again_from_the_zip(
-    course: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_fault_97_the_notebook_runs_again_from_the_zip_before_it_takes_its_name(
+    course: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (course / "not_in_the_zip.txt").touch()
+    once, runs = run.execute, []
+
+    def execute(path: Path, settings: dict[str, str]) -> tuple[Any, str]:
+        runs.append((path.parent, settings, {file.name for file in path.parent.iterdir()}))
+        return once(path, settings)[0], "" if len(runs) < 4 else "Stopped in A1.1a U-Net: gone.csv"
+
+    monkeypatch.setattr(run, "execute", execute)
+    command = ["--budget", "full", "--data", "dsb2018", "--output", str(course / "handin")]
+    assert run.main(command) == 0
+    (_, first, _), (folder, settings, files) = runs
+    assert first == {"SEGMENTATION_BUDGET": "full", "SEGMENTATION_DATA": "dsb2018"}
+    assert settings == {"SEGMENTATION_BUDGET": "quick", "SEGMENTATION_DATA": "built-in"}
+    assert files == {"course.ipynb", "README.md", "requirements.txt"}
+    assert not folder.exists()
+    zip_of_before = (course / "handin" / "course.zip").read_bytes()
+    (course / "README.md").write_text("# Another\n")
+    assert run.main(command) == 1
+    assert "does not run from the zip alone. Stopped in A1.1a U-Net: gone.csv" in capsys.readouterr().out
+    assert [path.read_bytes() for path in (course / "handin").glob("*.zip*")] == [zip_of_before]
+
+
+def test_fault_97_a_hand_in_is_reopened_in_an_empty_folder(
+    course: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (course / "network.py").write_text("widths = [8, 16]\n")
-    write_notebook(course, "import network\nprint(network.widths)", PLOT)
-    assert run.main(["--output", str(course / "handin")]) == 0
-    monkeypatch.undo()  # from here on with a real kernel
-    with zipfile.ZipFile(course / "handin" / "course.zip") as archive:
-        archive.extractall(tmp_path / "unpacked")
-    notebook, failure = run.execute(tmp_path / "unpacked" / "course.ipynb", {})
-    assert failure == ""
-    assert outputs(notebook)[0] == "[8, 16]\n"
+    (course / "local.txt").write_text("only here")
+    target = course / "handin" / "course.zip"
+    sources = ["import network\nassert network.widths == [8, 16]", "open('local' + '.txt').read()"]
+    for last, code, said in (("1", 0, "course.zip runs from beginning to end"), (sources[1], 1, "FileNotFoundError")):
+        write_notebook(course, sources[0], "# Reading", last, PLOT)
+        with monkeypatch.context() as patch:
+            patch.setattr(run, "execute", EXECUTE)  # with a real kernel
+            assert run.main(["--budget", "quick", "--output", str(course / "handin")]) == 0
+            assert run.main(["reopen", str(target)]) == code
+        assert said in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", [None, b"no zip", {}, {"a.ipynb": "{}", "b.ipynb": "{}"}])
+def test_fault_97_what_is_no_hand_in_is_said(course: Path, content: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    path = course / "some.zip"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif content is not None:
+        with zipfile.ZipFile(path, "w") as packed:
+            for name, text in content.items():
+                packed.writestr(name, text)
+    assert run.main(["reopen", str(path)]) == 1
+    said = capsys.readouterr().out
+    assert "some.zip cannot be opened" in said or f"It holds {len(content)} notebooks; expected one." in said
 
 
 def test_figures_of_an_earlier_run_are_gone_but_nothing_else(course: Path) -> None:
