@@ -8,10 +8,12 @@ Zip bombs: Fifield, USENIX WOOT 2019.  Attacks with paths and links: PEP 706.
 
 from __future__ import annotations
 
+import errno
 import gzip
 import lzma
 import shutil
 import stat
+import struct
 import tarfile
 import zipfile
 import zlib
@@ -23,7 +25,10 @@ from checks import InputError
 # Limits for a whole archive.  A single label image may pack 400 : 1, a set of nuclei as a whole packs 8 : 1.
 MAX_ENTRIES, MAX_BYTES, MAX_RATIO = 50_000, 8 * 2**30, 100
 _DAMAGE = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, lzma.LZMAError, EOFError)
-_CLASH = (NotADirectoryError, IsADirectoryError, FileExistsError)  # a file and a folder of one name
+_MORE_DAMAGE = (RuntimeError, ValueError, OverflowError, struct.error)  # a password, numbers and names that cannot be
+# What the system says to an archive, and not of the disk: a file and a folder of one name, a name that is none, a
+# place before the beginning; None: of gzip
+_NOT_THE_DISK = (None, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EILSEQ, errno.EINVAL)
 
 
 def unpack(archive: Path, folder: Path) -> None:
@@ -40,8 +45,13 @@ def unpack(archive: Path, folder: Path) -> None:
     """
     try:
         (_unpack_zip if archive.suffix == ".zip" else _unpack_tar)(archive, folder)
-    except (*_DAMAGE, *_CLASH, RuntimeError) as error:  # the last: it needs a password
-        raise InputError(f"{archive} cannot be unpacked: {error}.\nDelete it and run again.") from error
+    except InputError:
+        raise
+    except (*_DAMAGE, *_MORE_DAMAGE, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in _NOT_THE_DISK:
+            raise
+        reason = "it asks for a password" if "password" in str(error) else str(error)[:100] or "it is cut off"
+        raise InputError(f"{archive} cannot be unpacked: {reason}.\nDelete it and run again.") from error
 
 
 def _unpack_zip(archive: Path, folder: Path) -> None:
@@ -52,13 +62,16 @@ def _unpack_zip(archive: Path, folder: Path) -> None:
         for number, entry in enumerate(entries, 1):
             kind = stat.S_IFMT(entry.external_attr >> 16)
             _check_entry(archive, number, entry.filename, is_plain=kind in (0, stat.S_IFREG, stat.S_IFDIR))
-        packed.extractall(folder)
+        for entry in entries:
+            place = Path(packed.extract(entry, folder))
+            if (0 if place.is_dir() else place.stat().st_size) != entry.file_size:  # `zipfile` does not look at it
+                raise zipfile.BadZipFile(f"{entry.filename!r} has not the size that it declares")
 
 
 def _unpack_tar(archive: Path, folder: Path) -> None:
     """A .tar.gz has no directory, so it is checked on the way; only contents are taken, no owners and no modes."""
     with _LimitedGzip(archive) as unzipped:
-        with tarfile.open(fileobj=unzipped, mode="r|", bufsize=2**20) as packed:
+        with tarfile.open(fileobj=unzipped, mode="r|", bufsize=2**20, tarinfo=_StrictInfo) as packed:
             for number, entry in enumerate(packed, 1):
                 is_file = entry.isreg() and not entry.issparse()  # holes of a sparse file cost nothing in the archive
                 _check_entry(archive, number, entry.name, is_plain=is_file or entry.isdir())
@@ -70,6 +83,17 @@ def _unpack_tar(archive: Path, folder: Path) -> None:
                         shutil.copyfileobj(content, stream)
         while unzipped.read(2**20):  # at its end, gzip compares the checksum
             pass
+
+
+class _StrictInfo(tarfile.TarInfo):
+    """A header of a tar; one that is damaged is an error, where `tarfile` takes it for the end of the archive."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> _StrictInfo:
+        try:
+            return super().fromtarfile(archive)
+        except (tarfile.InvalidHeaderError, tarfile.TruncatedHeaderError) as error:  # type: ignore[attr-defined]
+            raise tarfile.ReadError(f"an entry is damaged ({error})") from error
 
 
 class _LimitedGzip(gzip.GzipFile):
@@ -89,7 +113,7 @@ class _LimitedGzip(gzip.GzipFile):
 def _check_size(archive: Path, unpacked: int) -> None:
     packed = archive.stat().st_size
     if unpacked > min(MAX_BYTES, MAX_RATIO * packed):
-        reason = f"{packed} bytes would become {unpacked} (at most {MAX_RATIO} times as many and {MAX_BYTES})"
+        reason = f"{packed} bytes would become {unpacked}; allowed are {MAX_RATIO} times as many, at most {MAX_BYTES}"
         _refuse(archive, reason)
 
 

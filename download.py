@@ -325,7 +325,7 @@ def _unpack(source: Source, archives: Sequence[Path], folder: Path) -> None:
     try:
         for archive in archives:
             unpack(archive, temporary)
-        _require(source, temporary / source.archive_root, f"{archives[0]} has another layout than expected.")
+        _require(source, temporary / source.archive_root, f"Delete {archives[0]} and run again.")
         os.replace(temporary / source.archive_root, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from checks import IGNORE_INDEX, InputError
-from hdf5file import REBUILD, create_file, open_file, said_plainly, stamp
+from hdf5file import REBUILD, create_file, one_line, open_file, said_plainly, stamp
 from imagefile import list_values
 from samples import FRACTIONS, PARTS, Sample, raise_problems, split_parts
 
@@ -77,7 +77,8 @@ def _write_samples(file: Any, samples: Iterable[Sample], num_classes: int, where
                 given.append(sample.part)
     except InputError as error:  # a reader lists its problems after its last sample
         problems.append(str(error))
-    raise_problems(problems if problems or given else ["there is no sample"], where)
+    nothing = "there is no sample; look into the folder, and at the changes, which may leave samples out"
+    raise_problems(problems if problems or given else [nothing], where)
     return given
 
 
@@ -85,7 +86,7 @@ def sample_problems(sample: Sample, first: Sample | None, num_classes: int) -> l
     """What is wrong with a sample, alone or beside the first sound one; an empty list if nothing is.
 
     >>> sample_problems(Sample("a", np.zeros((2, 2), np.uint8), np.full((2, 2), 9)), None, num_classes=2)
-    ['4 label pixels are not in 0 … 1 and not 255 (ignored), with 1 different values, 9
+    ['4 label pixels are not in 0 … 1 and not 255 (ignored), with 1 value, 9
     (soft edges? instance numbers? use label_map)']
     """
     image, problems = sample.image, _label_problems(sample.label, num_classes)
@@ -152,7 +153,7 @@ def normalise_hdf5(source: str | Path, path: str | Path) -> Path:
         raise InputError(f"normalise_hdf5: source and path are both {path}; give the new file a new name.")
     with open_hdf5(source) as raw, _writing(path) as file:
         if raw.attrs["normalised"]:
-            raise InputError(f"{source} is normalised already.")
+            raise InputError(f"{source} is normalised already; use it as it is.")
         images = raw["image"]
         train = [images[key] for key in images if images[key].attrs["part"] == "train"]
         mean, std = _statistics(train, source)
@@ -186,7 +187,10 @@ def _scaled(image: np.ndarray) -> np.ndarray:
 def _statistics(images: Sequence[Any], source: Path) -> tuple[np.ndarray, np.ndarray]:
     """Mean and deviation (C,) of each channel over all pixels of the images, in float64."""
     if not images:
-        raise InputError(f"{source} has no training part; mean and deviation are taken from that part only.")
+        raise InputError(
+            f"{source} has no training part; mean and deviation are taken from that part only.\n"
+            "Give some samples the part 'train', or None to all of them."
+        )
     rows = []
     for dataset in images:
         pixels = _scaled(read_array(dataset)).reshape(-1, dataset.shape[0] * dataset.shape[1])
@@ -197,7 +201,9 @@ def _statistics(images: Sequence[Any], source: Path) -> tuple[np.ndarray, np.nda
     variance = np.average(variances + (means - mean) ** 2, axis=0, weights=counts)
     is_constant = lowest.min(axis=0) == highest.max(axis=0)
     if is_constant.all():
-        raise InputError(f"{source}: all training pixels have one value; there is nothing to learn from.")
+        raise InputError(
+            f"{source}: all training pixels have one value.\nThere is nothing to learn: look at the images."
+        )
     return np.where(is_constant, lowest[0], mean), np.where(is_constant, 1.0, np.sqrt(variance))
 
 
@@ -231,7 +237,7 @@ def _writing(path: Path) -> Iterator[Any]:
             temporary.unlink(missing_ok=True)
     except OSError as error:
         reason = "Is the disk full, or the file open in another kernel?"
-        raise InputError(f"{path} cannot be written. {reason}\nFound: {error}") from error
+        raise InputError(f"{path} cannot be written. {reason}\nFound: {one_line(error)}") from error
 
 
 def _contents(file: Any) -> str:
@@ -262,13 +268,13 @@ def _check_file(file: Any, path: Path) -> None:
     """Raise `InputError` unless the file has our format, has all its pieces, and agrees with itself."""
     found = (str(file.attrs.get("format")), int(file.attrs.get("version", 0)))
     if found != (FORMAT, VERSION):
-        raise InputError(f"{path} has the format {found}; expected {(FORMAT, VERSION)}. {REBUILD}")
+        raise InputError(f"{path} has the format {found}; expected {(FORMAT, VERSION)}.\n{REBUILD}")
     needed = {"num_classes", "settings", "normalised", "contents"}
     needed |= {"mean", "std"} if file.attrs.get("normalised") else set()
     if missing := sorted(needed - file.attrs.keys()):
-        raise InputError(f"{path} lacks the attributes {missing}; it has {sorted(file.attrs)}. {REBUILD}")
+        raise InputError(f"{path} lacks the attributes {missing}; it has {sorted(file.attrs)}.\n{REBUILD}")
     if missing := sorted({"image", "label"} - file.keys()):
-        raise InputError(f"{path} lacks the groups {missing}; it has {sorted(file)}. {REBUILD}")
+        raise InputError(f"{path} lacks the groups {missing}; it has {sorted(file)}.\n{REBUILD}")
     keys = sorted(file["image"])
     problems = [] if keys else ["it holds no sample"]
     for group in file:
@@ -279,7 +285,7 @@ def _check_file(file: Any, path: Path) -> None:
             problems.append(f"image/{key} lacks the attributes {missing}; it has {sorted(image.attrs)}")
     raise_problems(problems, f"{path} does not agree with itself. {REBUILD} Found")
     if file.attrs["contents"] != _contents(file):
-        raise InputError(f"{path} is damaged: names, parts or hashes are not what was written. {REBUILD}")
+        raise InputError(f"{path} is damaged: names, parts or hashes are not what was written.\n{REBUILD}")
 
 
 def read_array(dataset: Any) -> np.ndarray:
@@ -288,7 +294,7 @@ def read_array(dataset: Any) -> np.ndarray:
     try:
         array = np.asarray(dataset[()])
     except Exception as error:  # h5py raises OSError, RuntimeError, KeyError, … on damaged files
-        raise InputError(f"{place} cannot be read: the file is damaged. {REBUILD}") from error
+        raise InputError(f"{place} cannot be read: the file is damaged.\n{REBUILD}") from error
     if _sha256(array) != dataset.attrs.get("sha256"):
-        raise InputError(f"{place} is not what was written (SHA-256): the file is damaged. {REBUILD}")
+        raise InputError(f"{place} is not what was written (SHA-256): the file is damaged.\n{REBUILD}")
     return array

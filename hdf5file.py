@@ -2,7 +2,8 @@
 
 HDF5 does not check what it reads: of 3000 files with some flipped bits in their structure, four ended the process
 (segmentation fault) and one kept it busy for seconds.  So the first 512 bytes, which HDF5 leaves to its users, hold the
-SHA-256 of all the others, and it is compared before the library sees the file.
+SHA-256 of all the others, and it is compared before the library sees the file.  And because somebody may spoil a file
+and stamp it anew, a file that this process has not written is first read in another one, with a limit of time.
 
 Then the file may still hold links into other files of this computer, or declare an array of a million gigabytes that is
 nowhere stored: nothing of that is followed or read.  And some drives (Google Drive in Colab, some networks) cannot lock
@@ -16,6 +17,8 @@ from __future__ import annotations
 import hashlib
 import math
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +34,18 @@ _MAGIC = b"segmentation, SHA-256 of all that follows this block: "
 MAX_VALUES = 2**28  # of one array: 8192 × 8192 pixels of four channels
 MAX_RATIO = 1100  # of bytes declared to bytes of the file: gzip packs 1032 : 1 at most
 REBUILD = "Delete it and build it again."
+PROBE = Path(__file__).with_name("hdf5probe.py")
+SECONDS, BYTES_PER_SECOND = 20, 2**23  # so long HDF5 may take for a file from elsewhere, and more for a large one
+_KNOWN: set[bytes] = set()  # checksums of files that this process has written, or has had read by another one
+
+
+def one_line(error: Exception) -> str:
+    """What a library says, in one line: HDF5 puts a line break into the time, and sizes and addresses after it.
+
+    >>> one_line(OSError("Can't read (time = Thu Nov 20" + chr(10) + ", errno = 5)"))
+    "Can't read (time = Thu Nov 20 , errno = 5)"
+    """
+    return " ".join(str(error).split())[:150]
 
 
 @contextmanager
@@ -42,14 +57,14 @@ def open_file(path: Path) -> Iterator[Any]:
     """
     if not path.is_file():
         raise InputError(f"{path} does not exist. Build it with data.prepare or data.build_hdf5.")
-    check_stamp(path)
+    _check_in_a_child(path, check_stamp(path))
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
         try:
             file = _open(path, Path(scratch))
         except BlockingIOError as error:
             raise InputError(f"{path} is being written by another kernel. Close or restart that one.") from error
         except OSError as error:
-            raise InputError(f"{path} cannot be opened. {REBUILD}\nFound: {error}") from error
+            raise InputError(f"{path} cannot be opened. {REBUILD}\nFound: {one_line(error)}") from error
         with file:
             with said_plainly(path):
                 check_links(file, path)
@@ -65,7 +80,7 @@ def said_plainly(path: Path) -> Iterator[None]:
     except InputError:
         raise
     except Exception as error:
-        raise InputError(f"{path} is damaged. {REBUILD}\nFound: {error}") from error
+        raise InputError(f"{path} is damaged. {REBUILD}\nFound: {one_line(error)}") from error
 
 
 def _open(path: Path, scratch: Path) -> Any:
@@ -89,18 +104,22 @@ def create_file(path: Path) -> Any:
 
 def stamp(path: Path) -> None:
     """Write the SHA-256 of a closed file into its first block."""
+    checksum = _sha256_of_rest(path)
     with open(path, "r+b") as stream:
-        stream.write((_MAGIC + _sha256_of_rest(path)).ljust(STAMP_BYTES, b"\0"))
+        stream.write((_MAGIC + checksum).ljust(STAMP_BYTES, b"\0"))
+    _KNOWN.add(checksum)
 
 
-def check_stamp(path: Path) -> None:
-    """Raise `InputError` unless the file is what `stamp` has seen, bit for bit."""
+def check_stamp(path: Path) -> bytes:
+    """Return the SHA-256 of a file; raise `InputError` unless it is what `stamp` has seen, bit for bit."""
     try:
         with open(path, "rb") as stream:
             block = stream.read(STAMP_BYTES)
         found = _sha256_of_rest(path)
     except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}).") from error
+        raise InputError(
+            f"{path} cannot be read: {error.strerror}.\nGet the right to read it, or move it away."
+        ) from error
     if not block.startswith(_MAGIC):
         raise InputError(f"{path} is of another kind or version: it begins with {block[:12]!r}.\n{REBUILD}")
     if block != (_MAGIC + found).ljust(STAMP_BYTES, b"\0"):
@@ -108,6 +127,26 @@ def check_stamp(path: Path) -> None:
             f"{path}: the file is damaged or was cut off (SHA-256), or another kernel is changing it.\n"
             f"Close or restart such a kernel. Else: {REBUILD[0].lower()}{REBUILD[1:]}"
         )
+    return found
+
+
+def _check_in_a_child(path: Path, checksum: bytes) -> None:
+    """Let another process read a file from elsewhere; raise `InputError` if that one crashes or does not end.
+
+    A stamp is no secret: whoever spoils a file on purpose can stamp it, too.
+    """
+    if checksum in _KNOWN or not sys.executable:
+        return
+    limit = SECONDS + path.stat().st_size / BYTES_PER_SECOND
+    nowhere = subprocess.DEVNULL
+    try:
+        command = [sys.executable, str(PROBE), str(path)]
+        code = subprocess.run(command, stdin=nowhere, stdout=nowhere, stderr=nowhere, timeout=limit).returncode
+    except subprocess.TimeoutExpired:
+        code = -1
+    if code < 0 or code > 255:  # ended by a signal; the large numbers are those of Windows
+        raise InputError(f"{path} is damaged: HDF5 crashes on it, or does not come to an end.\n{REBUILD}")
+    _KNOWN.add(checksum)
 
 
 def _sha256_of_rest(path: Path) -> bytes:
@@ -161,7 +200,7 @@ def check_sizes(file: Any, path: Path) -> None:
                 "are read. Cut such an image into tiles, or delete the file if it is not yours."
             )
         if array.dtype.kind not in "biuf":
-            raise InputError(f"{path}: {array.name} has dtype {array.dtype}; expected integers or floats.")
+            raise InputError(f"{path}: {array.name} has dtype {array.dtype}; expected integers or floats.\n{REBUILD}")
     declared, stored = sum(array.nbytes for array in arrays), path.stat().st_size
     if declared > MAX_RATIO * stored:
         raise InputError(

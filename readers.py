@@ -61,7 +61,8 @@ def read_dataset(name: str, root: str | Path) -> Iterator[Sample]:
             continue
         if not reader.drops_copies or owners.setdefault(_content(sample), part) == part:
             yield from reader.finish(replace(sample, part=part))
-    raise_problems(problems if pairs else ["no image where the official layout has them"], str(root))
+    nothing = "no image where the official layout has them; unpack the set again"
+    raise_problems(problems if pairs else [nothing], str(root))
 
 
 def _read_pair(reader: Reader, image_path: Path | None, label_path: Path | None) -> Sample:
@@ -196,7 +197,8 @@ def _pet_list(path: Path) -> dict[str, str]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{short_name(path)} cannot be read ({error}).") from error
+        reason = error.strerror if isinstance(error, OSError) else "it is no text in UTF-8"
+        raise InputError(f"{short_name(path)} cannot be read: {reason}. Unpack the set again.") from error
     rows = [line.split() for line in lines if line.strip() and not line.startswith("#")]
     wrong = [" ".join(row)[:60] for row in rows if len(row) != 4 or row[2] not in SPECIES]
     form = "expected: name class-id species breed-id, with species 1 or 2"

@@ -103,8 +103,9 @@ def read_each(
             only_255.append(short_name(label_path))
         yield sample
     if label_map is None and only_255 and not both:
+        who = f"{only_255[0]} and {len(only_255) - 1} more hold" if len(only_255) > 1 else f"{only_255[0]} holds"
         yield (
-            f"{only_255[0]} and {len(only_255) - 1} more hold 255 but no class; here 255 means 'ignored'.\n"
+            f"{who} 255 but no class; here 255 means 'ignored'.\n"
             "If 255 is class 1, use label_map={0: 0, 255: 1}; if it is ignored, label_map={0: 0, 255: 255}"
         )
 
@@ -113,7 +114,9 @@ def _match(folder: Path) -> tuple[list[tuple[Path, Path]], list[str]]:
     """Pair images and labels by name; return the pairs and the problems met."""
     label_folders = [folder / name for name in ("labels", "masks") if (folder / name).is_dir()]
     if not (folder / "images").is_dir() or len(label_folders) != 1:
-        there = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else "no such folder"
+        names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        there = ", ".join(names[:8] + ["…"] * (len(names) > 8)) or "nothing"
+        there = there if folder.is_dir() else "no such folder"
         wanted = "expected the sub-folders images/ and labels/ (or masks/, but not both)"
         raise InputError(f"{folder}: {wanted}.\nFound: {there}.")
     problems: list[str] = []
@@ -121,7 +124,7 @@ def _match(folder: Path) -> tuple[list[tuple[Path, Path]], list[str]]:
     problems += [f"{short_name(images[stem])} has no label" for stem in sorted(images.keys() - labels.keys())]
     problems += [f"{short_name(labels[stem])} has no image" for stem in sorted(labels.keys() - images.keys())]
     if not images and not labels:
-        problems.append("there is no image and no label")
+        problems.append("there is no image and no label; put some into these folders")
     return [(images[stem], labels[stem]) for stem in sorted(images.keys() & labels.keys())], problems
 
 
@@ -220,7 +223,7 @@ def _divide(hashes: Sequence[str], fractions: Mapping[str, float], seed: int) ->
     total = sum(fractions.values())
     parts = [part for part in others for _ in range(max(1, round(len(hashes) * fractions[part] / total)))]
     if len(parts) >= len(hashes):
-        raise InputError(f"{len(hashes)} different images are too few for the parts {', '.join(fractions)}.")
+        raise InputError(f"{len(hashes)} different images are too few for the parts {', '.join(fractions)}; add some.")
     parts = [first] * (len(hashes) - len(parts)) + parts
     return {hashes[i]: part for i, part in zip(np.random.default_rng(seed).permutation(len(hashes)), parts)}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import io
 import random
@@ -236,20 +237,78 @@ def damaged_tar(kind: str) -> bytes:
 
 @pytest.mark.parametrize("kind", ["cut", "flipped bits", "no deflate stream", "beyond the end", "password"])
 def test_fault_83_a_damaged_zip_is_refused(kind: str, tmp_path: Path) -> None:
-    assert "cannot be unpacked" in refused(tmp_path, damaged_zip(kind))
+    message = refused(tmp_path, damaged_zip(kind))
+    assert "cannot be unpacked" in message and "unpacked: ." not in message
+    assert ("it asks for a password" in message) == (kind == "password")
 
 
 @pytest.mark.parametrize(
     "kind", ["cut", "end cut off", "flipped bits", "no deflate stream", "no tar", "no gzip", "half an entry"]
 )
 def test_fault_83_a_damaged_tar_is_refused(kind: str, tmp_path: Path) -> None:
-    assert "cannot be unpacked" in refused(tmp_path, damaged_tar(kind))
+    message = refused(tmp_path, damaged_tar(kind))
+    assert "cannot be unpacked" in message and "unpacked: ." not in message
 
 
 def test_fault_83_a_tar_cut_at_any_place_is_refused(tmp_path: Path) -> None:
     whole = pack_tar({"box/a.txt": b"hello", "box/b.txt": DATA[:300]})
     for end in range(1, len(whole), 7):
         refused(tmp_path, whole[:end])
+
+
+@pytest.mark.parametrize("cut", [slice(0, 50), slice(300, 360)])
+def test_fault_83_a_zip_that_lacks_bytes_in_front_of_its_list(cut: slice, tmp_path: Path) -> None:
+    content = bytearray(pack_zip({"a.bin": DATA[:300], "b.bin": DATA[:300]}, zipfile.ZIP_STORED))
+    del content[cut]  # all places are counted from the list, so that of the first file lies before the beginning
+    assert "cannot be unpacked" in refused(tmp_path, bytes(content))
+
+
+def test_fault_83_a_zip_whose_names_are_no_text(tmp_path: Path) -> None:
+    content = bytearray(pack_zip({"box/a.bin": b"x"}))
+    first = content.index(b"PK\x01\x02")
+    content[first + 9] |= 8  # "the name is UTF-8", in the list
+    content[first + 46] = 0xDB
+    assert "cannot be unpacked" in refused(tmp_path, bytes(content))
+
+
+@both
+def test_a_name_that_no_disk_can_write(pack: Pack, tmp_path: Path) -> None:
+    assert "cannot be unpacked" in refused(tmp_path, pack({"x" * 300: b"1"}))
+
+
+def test_what_is_wrong_with_the_disk_is_no_fault_of_the_archive(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(zipfile.ZipFile, "extract", full)
+    with pytest.raises(OSError, match="No space left"):
+        unpack(write(tmp_path, pack_zip(GOOD)), tmp_path / "in" / "out")
+
+
+def test_fault_83_a_file_of_a_zip_that_comes_out_empty_is_missed(tmp_path: Path) -> None:
+    content = bytearray(pack_zip({"a.bin": DATA[:300]}, zipfile.ZIP_STORED))
+    struct.pack_into("<II", content, content.index(b"PK\x01\x02") + 16, 0, 0)  # checksum and packed size of nothing
+    assert "has not the size that it declares" in refused(tmp_path, bytes(content))
+
+
+def test_fault_83_a_file_of_a_zip_that_comes_out_as_a_folder_is_missed(tmp_path: Path) -> None:
+    content = pack_zip({"box/_.bin": DATA[:300]}, zipfile.ZIP_STORED).replace(b"box/_.bin", b"box/\0.bin")
+    assert "has not the size that it declares" in refused(tmp_path, content)  # Python cuts a name at its zero byte
+
+
+@pytest.mark.parametrize("damage", [bytes(148) + b"\xff" * 12, b"z" * 512])
+def test_fault_83_a_damaged_header_is_not_the_end_of_a_tar(damage: bytes, tmp_path: Path) -> None:
+    """`tarfile` stops there without a word, and all files behind it are missing."""
+    tar = bytearray(gzip.decompress(pack_tar({"a.bin": DATA[:512], "b.bin": DATA[:512]})))
+    tar[1024 : 1024 + len(damage)] = damage  # the header of b.bin
+    assert "an entry is damaged" in refused(tmp_path, gzip.compress(bytes(tar)))
+
+
+def test_fault_83_half_a_header_is_not_the_end_of_a_tar(tmp_path: Path) -> None:
+    tar = gzip.decompress(pack_tar({"a.bin": DATA[:512], "b.bin": DATA[:512]}))
+    assert "an entry is damaged" in refused(tmp_path, gzip.compress(tar[:1300]))
 
 
 @both

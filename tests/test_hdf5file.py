@@ -11,6 +11,7 @@ import pytest
 from data_helpers import build, build_normalised, edited, refused
 
 import hdf5file
+import hdf5probe
 from data import SegmentationDataset
 from hdf5 import open_hdf5
 
@@ -109,7 +110,7 @@ def test_fault_18_a_file_that_cannot_be_read_is_one_error_of_ours(tmp_path, monk
 
     path = build(tmp_path)
     monkeypatch.setattr(hdf5file, "_sha256_of_rest", fails)
-    assert "set.hdf5 cannot be read (Permission denied)" in refused(opened, path)
+    assert "set.hdf5 cannot be read: Permission denied." in refused(opened, path)
 
 
 def test_damage_that_shows_in_the_lists_of_names_is_one_error_of_ours(tmp_path, monkeypatch):
@@ -119,6 +120,53 @@ def test_damage_that_shows_in_the_lists_of_names_is_one_error_of_ours(tmp_path, 
     monkeypatch.setattr(hdf5file, "check_links", fails)
     message = refused(opened, build(tmp_path))
     assert "is damaged" in message and "unable to decode" in message
+
+
+# --- files from elsewhere ---
+
+
+@pytest.fixture
+def foreign(tmp_path, monkeypatch):
+    """A sound file that this process has not written; the limit of time is short."""
+    path = build(tmp_path)
+    monkeypatch.setattr(hdf5file, "_KNOWN", set())
+    monkeypatch.setattr(hdf5file, "SECONDS", 1)
+    return path
+
+
+@pytest.mark.parametrize("action", ["os.abort()", "time.sleep(60)"], ids=["crash", "hang"])
+def test_fault_22_a_file_on_which_hdf5_crashes_or_hangs_does_so_in_another_process(
+    foreign, action, tmp_path, monkeypatch
+):
+    (tmp_path / "probe.py").write_text(f"import os, time\n{action}")
+    monkeypatch.setattr(hdf5file, "PROBE", tmp_path / "probe.py")
+    monkeypatch.setattr(h5py, "File", lambda *_, **__: pytest.fail("it was opened here"))
+    message = refused(opened, foreign)
+    assert "set.hdf5 is damaged: HDF5 crashes on it, or does not come to an end" in message
+
+
+def test_a_sound_file_from_elsewhere_is_read_in_a_child_once_and_an_own_one_never(foreign, tmp_path, monkeypatch):
+    calls, inner = [], hdf5file.subprocess.run
+    monkeypatch.setattr(hdf5file, "SECONDS", 60)
+    monkeypatch.setattr(
+        hdf5file.subprocess, "run", lambda command, **named: (calls.append(command), inner(command, **named))[1]
+    )
+    opened(foreign)
+    opened(foreign)
+    opened(build(tmp_path, name="own", num_classes=3))
+    assert [command[1:] for command in calls] == [[str(hdf5file.PROBE), str(foreign)]]
+
+
+def test_the_child_reads_all_values_and_follows_no_link(tmp_path, monkeypatch):
+    other, path = other_file(tmp_path), build(tmp_path)
+    with edited(path) as file:
+        file["label/00008"] = h5py.ExternalLink("other.hdf5", "/secret")
+    read, inner = [], h5py.Dataset.__getitem__
+    monkeypatch.setattr(h5py.Dataset, "__getitem__", lambda array, key: (read.append(array.name), inner(array, key))[1])
+    with h5py.File(path) as file:
+        hdf5probe.read_all(file)
+    assert set(read) == {f"/{group}/{i:05d}" for group in ("image", "label") for i in range(8)}
+    assert other.exists()
 
 
 # --- drives without locks ---

@@ -194,7 +194,7 @@ def test_all_problems_of_a_new_set_come_in_one_message_after_the_sound_samples(n
     assert len(names) == number - 3
     assert "3 problems" in message
     assert f"{images[0].name} is empty (0 bytes)" in message
-    assert f"{labels[1].name} has 48 pixels not in label_map: 1 different values" in message
+    assert f"{labels[1].name} has 48 pixels not in label_map: 1 value" in message
     assert f"{images[2].name} has size (5, 8), {labels[2].parent.name}/{labels[2].name} has (6, 8)" in message
 
 

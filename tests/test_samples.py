@@ -48,13 +48,26 @@ def test_fault_01_missing_partners_in_both_directions(folder, read):
     assert "labels/c.png has no image" in message
 
 
+def test_fault_07_one_mask_of_0_and_255(tmp_path):
+    save(tmp_path / "images" / "0.png", picture(0))
+    save(tmp_path / "labels" / "0.png", mask(0) * 255)
+    assert "labels/0.png holds 255 but no class" in refused(read_folder, tmp_path)
+
+
+def test_a_folder_of_another_layout_is_shown_in_part(tmp_path):
+    assert "Found: nothing." in refused(find_pairs, tmp_path)
+    for number in range(12):
+        (tmp_path / f"{number:02d}").mkdir()
+    assert "Found: 00, 01, 02, 03, 04, 05, 06, 07, …." in refused(find_pairs, tmp_path)
+
+
 def test_fault_07_mask_of_0_and_255_is_never_guessed(tmp_path):
     for seed in range(3):
         save(tmp_path / "images" / f"{seed}.png", picture(seed))
         save(tmp_path / "labels" / f"{seed}.png", mask(seed) * 255)
     message = refused(read_folder, tmp_path)
     assert "label_map={0: 0, 255: 1}" in message
-    assert "labels/0.png and 2 more" in message
+    assert "labels/0.png and 2 more hold 255" in message
     first = next(read_folder(tmp_path, label_map={0: 0, 255: 1}))
     assert np.array_equal(first.label, mask(0))
     ignored = list(read_folder(tmp_path, label_map={0: 0, 255: 255}))  # said plainly, so it is accepted
