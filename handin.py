@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import ast
-import contextlib
 import importlib.util
 import itertools
 import json
@@ -21,12 +20,14 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from urllib.parse import unquote
+
+from notebookfile import Cell, NotebookError, parsed, read_cells
 
 MAX_MEGABYTES = 20  # upload forms refuse large files; the notebook alone should stay below 4
 NOT_HANDED_IN = ("data/", "handin/", "runs/")  # every run fills these anew, so a text may name files in them
-PACKAGES = {"IPython", "PIL", "google", "optuna", "skimage", "torchvision"}  # beside requirements.txt
+PACKAGES = {"IPython", "__main__", "PIL", "google", "optuna", "skimage", "torchvision"}  # beside requirements.txt
 PYPLOT = {f"plt.{name}" for name in ("figure", "imshow", "plot", "show", "subplot_mosaic", "subplots")}
 ENDINGS = "csv|gif|h5|hdf5|html|ipynb|jpe?g|json|md|np[yz]|pdf|png|pt|py|svg|tiff?|toml|txt|zip"
 FILE_NAME = re.compile(rf"(\.\.?/)*[\w-][\w./ -]*\.({ENDINGS})", re.IGNORECASE)
@@ -37,24 +38,21 @@ EMPTY_TIME = re.compile(r"needed the following time[^:\n]*:[^\d\n]*$", re.MULTIL
 NAMES = re.compile(r"\b(?:group|names?|partners?)\b[^:\n]*:(?!.*name \d)(?:[^\w\n]|_)*[^\W_\n]", re.IGNORECASE)
 
 
+def plain(text: str) -> str:
+    """One line that any screen can show: a notebook may hold signs that are none, and lines of any length.
+
+    >>> plain("a" + chr(10) + "b" + chr(0xD800))
+    'a b?'
+    """
+    return "".join(sign if sign.isprintable() else "?" for sign in " ".join(text[:400].split()))[:300]
+
+
 class HandinError(Exception):
     """The hand-in was refused; `problems` holds every reason, one line each."""
 
     def __init__(self, problems: list[str]) -> None:
-        super().__init__("\n  - ".join(["No zip was written:", *problems]))
         self.problems = problems
-
-
-class Cell(NamedTuple):
-    """One cell that is not empty: its text, what it shows, and how a message names it."""
-
-    is_code: bool
-    source: str
-    number: int | None  # the order of execution
-    outputs: list[dict[str, Any]]
-    printed: str  # all text of the outputs
-    shows_image: bool
-    where: str
+        super().__init__("\n  - ".join(["No zip was written:", *self.problems]))
 
 
 class Report(NamedTuple):
@@ -88,47 +86,27 @@ class Report(NamedTuple):
         names = {path.name for path in self.root.glob("*.py")} | named
         names |= {name for _, name in self.pointers() if not name.startswith("../")}
         names |= {"LICENSE", "README.md", "requirements.txt"}
-        files = {name: self.root / name for name in names if (self.root / name).is_file()}
+        files = {name: self.root / name for name in names if is_there(self.root / name)}
         return dict(sorted({**files, self.notebook.name: self.notebook}.items()))
 
 
-def heading(text: str) -> str:
-    """The last heading of a text cell, or an empty string.
-
-    >>> heading("# Losses\\n## A1.3a Imbalance\\nWhy is it hard?")
-    'A1.3a Imbalance'
-    """
-    lines = re.sub(r"```.*?```", "", text, flags=re.DOTALL).splitlines()
-    return next((line.strip("# ") for line in reversed(lines) if re.match("#+ ", line)), "")
+def is_there(path: Path) -> bool:
+    """Is it a file?  A name that the disk cannot write is none."""
+    try:
+        return path.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def read_report(notebook: Path, root: Path) -> Report:
     """Read an executed notebook; raises `HandinError` if there is nothing to read."""
-    cells, section = [], "before the first heading"
     try:
-        for number, raw in enumerate(json.loads(notebook.read_text(encoding="utf-8"))["cells"], start=1):
-            is_code, source, outputs = raw["cell_type"] == "code", "".join(raw["source"]), raw.get("outputs", [])
-            section = section if is_code else heading(source) or section
-            shown = [item for output in outputs for item in (output | output.get("data", {})).items()]
-            texts = ["".join(value) for kind, value in shown if kind.startswith(("text", "traceback"))]
-            image = any(kind.startswith("image/") for kind, _ in shown) or "<img" in "".join(texts)
-            count, where = raw.get("execution_count"), f"cell {number} ({section[:40]})"
-            cells.append(Cell(is_code, source, count, outputs, "\n".join(texts), image, where))
-    except (OSError, ValueError, LookupError, TypeError, AttributeError):
-        raise HandinError([f"{notebook.name} is missing, or no notebook: save it and try again"]) from None
-    cells = [cell for cell in cells if cell.source.strip()]
+        cells = read_cells(notebook)
+    except NotebookError as error:
+        raise HandinError([str(error)]) from None
     if not any(cell.is_code for cell in cells):
         raise HandinError([f"{notebook.name} is empty: it has no code that could show a result"])
     return Report(notebook.resolve(), root.resolve(), cells)
-
-
-def parsed(code: str | Path) -> ast.Module:
-    """A cell or a module as Python, without IPython's own lines; empty if it is missing or no Python."""
-    text = code if isinstance(code, str) else code.read_text(encoding="utf-8") if code.is_file() else ""
-    for version in (text, re.sub(r"^(\s*)([%!?].*|[\w.]+\?+)$", r"\1pass", text, flags=re.MULTILINE)):
-        with contextlib.suppress(SyntaxError):
-            return ast.parse(version)
-    return ast.parse("")
 
 
 def problems(notebook: Path, root: Path) -> list[str]:
@@ -142,7 +120,7 @@ def problems(notebook: Path, root: Path) -> list[str]:
     except HandinError as error:
         return error.problems
     checks = (unfinished_cells, missing_images, missing_files, missing_modules, secrets, wrong_files)
-    return [problem for check in checks for problem in check(report)]
+    return [plain(problem) for check in checks for problem in check(report)]
 
 
 def unfinished_cells(report: Report) -> Iterator[str]:
@@ -153,9 +131,19 @@ def unfinished_cells(report: Report) -> Iterator[str]:
             yield f"{cell.where} {state}: run all cells from top to bottom in a new kernel"
         for output in cell.outputs:
             if output["output_type"] == "error":
-                yield f"{cell.where} ends in an error: {output.get('ename')}: {output.get('evalue')}"
+                first = str(output.get("evalue")).partition("\n")[0]
+                yield f"{cell.where} ends in an error: {output.get('ename')}: {first[:100]}"
             if any("widget-view" in kind for kind in output.get("data", {})) and not cell.shows_image:
-                yield f"{cell.where} shows only a widget, which is lost in a saved notebook"
+                yield f"{cell.where} shows only a widget, which is lost in a saved notebook: print or plot the result"
+
+
+def called(function: ast.expr) -> str:
+    """The name `plt.plot` of the function in `plt.plot(…)`; of what is no name, the part behind it."""
+    names: list[str] = []
+    while isinstance(function, ast.Attribute):
+        names.append(function.attr)
+        function = function.value
+    return ".".join([*([function.id] if isinstance(function, ast.Name) else []), *reversed(names)])
 
 
 def missing_images(report: Report) -> Iterator[str]:
@@ -168,12 +156,14 @@ def missing_images(report: Report) -> Iterator[str]:
     names = {name for name, head in heads.items() if re.search(r"\b(ax|axes|Axes|Figure)\b", head)}
     drawing = PYPLOT | names | {f"plots.{name}" for name in names}
     if not any(cell.shows_image for cell in report.cells):
-        yield "the notebook shows no image at all"
+        yield "the notebook shows no image at all: run all cells, then save it"
     for cell in (cell for cell in report.cells if cell.is_code and not cell.shows_image):
         body = [node for node in parsed(cell.source).body if not isinstance(node, ast.FunctionDef)]
         nodes = (node for statement in body for node in ast.walk(statement))
-        calls = {ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call)}
-        yield from (f"{cell.where} calls {name} but shows no image" for name in sorted(drawing & calls)[:1])
+        calls = {called(node.func) for node in nodes if isinstance(node, ast.Call)}
+        yield from (
+            f"{cell.where} calls {name} but shows no image: run it again" for name in sorted(drawing & calls)[:1]
+        )
 
 
 def missing_files(report: Report) -> Iterator[str]:
@@ -196,10 +186,10 @@ def missing_modules(report: Report) -> Iterator[str]:
         names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
         for name in sorted({name.partition(".")[0] for name in names} - known):
             known.add(name)
-            if (module := report.root / f"{name}.py").is_file():
+            if is_there(module := report.root / f"{name}.py"):
                 waiting.append((module.name, module))
             elif importlib.util.find_spec(name) is None:
-                yield f"{where} imports {name}, but there is no {name}.py and no such package"
+                yield f"{where} imports {name}, but there is no {name}.py and no such package: add the file"
 
 
 def secrets(report: Report) -> Iterator[str]:
@@ -221,12 +211,14 @@ def secrets(report: Report) -> Iterator[str]:
 def wrong_files(report: Report) -> Iterator[str]:
     """README and requirements are there, no second notebook is, and the size allows an upload."""
     contents = report.contents()
-    yield from (f"{name} is missing" for name in ("README.md", "requirements.txt") if name not in contents)
+    yield from (f"{name} is missing: put it back" for name in ("README.md", "requirements.txt") if name not in contents)
     names = {*contents, *(path.name for path in report.root.glob("*.ipynb"))} - {report.notebook.name}
-    yield from (f"{name} is a second notebook" for name in sorted(names) if name.endswith(".ipynb"))
-    sizes = sorted((path.stat().st_size / 1e6, name) for name, path in contents.items())
-    if (total := sum(size for size, _ in sizes)) > MAX_MEGABYTES:
-        yield f"{total:.1f} MB are too much, {MAX_MEGABYTES} are allowed; the largest is {sizes[-1][1]}"
+    yield from (
+        f"{name} is a second notebook: move it to another folder" for name in sorted(names) if name.endswith(".ipynb")
+    )
+    sizes = sorted((path.stat().st_size, name) for name, path in contents.items())
+    if (total := sum(size for size, _ in sizes) / 1e6) > MAX_MEGABYTES:
+        yield f"{total:.1f} MB are too much (allowed: {MAX_MEGABYTES}); the largest is {sizes[-1][1]}: make it smaller"
 
 
 def reminders(notebook: Path, root: Path) -> list[str]:

@@ -43,6 +43,7 @@ from pathlib import Path
 from typing import Any
 
 import handin
+import notebookfile
 
 ROOT = Path(__file__).resolve().parent
 NOTEBOOK = ROOT / "semantic_segmentation.ipynb"
@@ -174,7 +175,7 @@ class Progress:
 
 def section(cell: Any, before: str) -> str:
     """The heading that holds from this cell on."""
-    return (cell.cell_type == "markdown" and handin.heading(cell.source)) or before
+    return (cell.cell_type == "markdown" and notebookfile.heading(cell.source)) or before
 
 
 def execute(path: Path, settings: dict[str, str]) -> tuple[Any, str]:

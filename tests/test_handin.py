@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 import pytest
 
 import handin
+import notebookfile
 
 Cells = list[dict[str, Any]]
 PNG = {"output_type": "display_data", "data": {"image/png": "iVBORw0KGgo=", "text/plain": "<Figure>"}}
@@ -22,11 +24,12 @@ GITHUB_TOKEN = "gh" + "p_" + "a1" * 18  # put together here, so that no scanner 
 
 
 def text(source: str) -> dict[str, Any]:
-    return {"cell_type": "markdown", "source": source.splitlines(keepends=True)}
+    return {"cell_type": "markdown", "metadata": {}, "source": source.splitlines(keepends=True)}
 
 
 def code(number: int | None, source: str, *outputs: dict[str, Any]) -> dict[str, Any]:
-    return {"cell_type": "code", "source": source, "execution_count": number, "outputs": list(outputs)}
+    cell = {"cell_type": "code", "metadata": {}, "source": source}
+    return {**cell, "execution_count": number, "outputs": list(outputs)}
 
 
 def printed(line: str, name: str = "stdout") -> dict[str, Any]:
@@ -148,11 +151,127 @@ def test_fault_96_unsaved_or_no_notebook(root: Path, content: str) -> None:
     assert "report.ipynb is missing, or no notebook" in problem
 
 
+def raw_notebook(**changes: Any) -> str:
+    made = {"cells": good_cells(), "metadata": {}, "nbformat": 4, "nbformat_minor": 5, **changes}
+    return json.dumps({key: value for key, value in made.items() if value != "left out"})
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        raw_notebook(metadata={"a": float("nan")}),  # no browser reads NaN
+        raw_notebook(metadata=[]),
+        raw_notebook(nbformat=3),
+        raw_notebook(nbformat="left out"),
+        raw_notebook(nbformat_minor="5"),
+        raw_notebook(cells={}),
+        raw_notebook(metadata={"a": 0}).replace("0", "[" * 100_000 + "]" * 100_000),
+        raw_notebook(metadata={"a": 0}).replace("0", "9" * 5000),
+    ],
+    ids=["nan", "metadata", "old", "no format", "minor", "cells", "deep", "huge"],
+)
+def test_fault_96_json_that_jupyter_would_not_open(root: Path, content: str) -> None:
+    (root / "report.ipynb").write_text(content)
+    (problem,) = handin.problems(root / "report.ipynb", root)
+    assert "report.ipynb is missing, or no notebook" in problem
+    with pytest.raises(handin.HandinError):
+        handin.build_zip(root / "report.ipynb", root, root / "report.zip")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"cell_type": "text"},
+        {"source": {"a": 1}},
+        {"source": [1]},
+        {"source": None},
+        {"metadata": None},
+        {"id": ["a"]},
+        {"execution_count": "1"},
+        {"execution_count": True},
+        {"outputs": {}},
+        {"outputs": ["text"]},
+        {"outputs": [{"output_type": "picture"}]},
+        {"outputs": [{}]},
+        {"outputs": [{"output_type": "stream", "text": 5}]},
+        {"outputs": [{"output_type": "display_data", "data": []}]},
+        {"outputs": [{"output_type": "display_data", "data": {"text/html": {"a": "b"}}}]},
+    ],
+    ids=str,
+)
+def test_fault_96_a_cell_that_jupyter_would_not_show_is_named(root: Path, change: dict[str, Any]) -> None:
+    cells = good_cells()
+    cells[3].update(change)
+    assert handin.problems(save(root, cells), root) == [
+        "cell 4 of report.ipynb is broken: delete it in Jupyter and write it again"
+    ]
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "-" * 5000 + "1",
+        "x = '\0'",
+        "x = '\ud800'",
+        "x" + ".a" * 3000 + "()",
+        "(" * 300,
+        "import __main__",
+        "x = '\\d'",
+        "[](%00.png)",
+        "`a\0b.png`",
+        "r'" + "z" * 99 + "'()()",
+    ],
+    ids=["deep", "zero", "surrogate", "long name", "open", "main", "escape", "zero link", "zero name", "no name"],
+)
+def test_fault_96_odd_texts_are_looked_at_without_an_error(
+    root: Path, source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = [*good_cells(), code(4, source), text(source)]
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)  # as in `python3 handin.py`
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")  # Python tells of a "\\d" whenever it parses one
+        assert all(problem.isprintable() for problem in handin.problems(save(root, cells), root))
+    assert not caught
+
+
+def test_fault_96_a_name_that_no_disk_can_write_is_a_missing_file(root: Path) -> None:
+    (problem,) = handin.problems(save(root, [*good_cells(), text("`figures/" + "x" * 300 + ".png`")]), root)
+    assert "points to figures/xxx" in problem
+    (problem,) = handin.problems(save(root, [*good_cells(), code(4, "import " + "x" * 300)]), root)
+    assert "imports xxx" in problem
+
+
+def test_problems_are_short_lines_that_a_screen_can_show(root: Path) -> None:
+    cells = good_cells()
+    cells[2]["source"] = ["## A \x1b[2J\ud800 title\n"]
+    cells[3]["outputs"].append({**ERROR, "ename": "x" * 9999, "evalue": "a\nb"})
+    with pytest.raises(handin.HandinError) as caught:
+        handin.build_zip(save(root, cells), root, root / "report.zip")
+    for problem in (*handin.problems(save(root, cells), root), *caught.value.problems):
+        assert problem.isprintable()
+        assert len(problem) <= 300
+    str(caught.value).encode("utf-8")
+
+
+def test_names_of_functions_that_are_called() -> None:
+    def name_of(source: str) -> str:
+        (expression,) = notebookfile.parsed(source).body
+        return handin.called(expression.value.func)
+
+    assert [name_of(source) for source in ("f()", "plt.plot(1)", "a.b.c()", "f().g()", "[1][0]()")] == [
+        "f",
+        "plt.plot",
+        "a.b.c",
+        "g",
+        "",
+    ]
+
+
 def test_fault_96_empty_notebook_and_notebook_without_images(root: Path) -> None:
     (problem,) = handin.problems(save(root, [text("# Only words")]), root)
     assert "report.ipynb is empty" in problem
     (problem,) = handin.problems(save(root, [text("`figures/table.csv`"), code(1, "1 + 1")]), root)
-    assert problem == "the notebook shows no image at all"
+    assert problem == "the notebook shows no image at all: run all cells, then save it"
 
 
 def test_fault_96_over_the_limit(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,8 +400,8 @@ def test_paths_in_colab_belong_to_nobody(root: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_heading_is_the_last_outside_of_code() -> None:
-    assert handin.heading("# One\n### A1.2b  Plan #\ntext") == "A1.2b  Plan"
-    assert handin.heading("no heading\n#hashtag\n```\n# comment\n```") == ""
+    assert notebookfile.heading("# One\n### A1.2b  Plan #\ntext") == "A1.2b  Plan"
+    assert notebookfile.heading("no heading\n#hashtag\n```\n# comment\n```") == ""
 
 
 @pytest.mark.parametrize("line", ["%matplotlib inline", "!ls", "sum?", "  %time f()", "x = (1\n  % 2)  # ?"])
@@ -318,6 +437,14 @@ def test_fault_97_a_module_that_is_no_python_is_refused(root: Path) -> None:
     with pytest.raises(handin.HandinError, match="broken.py"):
         handin.build_zip(save(root, good_cells()), root, root / "report.zip")
     assert not list(root.glob("*.zip*"))
+
+
+def test_fault_97_a_notebook_that_fails_in_the_reopened_zip_is_refused(root: Path) -> None:
+    target = root / "report.zip"
+    target.write_bytes(b"precious")
+    with pytest.raises(handin.HandinError, match="does not run from the zip alone. no table.csv"):
+        handin.build_zip(save(root, good_cells()), root, target, failure=lambda part: "no table.csv")
+    assert [path.name for path in root.glob("*.zip*")] == ["report.zip"] and target.read_bytes() == b"precious"
 
 
 def test_fault_97_a_zip_that_was_damaged_while_writing_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -396,9 +523,10 @@ def test_fault_98_whatever_call_fails_the_old_zip_stays(root: Path, monkeypatch:
 
 
 def test_the_command_needs_no_package(root: Path) -> None:
-    shutil.copy(handin.__file__, root / "handin.py")
+    for module in (handin, notebookfile):
+        shutil.copy(str(module.__file__), root)
     save(root, [*good_cells(), text("## Part\nI needed the following time to complete the task:")])
-    command = [sys.executable, "-I", "-S", "handin.py", "report.ipynb"]  # -S: nothing installed can be seen
+    command = [sys.executable, "-E", "-s", "-S", "handin.py", "report.ipynb"]  # nothing installed is seen
     result = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "report.zip is ready" in result.stdout

@@ -541,6 +541,16 @@ def test_a_wrong_input_of_a_command_is_its_sentence_alone() -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_ctrl_c_ends_with_one_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stopped(name: str) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(importlib.metadata, "version", stopped)  # the first thing that main does
+    monkeypatch.setattr(sys, "argv", ["run.py"])
+    with pytest.raises(SystemExit, match="Stopped"):
+        runpy.run_path(run.__file__, run_name="__main__")
+
+
 @pytest.mark.parametrize("arguments", [["--budget", "huge"], ["--bugdet=full"], ["tests"]])
 def test_a_wrong_command_line_is_refused_before_anything_is_set_up(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
