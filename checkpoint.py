@@ -11,25 +11,20 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import hashlib
 import io
 import itertools
 import os
-import sys
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
+import locks
 from atomic import cannot_write, require_writable, write_atomically
 from checks import InputError
-
-if sys.platform == "win32":
-    import msvcrt
-else:
-    import fcntl
 
 LATEST, PREVIOUS = "latest.ckpt", "previous.ckpt"
 LOCK = "in-use.lock"
@@ -72,8 +67,10 @@ def save(folder: Path, state: dict[str, Any]) -> Path:
         buffer.seek(0)
         torch.load(buffer, map_location="meta", weights_only=True)  # what cannot be loaded is found now, not later
     except Exception as error:  # pickle and torch raise many kinds
+        kind = re.search(r"GLOBAL (\S+)", str(error))  # torch hides it in a dozen lines about trust
+        reason = f"it holds something of the kind {kind[1]}." if kind else str(error).partition("\n")[0]
         raise InputError(
-            f"The state of the run cannot be saved: {str(error).partition(chr(10))[0]}\n"
+            f"The state of the run cannot be saved: {reason}\n"
             "Keep only tensors, numbers, texts, lists and dicts in it, and in the state_dict of model and loss."
         ) from error
     buffer.seek(size)
@@ -186,18 +183,14 @@ _locks: set[io.FileIO] = set()
 
 def _lock(file: io.FileIO, folder: Path) -> str:
     try:
-        if sys.platform == "win32":
-            msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-        else:
-            # flock, not lockf: a second Learner of this process is kept out too, and no other close() drops it.
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        if error.errno in (errno.EAGAIN, errno.EACCES, errno.EDEADLK):
-            raise InputError(
-                f"Another run trains in {folder} at this moment.\n"
-                "Wait for it, stop it (or restart its kernel), or give this run another folder."
-            ) from error
+        is_ours = locks.take(file, wait=False)
+    except OSError:
         return f"{folder} lies on a drive without locks: take care that no second run uses it. "
+    if not is_ours:
+        raise InputError(
+            f"Another run trains in {folder} at this moment.\n"
+            "Wait for it, stop it (or restart its kernel), or give this run another folder."
+        )
     return ""
 
 

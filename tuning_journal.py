@@ -18,12 +18,11 @@ import contextlib
 import importlib.util
 import json
 import os
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
+import locks
 from checks import InputError
 
 Record = dict[str, Any]
@@ -40,7 +39,7 @@ def locked(path: Path) -> Iterator[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.with_name(f"{path.name}.lock"), "ab") as file:
         try:
-            _lock(file)
+            locks.take(file, wait=True)
         except OSError as error:
             raise InputError(
                 f"{path.parent} cannot lock files ({error.strerror}), so two processes would spoil the journal.\n"
@@ -49,32 +48,7 @@ def locked(path: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            _unlock(file)
-
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _lock(file: BinaryIO) -> None:
-        file.seek(0)
-        while True:
-            try:
-                return msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-            except PermissionError:  # another process has it
-                time.sleep(0.01)
-
-    def _unlock(file: BinaryIO) -> None:
-        file.seek(0)
-        msvcrt.locking(file.fileno(), msvcrt.LK_UNLCK, 1)
-
-else:
-    import fcntl
-
-    def _lock(file: BinaryIO) -> None:
-        fcntl.flock(file, fcntl.LOCK_EX)
-
-    def _unlock(file: BinaryIO) -> None:
-        fcntl.flock(file, fcntl.LOCK_UN)
+            locks.release(file)
 
 
 class Journal:

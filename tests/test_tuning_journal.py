@@ -146,6 +146,13 @@ def test_a_wrong_address_is_one_clear_error_without_the_password() -> None:
         open_study("nonsense://host/none")
 
 
+def test_a_driver_that_is_missing_is_told_with_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    for driver in ("psycopg2", "psycopg"):
+        monkeypatch.setitem(sys.modules, driver, None)  # as if it were not installed
+    with pytest.raises(InputError, match=r"driver.* is missing[^\n]*\n.*pip install psycopg2-binary"):
+        open_storage("postgresql://me:secret@host/none")
+
+
 # ---- PostgreSQL ----
 
 
