@@ -170,3 +170,36 @@ def test_fault_81_a_new_kernel_takes_up_what_was_trained_before_the_cut(made: Ma
     assert len(made.trained_before) >= 6
     assert {path: path.stat().st_mtime_ns for path in made.trained_before} == made.trained_before
     assert "trained before. yeast-seed0" in printed(made.executed)
+
+
+@pytest.fixture(scope="module")
+def used(made: Made) -> str:
+    """What the course that was made answers to every cell twice, and to two random orders of its cells."""
+    if not hasattr(os, "fork"):
+        pytest.skip("needs fork, which this system does not have")
+    program = ROOT / "benchmarks" / "cell_orders.py"
+    orders = ["--orders", "2", "--kinds", "sections", "asking"]
+    command = [sys.executable, str(program), "--twice", *orders, "--trained", "--folder", "."]
+    result = subprocess.run(command, cwd=made.folder, capture_output=True, text=True)
+    assert result.returncode in (0, 1) and not result.stderr, result.stdout + result.stderr
+    return result.stdout
+
+
+@pytest.mark.slow
+def test_fault_76_every_cell_twice_shows_what_it_shows_once(used: str) -> None:
+    assert f"every cell twice: {2 * len(CODE)} cells, {{'ran': {2 * len(CODE)}}}\n" in used, used
+
+
+@pytest.mark.slow
+def test_fault_77_random_orders_meet_only_our_own_messages(used: str) -> None:
+    (counts,) = re.findall(r"^2 orders: \d+ cells, (.*)$", used, re.MULTILINE)
+    assert set(ast.literal_eval(counts)) <= {"ran", "advised", "InputError"}, used
+    assert min(ast.literal_eval(counts)[kind] for kind in ("ran", "advised")) > len(CODE) / 4
+
+
+@pytest.mark.slow
+def test_fault_97_the_hand_in_runs_again_in_an_empty_folder(made: Made) -> None:
+    command = [sys.executable, "run.py", "reopen", "handin/semantic_segmentation.zip"]
+    result = subprocess.run(command, cwd=made.folder, capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "runs from beginning to end" in result.stdout
