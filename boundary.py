@@ -211,7 +211,8 @@ def _class_weights(label: np.ndarray, class_weight: np.ndarray | None) -> np.nda
         or (weights < 0).any()
         or classes.max(initial=0) >= len(weights)
     ):
-        raise InputError(f"class_weight is {class_weight}; expected one finite number ≥ 0 for each class of the label.")
+        shown = weights.tolist() if weights.size <= 16 else f"an array of shape {weights.shape}"
+        raise InputError(f"class_weight is {shown}; expected one finite number ≥ 0 for each class of the label.")
     return weights[np.where(label == IGNORE_INDEX, 0, label)]
 
 

@@ -38,7 +38,10 @@ def separate_cells(sample: Sample) -> Sample:
     ([[1, 0, 0, 1, 0]], [[1, 0, 0, 2, 0]])
     """
     if "instances" not in sample.extras:
-        raise InputError(f"{sample.name}: cells can be separated only if the map `instances` numbers them.")
+        raise InputError(
+            f"{sample.name}: cells can be separated only if the map `instances` numbers them.\n"
+            "Put such maps into a folder instances/ beside images/, or leave separate_cells out."
+        )
     ids = sample.extras["instances"]
     touching = np.zeros(ids.shape, np.bool_)
     for dy, dx in NEIGHBOURS:

@@ -36,7 +36,7 @@ def check_images(images: Tensor) -> None:
         raise InputError(f"images has dtype {images.dtype}; expected a float type. Use images.float().")
     if not torch.isfinite(images).all():
         bad = torch.nonzero(~torch.isfinite(images).flatten(1).all(dim=1)).flatten().tolist()
-        raise InputError(f"images holds NaN or Inf in batch position(s) {bad}; clean these images first.")
+        raise InputError(f"images holds NaN or Inf in batch position(s) {bad[:8]}; clean these images first.")
 
 
 def check_pair(logits: Tensor, target: Tensor, weight: Tensor | None = None, *, labels: bool = True) -> None:
@@ -48,7 +48,7 @@ def check_pair(logits: Tensor, target: Tensor, weight: Tensor | None = None, *, 
     >>> check_pair(torch.zeros(1, 2, 3, 3), torch.zeros(1, 3, 3, dtype=torch.int64))
     """
     if logits.ndim != 4:
-        raise InputError(f"logits has shape {tuple(logits.shape)}; expected (B, C, H, W).")
+        raise InputError(f"logits has shape {tuple(logits.shape)}; expected four axes (B, C, H, W).")
     B, C, H, W = logits.shape
     if tuple(target.shape) != (B, H, W):
         hint = (
@@ -112,7 +112,7 @@ def check_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
     found = {name: tuple(value.shape) for name, value in weights.items()}
     wrong = [name for name in [*wanted, *(found.keys() - wanted)] if wanted.get(name) != found.get(name)]
     if wrong:
-        shown = "; ".join(f"{n}: {found.get(n, 'missing')}, expected {wanted.get(n, 'none')}" for n in wrong[:4])
+        shown = "; ".join(f"{n}: {found.get(n, 'missing')}, expected {wanted.get(n, 'none')}" for n in wrong[:3])
         raise InputError(
             f"These weights belong to another architecture: {len(wrong)} of {len(wanted)} entries differ.\n{shown}.\n"
             "Build the model with the settings that it was trained with."

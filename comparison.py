@@ -87,10 +87,18 @@ def paired_test(first: Mapping[str, float], second: Mapping[str, float]) -> floa
     (1.0, 0.0117)
     """
     if first.keys() != second.keys():
-        raise InputError(f"paired_test: {len(first)} and {len(second)} names, which are not the same.")
+        alone = sorted(first.keys() ^ second.keys())[:5]
+        raise InputError(
+            f"paired_test: {len(first)} and {len(second)} names, and some stand on one side only: {', '.join(alone)}.\n"
+            "Score the same images on both sides."
+        )
     differences = np.array([first[name] - second[name] for name in first])
     if not np.isfinite(differences).all():
-        raise InputError("paired_test: a difference is not finite; leave such images out, or score them otherwise.")
+        name = next(name for name in first if not np.isfinite(first[name] - second[name]))
+        raise InputError(
+            f"paired_test: the scores of {name!r} are {first[name]} and {second[name]}; expected finite numbers.\n"
+            "Leave such images out on both sides, or take another score."
+        )
     if not differences.any():
         return 1.0
     return float(wilcoxon(differences, zero_method="pratt", method="approx").pvalue)

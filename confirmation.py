@@ -45,7 +45,7 @@ def confirm(
     """
     if len(set(seeds)) < 2 or len(set(seeds)) < len(seeds):
         raise InputError(
-            f"confirm: the seeds are {list(seeds)}; expected two or more, all different: one has no spread."
+            f"confirm: the seeds are {list(seeds)}; expected two or more, all different: one seed shows no spread."
         )
     rows = []
     for seed in seeds:  # seed by seed: if this is cut off, all candidates have the same seeds

@@ -87,7 +87,10 @@ class SegmentationDataset(Dataset[tuple[Tensor, ...]]):
         if self.crop is not None and self.crop < 1:
             raise InputError(f"crop is {self.crop}; expected the side of a square in pixels, or None.")
         if missing := [name for name in self.maps if name not in file]:
-            raise InputError(f"{self.path} lacks the maps {missing}; it has {sorted(file.keys())}.")
+            raise InputError(
+                f"{self.path} lacks the maps {missing}; it has {sorted(file.keys())}.\n"
+                "Leave them out of maps, or add them with data.prepare(…, changes=…) or a folder beside images/."
+            )
         is_random = getattr(self.transform, "is_random", self.transform is not None)
         if self.part != "train" and (is_random or self.crop is not None):
             raise InputError(
@@ -125,7 +128,9 @@ class SegmentationDataset(Dataset[tuple[Tensor, ...]]):
         if self._arrays is None:
             with open_hdf5(self.path) as file:
                 if file.attrs["contents"] != self.fingerprint:
-                    raise InputError(f"{self.path} has changed since this dataset was made; make it again.")
+                    raise InputError(
+                        f"{self.path} has changed since this dataset was made.\nRun the cell that makes it again."
+                    )
                 groups = [file[name] for name in ("image", "label", *self.maps)]
                 self._arrays = [[read_array(group[key]) for group in groups] for key in self._keys]
         return self._arrays
@@ -321,7 +326,7 @@ def _spelled(change: Callable[[Sample], Sample | None]) -> str:
     text = change.__qualname__ if inspect.isfunction(change) else repr(change)
     if "<lambda>" in text or " at 0x" in text:
         raise InputError(
-            f"changes: {text} could not be known again in the next run.\n"
+            f"changes: the next run could not tell whether this is the same change: {text[:90]}.\n"
             "Use a function with a name, or a dataclass with a method __call__, like changes.WeightMap."
         )
     if inspect.isfunction(change):
@@ -347,7 +352,7 @@ def source_folder(source: str | Path, data_dir: Path = Path("data"), say: Callab
         return locate(str(source), data_dir, say=say)
     if Path(source).is_dir():
         return Path(source)
-    raise InputError(f"{str(source)!r} is neither a folder nor a known data set; known are {', '.join(NAMES)}.")
+    raise InputError(f"{str(source)!r} is neither a folder nor a known data set;\nknown are {', '.join(NAMES)}.")
 
 
 def extra_maps(folder: Path) -> tuple[str, ...]:
@@ -374,6 +379,6 @@ def _is_current(path: Path, settings: str, say: Callable[[str], object]) -> bool
                 return True
         reason = "it was built with other settings or from other files"
     except InputError as error:
-        reason = "it does not exist yet" if not path.exists() else str(error).splitlines()[0]
+        reason = "it does not exist yet" if not path.exists() else str(error).splitlines()[0].rstrip(".")
     say(f"Building {path.name}: {reason}.")
     return False

@@ -66,7 +66,7 @@ ADVICE = (
     ("has dtype", "uint8, uint16 or float", "Save it as 8-bit or 16-bit PNG or TIFF."),
     ("NaN or Inf", "finite numbers", "Find out where they come from, and replace them."),
     ("label pixels are not in", "class numbers, or 255: ignored", "Set --classes; map values by --map; no soft edge."),
-    ("hold 255 but no class", "0, 1, … for classes; 255 is ignored", "If 255 is a class: --map 0=0,255=1."),
+    ("255 but no class", "0, 1, … for classes; 255 is ignored", "If 255 is a class: --map 0=0,255=1."),
     ("but the first", "one kind for all: grey or colour, integers or floats", "Convert those that differ."),
     ("it has the maps", "the same maps for all images", "Add the maps that are missing."),
     ("two different labels", "one label for an image", "Keep the right one of the two pairs."),

@@ -109,7 +109,8 @@ def _make_card(network: nn.Module, mean: Any, std: Any, class_names: Sequence[st
     names = tuple(class_names) or ("background", *(f"class {k}" for k in range(1, K)))
     if len(names) != K or K > IGNORE_INDEX:
         raise InputError(
-            f"export.save: {len(names)} class_names for a model with {K} classes (at most {IGNORE_INDEX})."
+            f"export.save: class_names has {len(names)} names, the model {K} classes; "
+            f"expected one name for each class, and at most {IGNORE_INDEX}."
         )
     return Card(names, mean, std, margin=margin_of(network, len(mean)))
 
@@ -184,7 +185,7 @@ def _onnx_or_reason(
     try:
         missing = [package for package in ONNX_PACKAGES if importlib.util.find_spec(package) is None]
         if missing:
-            raise InputError(f"{name} is not written: {', '.join(missing)} missing. pip install {' '.join(missing)}")
+            raise InputError(f"{name} is not written: it needs more packages. pip install {' '.join(missing)}")
         content = _to_onnx(program, card, name)
         difference = _compare(name, _OnnxModel(content), network, card)
     except InputError as error:
@@ -205,7 +206,7 @@ def _to_onnx(program: ExportedProgram, card: Card, name: str) -> bytes:
         raise InputError(
             f"{name} is not written: torch {torch.__version__} cannot translate the model to ONNX.\n"
             f"It says: {first_line(error)}\n"
-            f"Often the packages are of another year than torch: pip install -U {' '.join(ONNX_PACKAGES)}"
+            f"Often these packages are older than torch: pip install -U {' '.join(ONNX_PACKAGES)}"
         ) from error
     entry = proto.metadata_props.add()
     entry.key, entry.value = CARD, as_text(card)

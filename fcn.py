@@ -61,7 +61,7 @@ class PatchClassifier(nn.Module):
         if x.shape[2:] != (self.patch, self.patch):
             raise InputError(
                 f"PatchClassifier: images of {x.shape[2]}×{x.shape[3]} pixels; expected {self.patch}×{self.patch}.\n"
-                "Its dense layers fit no other size.  FCN.from_classifier makes a net for every size of it."
+                "Its dense layers fit no other size.  FCN.from_classifier turns it into a network for every size."
             )
         for stage in self.stages:
             x = self.pool(stage(x))
@@ -177,7 +177,9 @@ class FCN(nn.Module):
         """
         check_input("FCN", x, self.in_channels)
         if min(x.shape[2:]) < self.patch:
-            raise InputError(f"FCN.coarse_map: the image has {tuple(x.shape[2:])} pixels; expected ≥ {self.patch}.")
+            raise InputError(
+                f"FCN.coarse_map: the image has {tuple(x.shape[2:])} pixels; expected ≥ {self.patch} on both sides."
+            )
         # One row and column of zeros bring the windows to the corner; all that see padding are cut off again.
         z = self.head(self._pooled(nn.functional.pad(x, (1, 0, 1, 0)))[-1])
         first = (self.patch - 62) // 64 + 1  # the padding k // 2 of the dense layer, and this row

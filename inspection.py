@@ -170,7 +170,10 @@ def _weights_and_outputs(module: Any, name: str) -> tuple[int, int]:
         return module.num_channels, module.num_channels
     if isinstance(module, nn.LayerNorm):
         return math.prod(module.normalized_shape), math.prod(module.normalized_shape)
-    raise InputError(f"There is no formula for the parameters of {name or 'the model'} ({type(module).__name__}).")
+    raise InputError(
+        f"There is no formula for the parameters of {name or 'the model'} ({type(module).__name__}).\n"
+        "Add it to inspection.py, or use layers that have one: convolutions, linear layers, normalisations."
+    )
 
 
 def _multiply_adds(module: nn.Module, step: Step) -> int:

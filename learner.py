@@ -334,7 +334,7 @@ class Learner:
         """
         state, note = checkpoint.load(self.folder) if self.folder is not None else (None, "")
         if state is None:
-            raise InputError(f"Learner.restore: there is no finished epoch in {self.folder}. {note}Train it with fit.")
+            raise InputError(f"Learner.restore: no finished epoch in folder={self.folder}. {note}Train it with fit.")
         check_weights(self.model, state["best_model"])
         self.model.load_state_dict(state["best_model"])
         self.history = list(state["history"])

@@ -140,7 +140,9 @@ def tversky_loss(
     """
     check_pair(logits, target)
     if not (alpha >= 0 and beta >= 0 and smooth > 0):
-        raise InputError(f"tversky_loss: alpha={alpha}, beta={beta}, smooth={smooth}; expected ≥ 0, ≥ 0 and > 0.")
+        raise InputError(
+            f"tversky_loss: alpha={alpha}, beta={beta}, smooth={smooth}; expected alpha ≥ 0, beta ≥ 0, smooth > 0."
+        )
     probs, truth = _probs_and_one_hot(logits, target)
     hits = (probs * truth).sum(dim=(2, 3))  # (B, C)
     false_alarms, misses = probs.sum(dim=(2, 3)) - hits, truth.sum(dim=(2, 3)) - hits
@@ -176,7 +178,9 @@ def soft_cldice_loss(logits: Tensor, target: Tensor, *, iterations: int = 5, smo
     """
     check_pair(logits, target)
     if not (iterations >= 0 and smooth > 0):
-        raise InputError(f"soft_cldice_loss: iterations={iterations}, smooth={smooth}; expected ≥ 0 and > 0.")
+        raise InputError(
+            f"soft_cldice_loss: iterations={iterations}, smooth={smooth}; expected iterations ≥ 0, smooth > 0."
+        )
     probs, truth = (x[:, 1:] for x in _probs_and_one_hot(logits, target))  # (B, C−1, H, W)
     line, true_line = _soft_skeleton(probs, iterations), _soft_skeleton(truth, iterations)
     precision = ((line * truth).sum(dim=(2, 3)) + smooth) / (line.sum(dim=(2, 3)) + smooth)
@@ -498,9 +502,8 @@ def _pixel_weights(logits: Tensor, target: Tensor, weight: Tensor | None, class_
         class_weight = torch.as_tensor(class_weight, dtype=logits.dtype)
         C = logits.shape[1]
         if class_weight.shape != (C,) or not torch.isfinite(class_weight).all() or (class_weight < 0).any():
-            raise InputError(
-                f"class_weight is {class_weight.tolist()}; expected {C} finite numbers ≥ 0, one for each class."
-            )
+            shown = class_weight.tolist() if class_weight.numel() <= 16 else f"of shape {tuple(class_weight.shape)}"
+            raise InputError(f"class_weight is {shown}; expected {C} finite numbers ≥ 0, one for each class.")
         weights = weights * class_weight.to(logits.device, non_blocking=True)[target.where(counts, 0)]
     return weights
 

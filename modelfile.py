@@ -122,7 +122,7 @@ def _read_card(content: bytes, name: str) -> Card:
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             damaged = archive.testzip()
-            entry = next(entry for entry in archive.namelist() if entry.endswith(CARD))
+            entry = next((entry for entry in archive.namelist() if entry.endswith(CARD)), CARD)
             fields: dict[str, Any] = json.loads(archive.read(entry))
         kind, version = fields.pop("format"), fields.pop("version")
         names, mean, std = (tuple(fields[key]) for key in ("class_names", "mean", "std"))
@@ -135,7 +135,10 @@ def _read_card(content: bytes, name: str) -> Card:
     if damaged is not None:
         raise InputError(f"{name} is damaged: the checksum of {damaged} is wrong. Copy it again, or write it again.")
     if (kind, version) != (FORMAT, VERSION):
-        raise InputError(f"{name} is a {kind}, version {version}; here {FORMAT}, version {VERSION}, is read.")
+        raise InputError(
+            f"{name} is a {kind}, version {version}; expected a {FORMAT}, version {VERSION}.\n"
+            "Write it again with export.save of this course."
+        )
     return card
 
 

@@ -85,7 +85,7 @@ def _endless(loader: Any) -> Iterator[Sequence[Tensor]]:
         for batch in loader:
             found = True
             yield batch
-    raise InputError("range_test: the loader has no batch.")
+    raise InputError("range_test: the loader has no batch; give one with training images.")
 
 
 def smoothed(rows: Sequence[Row], width: int = 9) -> list[float]:

@@ -64,7 +64,11 @@ def precision_recall(probs: Sequence[np.ndarray], labels: Sequence[np.ndarray]) 
     """
     shapes = [[np.shape(x) for x in arrays] for arrays in (probs, labels)]
     if shapes[0] != shapes[1] or not shapes[0]:
-        raise InputError(f"precision_recall: the probabilities have the shapes {shapes[0]}, the labels {shapes[1]}.")
+        raise InputError(
+            f"precision_recall: {len(shapes[0])} probs of the shapes {shapes[0][:4]}, "
+            f"{len(shapes[1])} labels of the shapes {shapes[1][:4]}.\n"
+            "Expected at least one image, and for each image one shape (H, W) of both."
+        )
     score, label = (np.concatenate([np.ravel(x) for x in arrays]) for arrays in (probs, labels))
     score, label = score[label != IGNORE_INDEX].astype(np.float64), label[label != IGNORE_INDEX]
     if not np.isfinite(score).all() or not np.isin(label, (0, 1)).all() or not (label == 1).any():

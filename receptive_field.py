@@ -151,7 +151,10 @@ def pixel_field_measured(
         images = torch.rand(input_shape, generator=generator, dtype=torch.float64)
         seen |= (_gradient(model, images, pixel, generator) != 0).flatten(0, -3).any(dim=0)
     if not seen.any():
-        raise InputError("No pixel of the image has a gradient: the output does not depend on the image.")
+        raise InputError(
+            "No pixel of the image has a gradient: the output does not depend on the image.\n"
+            "Look for detach or argmax in the forward of the model."
+        )
     rows, columns = torch.nonzero(seen.any(dim=1)).flatten(), torch.nonzero(seen.any(dim=0)).flatten()
     return Box(int(rows[0]), int(columns[0]), int(rows[-1]), int(columns[-1]))
 
@@ -185,7 +188,10 @@ def effective_receptive_field(model: nn.Module, images: Tensor) -> Tensor:
     gradient = _gradient(model, images.to(device))
     field = gradient.abs().sum(dim=1).mean(dim=0)  # (H, W)
     if not field.sum() > 0:
-        raise InputError("No pixel has a gradient: the middle output pixel is the same for all images (dead ReLUs?).")
+        raise InputError(
+            "No pixel has a gradient: the middle output pixel is the same for all images.\n"
+            "If the weights are random, its ReLUs may all give 0: try another seed, or more channels."
+        )
     return (field / field.sum()).cpu()
 
 

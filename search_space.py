@@ -102,7 +102,7 @@ def with_fixed(factors: Sequence[Factor], chosen: Mapping[str, Any]) -> Settings
     """
     names = [factor.name for factor in searched(factors)]
     if wrong := sorted(set(names) ^ set(chosen)):
-        raise InputError(f"Settings: {', '.join(wrong)} is missing or not in the plan; expected {', '.join(names)}.")
+        raise InputError(f"Settings: missing or not in the plan: {', '.join(wrong)}. Expected just {', '.join(names)}.")
     for factor in searched(factors):
         if chosen[factor.name] not in factor.values:
             raise InputError(

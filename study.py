@@ -217,7 +217,10 @@ def check_name(name: str) -> str:
     kind, colon, strength = name.partition(":")
     is_number = strength.replace(".", "", 1).isdigit()
     if kind not in LOSSES or (colon and not (kind in ("topology", "both") and is_number)):
-        raise InputError(f"{name!r} is no loss of the study; there are {', '.join(LOSSES)}, topology:λ and both:λ.")
+        raise InputError(
+            f"{name!r} is no loss of the study; there are {', '.join(LOSSES)},\n"
+            "and topology:λ and both:λ with a number λ, for example topology:0.3."
+        )
     return name
 
 

@@ -60,7 +60,7 @@ class Tally:
             classes = distributed.from_rank_0(None if self.confusion is None else len(self.confusion))
             self.confusion = torch.zeros(classes, classes).long() if self.confusion is None else self.confusion
         if self.confusion is None:
-            raise InputError("There is no batch to score: the loader is empty.")
+            raise InputError("There is no batch to score: the loader is empty. Give one with at least one image.")
         # In float64 on the CPU: Apple's GPU has none.
         nothing = torch.zeros(0, dtype=torch.float64)
         losses, pixels = (torch.stack(v).cpu().double() if v else nothing for v in (self.losses, self.pixels))

@@ -153,7 +153,9 @@ def critical_regions(
     if connectivity not in (4, 8):
         raise InputError(f"connectivity is {connectivity!r}; expected 4 or 8, that of the objects.")
     if not classes or len(set(classes)) < len(classes) or IGNORE_INDEX in classes:
-        raise InputError(f"classes is {classes!r}; expected different labels, none {IGNORE_INDEX} (ignored).")
+        raise InputError(
+            f"classes is {classes!r}; expected different labels, one or more, not {IGNORE_INDEX} (ignored)."
+        )
     rule = _Rule(pred.shape[2] + 1, int(connectivity == 8), strict)
     runs = _cut_runs(_encode(pred, target, classes), rule)
     patches = _join_runs(runs, rule)
@@ -202,7 +204,7 @@ def _check_maps(pred: ArrayLike, target: ArrayLike) -> list[NDArray]:
                 "Take logits.argmax(dim=1) first; for a single map use labels[None]."
             )
     if maps[0].shape != maps[1].shape:
-        raise InputError(f"pred has shape {maps[0].shape}, target {maps[1].shape}; expected one (B, H, W).")
+        raise InputError(f"pred has shape {maps[0].shape}, target {maps[1].shape}; expected one shape (B, H, W).")
     # numpy is slow at comparing booleans with numbers; the same bytes read as uint8 are fast
     return [labels.view(np.uint8) if labels.dtype == np.bool_ else labels for labels in maps]
 

@@ -97,7 +97,7 @@ def _check_space(study: optuna.Study, factors: Sequence[Factor], epochs: int) ->
     if changed := [name for name in {**known, **space} if known.get(name) != space.get(name)]:
         name = changed[0]
         raise InputError(
-            f"The study {study.study_name!r} was begun with another plan; {len(changed)} of its entries differ.\n"
+            f"The study {study.study_name!r} was begun with another plan; entries that differ: {len(changed)}.\n"
             f"{name}: found {known.get(name, 'nothing')}, now {space.get(name, 'nothing')}.\n"
             "Give the new plan another study name or storage, or go back to the old plan."
         )
@@ -286,10 +286,10 @@ class _Runner:
             for row in learner.history:
                 if int(row["epoch"]) not in known:
                     _record(trial, row, self.score)
-        best = max(float(row[self.score]) for row in learner.history)
-        if not math.isfinite(best):
-            raise FloatingPointError(f"{self.score} is {best}")
-        return best
+        scores = [float(row[self.score]) for row in learner.history]
+        if not all(map(math.isfinite, scores)):  # a kill came between a checkpoint and the look at its epoch
+            raise FloatingPointError(f"{self.score} is not finite in one of the epochs: {scores}")
+        return max(scores)
 
     def _count_failures(self, state: TrialState, end: str) -> None:
         self.failures = self.failures + 1 if state == TrialState.FAIL and end != PAUSED else 0

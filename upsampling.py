@@ -209,7 +209,7 @@ def checkerboard(x: Tensor, stride: int) -> float:
     H, W = x.shape[2:]
     x = x[..., : H // stride * stride, : W // stride * stride].double()
     if not x.isfinite().all():
-        raise InputError("checkerboard: x holds NaN or infinity.")
+        raise InputError("checkerboard: x holds NaN or Inf; expected finite numbers.")
     phases = x.unflatten(3, (-1, stride)).unflatten(2, (-1, stride)).mean(dim=(0, 2, 4))  # (C, s, s)
     spread = phases - phases.mean(dim=(1, 2), keepdim=True)
     rms = x.square().mean().sqrt()

@@ -4,10 +4,15 @@
     python3 benchmarks/guards.py                       all of them (hours)
     python3 benchmarks/guards.py hdf5 --only 120       the guard in line 120
 
-A guard is a `raise …Error(…)`, or a call of a function that raises (its name begins with `check_`, `_check`, `_refuse`,
-`_require`, or is `raise_problems`).  In a copy of the project it is replaced by `pass`, and the tests of its module run
-until the first one fails.  A guard that no test misses is a survivor: the exit status is their number.  (It forks: not
-for Windows.)
+A guard is one of these statements:
+- `raise …Error(…)`, or a call of a function that raises (its name begins with `check_`, `_check`, `_refuse`,
+  `_require`, `_stop_if`, or is `_keep_apart` or `raise_problems`);
+- `sys.exit(text)`;
+- a problem that goes into a list: `problems.append(…)`, `problems += …` (or another name of `LISTS`), or `yield` of a
+  text, or of a text for each of something.
+In a copy of the project it is replaced by nothing.  One run of the tests of its module, with a note before each guard,
+has told which tests reach it: they run first, until one fails, then all others.  A guard that no test misses is a
+survivor: the exit status is their number.  (It forks: not for Windows.)
 """
 
 from __future__ import annotations
@@ -31,8 +36,17 @@ import skimage.transform  # noqa: F401
 import torch
 
 ROOT = Path(__file__).parent.parent
-GUARDS = re.compile(r"_?check|_refuse|_require|raise_problems")
+GUARDS = re.compile(r"_?check|_refuse|_require|_stop_if|_keep_apart|raise_problems")
+LISTS = {"problems", "remarks", "reasons", "wrong", "found"}
 SECONDS = 300  # a test that hangs without its guard counts as one that fails
+NOTES = "guard_notes"  # a module of the copy
+REACHED = """
+import os
+def reached(line):
+    test = os.environ.get("PYTEST_CURRENT_TEST", "").rpartition(" (")[0]
+    with open({path!r}, "a", encoding="utf-8") as file:
+        file.write(f"{{line}} {{test}}\\n" * bool(test))
+"""
 # Modules whose guards are tested elsewhere too: tests/test_NAME.py comes first
 MORE_TESTS = {
     "checks": ["losses", "metrics", "learner"],
@@ -46,37 +60,105 @@ MORE_TESTS = {
     "upsampling": ["baselines"],
     "record": ["receptive_field"],
     "metrics": ["scoring", "learner"],
+    "tally": ["distributed", "learner"],
+    "modelfile": ["export", "predict"],
+    "synthetic_pets": ["synthetic_scenes"],
+    "synthetic_streets": ["synthetic_scenes"],
+    "confirmation": ["tuning_study"],
+    "rehearsal": ["doctor"],
+    "train": ["run"],
 }
 
 
 def guards(source: str) -> list[ast.stmt]:
-    """The statements that raise one of our errors, in the order of their lines; a bare `raise` is none."""
-    found = []
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Raise) and node.exc is not None:
-            found.append(node)
-        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call):
-            function = node.value.func
-            name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
-            if GUARDS.match(name):
-                found.append(node)
+    """The statements that refuse something, in the order of their lines; a bare `raise` is none."""
+    found = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.stmt) and is_guard(node)]
     return sorted(found, key=lambda node: node.lineno)
 
 
+def is_guard(node: ast.stmt) -> bool:
+    if isinstance(node, ast.Raise):
+        return node.exc is not None
+    if isinstance(node, ast.AugAssign):
+        return name_of(node.target) in LISTS
+    value = node.value if isinstance(node, ast.Expr) else None
+    if isinstance(value, ast.Yield):
+        return is_text(value.value)
+    if isinstance(value, ast.YieldFrom):
+        return isinstance(value.value, ast.GeneratorExp) and is_text(value.value.elt)
+    if not isinstance(value, ast.Call):
+        return False
+    if ast.unparse(value.func) == "sys.exit":
+        return is_text(*value.args)
+    into = value.func.value if isinstance(value.func, ast.Attribute) and value.func.attr == "append" else None
+    return name_of(into) in LISTS or bool(GUARDS.match(name_of(value.func)))
+
+
+def name_of(node: ast.expr | None) -> str:
+    """`b` of the expressions `b` and `a.b`."""
+    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+
+
+def is_text(node: ast.expr | None = None) -> bool:
+    """A string, an f-string, or a call of `str`."""
+    is_constant = isinstance(node, ast.Constant) and isinstance(node.value, str)
+    return is_constant or isinstance(node, ast.JoinedStr) or ast.unparse(node or ast.Pass()).startswith("str(")
+
+
 def without(source: str, guard: ast.stmt) -> str:
-    """The source with `pass` in place of one statement; all other lines keep their numbers."""
+    """The source with nothing in place of one statement; all other lines keep their numbers."""
     lines = source.splitlines(keepends=True)
     first, last = guard.lineno - 1, guard.end_lineno or guard.lineno
     head = lines[first].encode()[: guard.col_offset].decode()
     tail = lines[last - 1].encode()[guard.end_col_offset or 0 :].decode()
-    lines[first:last] = [f"{head}pass{tail}", *["\n"] * (last - first - 1)]
+    is_yield = isinstance(getattr(guard, "value", None), ast.Yield | ast.YieldFrom)  # a generator must remain one
+    lines[first:last] = [f"{head}{'yield from ()' if is_yield else 'pass'}{tail}", *["\n"] * (last - first - 1)]
     return "".join(lines)
 
 
-def caught_by(tree: Path, module: str) -> str:
+def with_notes(source: str, found: list[ast.stmt]) -> str:
+    """The source with a note before each guard."""
+    lines = source.splitlines(keepends=True)
+    for guard in reversed(found):
+        line = lines[guard.lineno - 1].encode()
+        note = f"import {NOTES}; {NOTES}.reached({guard.lineno}); "
+        lines[guard.lineno - 1] = (line[: guard.col_offset] + note.encode() + line[guard.col_offset :]).decode()
+    return "".join(lines)
+
+
+def who_reaches(tree: Path, module: str, source: str, found: list[ast.stmt]) -> tuple[dict[int, list[str]], str]:
+    """Line of a guard → the tests that reach it, also in another process; and the test that fails anyway."""
+    notes = tree / "notes.txt"
+    notes.write_text("", encoding="utf-8")
+    (tree / f"{NOTES}.py").write_text(REACHED.format(path=str(notes)), encoding="utf-8")
+    (tree / f"{module}.py").write_text(with_notes(source, found), encoding="utf-8")
+    status = run_tests(tree, test_files(tree, module))
+    (tree / f"{module}.py").write_text(source, encoding="utf-8")
+    broken = caught_by(tree, test_files(tree, module)) if status else ""  # or do only the notes disturb it?
+    tests: dict[int, list[str]] = {}
+    for line in dict.fromkeys(notes.read_text(encoding="utf-8").splitlines()):
+        number, _, name = line.partition(" ")
+        tests.setdefault(int(number), []).append(name)
+    return tests, broken
+
+
+def test_files(tree: Path, module: str) -> list[str]:
+    names = [f"tests/test_{name}.py" for name in (module, *MORE_TESTS.get(module, []))]
+    return [*(name for name in names if (tree / name).exists()), f"{module}.py"]
+
+
+def caught_by(tree: Path, tests: list[str]) -> str:
     """The first test that fails in the changed tree, or an empty string."""
-    names = [module, *MORE_TESTS.get(module, [])]
-    files = [*(f"tests/test_{name}.py" for name in names if (tree / f"tests/test_{name}.py").exists()), f"{module}.py"]
+    status = run_tests(tree, ["-x", *tests])
+    if status is None:
+        return f"no end after {SECONDS} s"
+    output = (tree / "output.txt").read_text(encoding="utf-8", errors="replace")
+    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", output, re.MULTILINE)
+    return failed[1].partition("::")[2] or failed[1] if failed else "" if status == 0 else "no start"
+
+
+def run_tests(tree: Path, arguments: list[str]) -> int | None:
+    """The exit status of pytest in the tree; None if it must be stopped."""
     output = tree / "output.txt"
     child = os.fork()  # torch is loaded once, here, and not for each guard
     if child == 0:
@@ -87,12 +169,8 @@ def caught_by(tree: Path, module: str) -> str:
         os.dup2(stream, 2)
         os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
         sys.dont_write_bytecode = True
-        os._exit(int(pytest.main(["-x", "-q", "--no-header", "-p", "no:cacheprovider", "-m", "not slow", *files])))
-    status = wait(child)
-    if status is None:
-        return f"no end after {SECONDS} s"
-    failed = re.search(r"^(?:FAILED|ERROR) (\S+)", output.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
-    return failed[1].partition("::")[2] or failed[1] if failed else "" if status == 0 else "no start"
+        os._exit(int(pytest.main(["-q", "--no-header", "-p", "no:cacheprovider", "-m", "not slow", *arguments])))
+    return wait(child)
 
 
 def wait(child: int) -> int | None:
@@ -109,7 +187,7 @@ def wait(child: int) -> int | None:
 
 
 def copy_of_project(folder: Path) -> Path:
-    ignore = shutil.ignore_patterns(".*", "runs", "handin", "*.ipynb", "__pycache__", "checkpoints")
+    ignore = shutil.ignore_patterns(".*", "runs", "handin", "__pycache__", "checkpoints")
     return Path(shutil.copytree(ROOT, folder / "course", ignore=ignore))
 
 
@@ -128,14 +206,18 @@ def main() -> int:
             path = tree / f"{module}.py"
             source, started = path.read_text(encoding="utf-8"), time.monotonic()
             found = [guard for guard in guards(source) if not options.only or guard.lineno in options.only]
-            missed = 0
-            if found and (broken := caught_by(tree, module)):
+            missed, tests = 0, test_files(tree, module)
+            if not found:
+                continue
+            reached, broken = who_reaches(tree, module, source, found)
+            if broken:
                 print(f"| {module} | not tried: {broken} fails without any change |", flush=True)
                 survivors += len(found)
                 continue
             for guard in found:
                 path.write_text(without(source, guard), encoding="utf-8")
-                test = caught_by(tree, module)
+                first = reached.get(guard.lineno)
+                test = (caught_by(tree, first) if first else "") or caught_by(tree, tests)
                 missed += not test
                 text = (ast.get_source_segment(source, guard) or "").replace("\n", " ").replace("|", "\\|")
                 text = re.sub(r"\s+", " ", text)[:90]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -19,6 +20,7 @@ ARROWS = {
     "baselines": {"unet", "fcn"},
     "losses": {"boundary", "topology"},
     "metrics": {"topology"},
+    "imagefile": {"pngfile"},
     "samples": {"imagefile"},
     "readers": {"imagefile", "samples"},
     "download": {"archives", "sources"},
@@ -30,7 +32,8 @@ ARROWS = {
     "record": {"windows"},
     "receptive_field": {"record", "windows"},
     "inspection": {"record", "windows"},
-    "checkpoint": {"atomic"},
+    "checkpoint": {"atomic", "locks"},
+    "tuning_journal": {"locks"},
     "tally": {"metrics", "distributed"},
     "side_by_side": {"progress"},
     "learner": {
@@ -47,7 +50,8 @@ ARROWS = {
     "boundary_metrics": {"objects", "boundary"},
     "instance_metrics": {"objects"},
     "structure_metrics": {"objects", "topology"},
-    "run": {"checks", "handin"},
+    "handin": {"notebookfile"},
+    "run": {"checks", "handin", "notebookfile"},
     "train": {"augmentation", "data", "distributed", "export", "learner", "losses", "transforms", "unet"},
     "rehearsal": {"learner", "losses", "samples", "unet"},
     "doctor": {"data", "hdf5", "imagefile", "learner", "plots", "readers", "rehearsal", "samples"},
@@ -80,7 +84,8 @@ def imported(tree: ast.AST, in_functions: bool = True) -> set[str]:
 
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_arrows(name: str) -> None:
-    allowed = ARROWS.get(name, set()) | ({"checks"} - {name} if name not in ("run", "handin") else set())
+    needs_no_package = name in ("run", "handin", "notebookfile")
+    allowed = ARROWS.get(name, set()) | (set() if needs_no_package else {"checks"} - {name})
     assert imported(MODULES[name]) & set(MODULES) <= allowed
 
 
@@ -91,16 +96,23 @@ def test_torchvision_is_not_needed_for_an_import(name: str) -> None:
 
 
 def test_run_starts_with_the_standard_library_alone() -> None:
-    assert imported(MODULES["run"], in_functions=False) <= sys.stdlib_module_names | {"handin"}
+    assert imported(MODULES["run"], in_functions=False) <= sys.stdlib_module_names | {"handin", "notebookfile"}
 
 
 def test_handin_needs_nothing_but_the_standard_library() -> None:
-    assert imported(MODULES["handin"]) <= sys.stdlib_module_names
+    assert imported(MODULES["handin"]) <= sys.stdlib_module_names | {"notebookfile"}
+    assert imported(MODULES["notebookfile"]) <= sys.stdlib_module_names
 
 
 def test_nothing_is_shadowed() -> None:
     assert not (ROOT / "data" / "__init__.py").exists()  # would hide data.py
     assert not set(MODULES) & sys.stdlib_module_names
+
+
+def test_each_fault_has_a_test_that_carries_its_number() -> None:
+    tests = "\n".join(path.read_text(encoding="utf-8") for path in Path(__file__).parent.glob("test_*.py"))
+    numbers = {int(number) for number in re.findall(r"^def test_fault_(\d\d)_(?!(?:and_)?\d)", tests, re.MULTILINE)}
+    assert set(range(1, 99)) - numbers == set()  # all that may go wrong is numbered, from a lost label to an old zip
 
 
 def check_with(tool: str, *arguments: str) -> None:

@@ -139,7 +139,7 @@ def test_fault_29_an_edited_change_is_another_one(tmp_path) -> None:
 def test_changes_that_could_not_be_known_again_are_refused(tmp_path) -> None:
     folder = make_folder(tmp_path / "set", "abcd")
     for change in (lambda sample: sample, functools.partial(separate_cells)):
-        assert "known again" in refused(data.prepare, folder, tmp_path, changes=[change], say=lambda line: None)
+        assert "could not tell" in refused(data.prepare, folder, tmp_path, changes=[change], say=lambda line: None)
 
 
 def test_fault_60_resize_keeps_types_and_invents_no_class() -> None:

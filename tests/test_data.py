@@ -145,7 +145,7 @@ def test_fault_32_dataset_keeps_no_file_open_and_pickles_without_its_arrays(tmp_
 def test_fault_29_file_built_anew_under_a_dataset_is_noticed(tmp_path):
     dataset = SegmentationDataset(build_normalised(tmp_path), "train")
     build_normalised(tmp_path, make_samples(9))
-    assert "make it again" in refused(lambda: dataset[0])
+    assert "makes it again" in refused(lambda: dataset[0])
 
 
 @pytest.mark.parametrize("part", ["val", "test"])

@@ -91,7 +91,7 @@ TEXTS = [  # one of each sentence of imagefile.py, samples.py, hdf5.py and reade
     "a/b.tif is stored turned (TIFF orientation); save it upright",
     "a/b.tif has shape (0,); expected (H, W) or (H, W, C)",
     "a/b.tif is a damaged TIFF (tifffile.TiffPage 0 @8 missing ByteCounts tag)",
-    "a/b.png has 3 pixels not in label_map: 1 different values, 9",
+    "a/b.png has 3 pixels not in label_map: 1 value, 9; add them to it",
     "label_map entry 7: 300 does not fit a/b.png, (6, 8)",
     "a/b.png and c.png have one name before the suffix",
     "a/b.png has no map in weights/",
@@ -182,7 +182,7 @@ def test_fault_20_empty_missing_and_misplaced_folders(tmp_path):
     assert "neither a folder nor a known data set" in found(examine(tmp_path / "nowhere")).popitem()[1]
     (problem,) = examine(tmp_path).problems
     assert problem.expected == "images/ and labels/ (or masks/)"
-    assert problem.found == "expected the sub-folders images/ and labels/ (or masks/, but not both). Found: []"
+    assert problem.found == "expected the sub-folders images/ and labels/ (or masks/, but not both). Found: nothing"
     (tmp_path / "images").mkdir()
     (tmp_path / "labels").mkdir()
     (problem,) = examine(tmp_path).problems
@@ -213,6 +213,7 @@ def test_the_command_says_all_draws_and_changes_nothing_in_the_folder(tmp_path, 
     assert out.startswith("my set: 8 sound pairs, 17 problems")
     assert "labels/jpeg.jpg: is a JPEG" in out and "Export the mask again as PNG" in out
     assert re.search(r"One batch +(a tiny network learns it|WARNING)", out)
+    assert re.search(r"Minutes +on this machine \(.+\), about: quick, standard, full\n", out)
     assert re.search(r"Part 4 · Losses and metrics +0.1 +11.0 +40.0", out) and "together" in out
     with PIL.Image.open(tmp_path / "data_check.png") as sheet:
         assert sheet.width > sheet.height > 300

@@ -188,7 +188,7 @@ def test_without_the_onnx_packages_there_is_one_sentence_and_no_old_model(tmp_pa
     monkeypatch.setattr(export, "ONNX_PACKAGES", ("no_such_package",))
     lines: list[str] = []
     save(small_net(), tmp_path / "model.pt2", onnx=None, say=lines.append)
-    assert lines[1] == "model.onnx is not written: no_such_package missing. pip install no_such_package"
+    assert lines[1] == "model.onnx is not written: it needs more packages. pip install no_such_package"
     assert [path.name for path in tmp_path.iterdir()] == ["model.pt2"]
     assert "no_such_package" in refused(save, small_net(), tmp_path / "other.pt2", onnx=True)
     assert not (tmp_path / "other.pt2").exists()
@@ -218,6 +218,16 @@ def test_fault_66_a_flipped_bit_is_found(saved):
             continue
         images = random(1, 1, 20, 20)  # the bit was in the gap between two parts: nothing is changed
         assert torch.equal(loaded(images), modelfile.load(saved)(images))
+
+
+def test_fault_66_a_flipped_bit_in_a_weight_is_named(saved):
+    content = bytearray(saved.read_bytes())
+    with zipfile.ZipFile(saved) as archive:
+        name = next(name for name in archive.namelist() if name.endswith("weight_0"))
+        place = content.index(archive.read(name))
+    content[place] ^= 4  # torch.export would load it, with another weight
+    message = refused(modelfile.unpack, bytes(content), "model.pt2")
+    assert "is damaged: the checksum of" in message and "weight_0" in message
 
 
 @pytest.mark.parametrize("share", [0, 0.3, 0.999])

@@ -221,6 +221,12 @@ def test_fault_39_images_that_are_not_finite_are_refused():
         make().predict(torch.full((1, 1, 8, 8), float("nan")))
 
 
+@pytest.mark.parametrize(("shape", "flips"), [((8, 8), False), ((1, 8, 8), True)])
+def test_fault_36_images_without_all_four_axes_are_refused_before_they_are_turned_or_cut(shape, flips):
+    with pytest.raises(InputError, match="images has shape"):
+        make().predict(torch.zeros(shape), flips=flips)
+
+
 def test_further_maps_reach_the_loss():
     images, target = discs()
     seen = []

@@ -52,12 +52,17 @@ def test_cross_entropy_by_hand():
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_perfect_is_zero_and_fault_45_extreme_logits_stay_finite(loss):
+def test_perfect_is_zero(loss):
     _, target = random_pair()
     logits = certain(target, 3).requires_grad_()
     value = loss(logits, target)
     value.backward()
     assert value.item() == 0 and torch.isfinite(logits.grad).all()
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_fault_45_extreme_logits_stay_finite(loss):
+    _, target = random_pair()
     wrong = certain((target + 1) % 3, 3).requires_grad_()
     value = loss(wrong, target)
     value.backward()

@@ -122,7 +122,7 @@ def test_all_problems_are_listed_and_the_good_images_are_done(model_file, images
     for words in (
         "images/broken.png cannot be read as an image",
         "images/notes.txt is none of .png",
-        "images/colour.png: has 3 channel(s), but the model was trained on images with 1",
+        "images/colour.png: the image has 3 channel(s), but the model was trained on images with 1",
         "images/one.png and ONE.tif have one name",
     ):
         assert words in message

@@ -28,7 +28,7 @@ PLAN = [
         ("scientific", ()),
         ("nuisance", (1, 1)),
         ("fixed", LogRange(1, 2)),
-        ("odd", (1,)),
+        ("odd", (1, 2)),
     ],
 )
 def test_a_role_and_its_number_of_values_must_agree(kind: str, values: Any) -> None:

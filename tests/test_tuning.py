@@ -149,6 +149,17 @@ def test_fault_93_a_trial_that_fails_is_recorded_and_the_search_goes_on(kind: st
     assert max(rows, key=lambda row: -1 if math.isnan(row["score"]) else row["score"])["state"] == "complete"
 
 
+@pytest.mark.parametrize("scores", [[math.nan, 0.5], [0.5, math.nan]])
+def test_fault_93_an_epoch_before_a_kill_is_looked_at_too(scores: list[float]) -> None:
+    class Finished(Fake):  # all its epochs are in the checkpoint, and none was reported
+        def fit(self, epochs: int, after_epoch: Any = None) -> list[dict[str, float]]:
+            self.history = [{"epoch": n, "val_mean_iou": score, "seconds": 0.0} for n, score in enumerate(scores, 1)]
+            return self.history
+
+    (row,) = tune(open_study(), Finished, PLAN, epochs=2, minutes=1, trials=1)
+    assert row["state"] == "failed" and "val_mean_iou is not finite in one of the epochs" in row["reason"]
+
+
 def test_a_plan_in_which_everything_fails_is_not_tried_for_ever() -> None:
     def build(settings, seed, folder) -> Any:
         raise InputError("widths are wrong\nand more")
