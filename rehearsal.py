@@ -35,12 +35,12 @@ REFERENCE = (16, 32, 64, 128)
 # Millions of pixels in training steps, as if through a U-Net of the widths `REFERENCE`, by part of the notebook
 BUDGETS = ("quick", "standard", "full")
 MEGAPIXELS: dict[str, tuple[float, float, float]] = {
-    "Part 2 · The network": (1, 130, 2000),
-    "Part 3 · Training": (4, 300, 9000),
-    "Part 4 · Losses and metrics": (1, 110, 400),
-    "Part 5 · Roads": (1, 240, 900),
-    "Part 6 · Fully convolutional networks": (2, 220, 8000),
-    "Part 7 · Pets": (1, 240, 9000),
+    "Part 2 · The network": (1, 100, 2000),
+    "Part 3 · Training": (4, 230, 9000),
+    "Part 4 · Losses and metrics": (1, 65, 400),
+    "Part 5 · Roads": (1, 335, 900),
+    "Part 6 · Fully convolutional networks": (2, 325, 8000),
+    "Part 7 · Pets": (1, 255, 9000),
 }
 
 
@@ -133,7 +133,7 @@ def minutes(seconds: float) -> dict[str, dict[str, float]]:
     """{part of the notebook: {budget: minutes}} if a million pixels take so many seconds.
 
     >>> minutes(6.0)["Part 4 · Losses and metrics"]
-    {'quick': 0.1, 'standard': 11.0, 'full': 40.0}
+    {'quick': 0.1, 'standard': 6.5, 'full': 40.0}
     """
     return {
         part: {budget: round(amount * seconds / 60, 2) for budget, amount in zip(BUDGETS, amounts)}
