@@ -487,6 +487,8 @@ def look_at_archive(case: Case, box: Path) -> bool:
     except InputError:
         (box / "data" / f"boxed{ending}.wrong").unlink(missing_ok=True)  # kept on purpose
         raise
+    finally:
+        del SOURCES["boxed"]
     if checksum:
         raise Wrong("an archive with another checksum was used")
     found = files_below(folder)

@@ -214,7 +214,8 @@ def test_the_command_says_all_draws_and_changes_nothing_in_the_folder(tmp_path, 
     assert "labels/jpeg.jpg: is a JPEG" in out and "Export the mask again as PNG" in out
     assert re.search(r"One batch +(a tiny network learns it|WARNING)", out)
     assert re.search(r"Minutes +on this machine \(.+\), about: quick, standard, full\n", out)
-    assert re.search(r"Part 4 · Losses and metrics +0.1 +11.0 +40.0", out) and "together" in out
+    minutes = " +".join(map(str, rehearsal.minutes(6.0)["Part 7 · Pets"].values()))
+    assert re.search(f"Part 7 · Pets +{minutes}", out) and "together" in out
     with PIL.Image.open(tmp_path / "data_check.png") as sheet:
         assert sheet.width > sheet.height > 300
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
