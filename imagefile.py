@@ -191,6 +191,7 @@ class _Complaints(logging.Handler):
             self.found.append(text)
 
     def check(self, path: Path) -> None:
+        """Raise `InputError` if there was one."""
         if self.found:
             said = re.sub("[<>]", "", self.found[0])[:90]
             raise InputError(f"{short_name(path)} is a damaged TIFF ({said}); save it again")
@@ -234,14 +235,14 @@ def _decode_tiff(path: Path) -> tuple[np.ndarray, bool, bool]:
 
 
 def _check_pieces(path: Path, page: Any) -> None:
-    """Raise `InputError` if a piece is missing or too short: tifffile takes zeros for it, or what comes behind it."""
+    """Raise `InputError` if a piece is missing, too short or too many: tifffile takes zeros for it, or drops it."""
     pieces, size = list(zip(page.dataoffsets, page.databytecounts)), path.stat().st_size
     is_short = page.compression == 1 and page.bitspersample >= 8 and sum(page.databytecounts) < page.nbytes
     is_lost = any(start <= 0 or count <= 0 or start + count > size for start, count in pieces)
-    if is_short or is_lost or len(pieces) < np.prod(page.chunked):
-        raise InputError(
-            f"{short_name(path)} cannot be read as an image (some of its pixels are missing); copy or download it again"
-        )
+    expected = int(np.prod(page.chunked))
+    if is_short or is_lost or len(pieces) != expected:
+        reason = "it holds more pixels than it says" if len(pieces) > expected else "some of its pixels are missing"
+        raise InputError(f"{short_name(path)} cannot be read as an image ({reason}); copy or download it again")
 
 
 def _check_unpacked(path: Path, page: Any) -> None:

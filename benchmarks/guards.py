@@ -60,6 +60,7 @@ MORE_TESTS = {
     "upsampling": ["baselines"],
     "record": ["receptive_field"],
     "metrics": ["scoring", "learner"],
+    "notebookfile": ["handin", "fuzz"],
     "tally": ["distributed", "learner"],
     "modelfile": ["export", "predict"],
     "synthetic_pets": ["synthetic_scenes"],

@@ -157,6 +157,14 @@ def test_fault_03_tiff_without_some_of_its_pixels(tif, count):
     assert "images/b.tif cannot be read as an image (some of its pixels are missing)" in refused(read_image, tif)
 
 
+def test_fault_03_tiff_with_more_pixels_than_it_says(tif):
+    """tifffile reads the first ones: an image that was cut in its header."""
+    save(tif, picture(0, 64, 64), tile=(16, 16))
+    with tifffile.TiffFile(tif, mode="r+") as file:
+        file.pages[0].tags["ImageLength"].overwrite(20)
+    assert "images/b.tif cannot be read as an image (it holds more pixels than it says)" in refused(read_image, tif)
+
+
 def test_fault_03_tiff_with_a_piece_that_lies_nowhere(tif):
     save(tif, picture(0, 64, 64), rowsperstrip=16, compression="zlib")
     with tifffile.TiffFile(tif, mode="r+") as file:
