@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 import zlib
 from pathlib import Path
@@ -163,6 +164,18 @@ def test_fault_03_tiff_with_more_pixels_than_it_says(tif):
     with tifffile.TiffFile(tif, mode="r+") as file:
         file.pages[0].tags["ImageLength"].overwrite(20)
     assert "images/b.tif cannot be read as an image (it holds more pixels than it says)" in refused(read_image, tif)
+
+
+def test_fault_03_tiff_that_is_found_damaged_while_its_pixels_are_read(tif, monkeypatch):
+    save(tif, picture())
+    read = tifffile.TiffPage.asarray
+
+    def complain(page):
+        logging.getLogger("tifffile").warning("a piece is damaged, returning zeros")
+        return read(page)
+
+    monkeypatch.setattr(tifffile.TiffPage, "asarray", complain)
+    assert "images/b.tif is a damaged TIFF (a piece is damaged" in refused(read_image, tif)
 
 
 def test_fault_03_tiff_with_a_piece_that_lies_nowhere(tif):
