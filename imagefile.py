@@ -29,6 +29,7 @@ PIXEL_TAGS = {256, 257, 258, 259, 262, 266, 273, 274, 277, 278, 279, 284, 317, 3
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP", "TIFF")
 LOSSY, LOSSY_TIFF, DEFLATE = ("JPEG", "MPO", "WEBP"), (6, 7, 34892), (8, 32946)
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+NUMBER_TAGS = PIXEL_TAGS - {258, 273, 279, 320, 324, 325, 338, 339}  # of these a TIFF has one number each
 LabelMap = Mapping[Any, int]  # value, or colour (red, green, blue) → class
 
 
@@ -220,6 +221,7 @@ def _decode_tiff(path: Path) -> tuple[np.ndarray, bool, bool]:
             raise InputError(f"{short_name(path)} holds {len(file.pages)} pages; expected one image a file")
         if "Orientation" in page.tags and page.tags["Orientation"].value != 1:
             raise InputError(f"{short_name(path)} is stored turned (TIFF orientation); save it upright")
+        complaints.found += [f"{tag.name} is no number" for tag in page.tags if _is_no_number(tag)]
         complaints.check(path)
         _check_pieces(path, page)
         if page.compression in DEFLATE:
@@ -232,6 +234,10 @@ def _decode_tiff(path: Path) -> tuple[np.ndarray, bool, bool]:
         raise InputError(f"{short_name(path)} has shape {array.shape}; expected (H, W) or (H, W, C)")
     array = np.moveaxis(array, 0, -1) if array.ndim == 3 and page.planarconfig == 2 else array
     return array, has_alpha, is_lossy
+
+
+def _is_no_number(tag: Any) -> bool:
+    return tag.code in NUMBER_TAGS and not isinstance(tag.value, int)
 
 
 def _check_pieces(path: Path, page: Any) -> None:

@@ -178,6 +178,18 @@ def test_fault_03_tiff_that_is_found_damaged_while_its_pixels_are_read(tif, monk
     assert "images/b.tif is a damaged TIFF (a piece is damaged" in refused(read_image, tif)
 
 
+@pytest.mark.parametrize("tag", ["PlanarConfiguration", "PhotometricInterpretation"])
+def test_fault_03_tiff_with_a_text_or_two_numbers_where_one_belongs(tif, tag):
+    """tifffile guesses then, and takes the columns of a colour image for its channels."""
+    save(tif, colour_picture(), photometric="rgb", planarconfig="contig")
+    with tifffile.TiffFile(tif) as file:
+        place = file.pages[0].tags[tag].offset
+    raw = bytearray(tif.read_bytes())
+    raw[place + 2 : place + 4] = (2).to_bytes(2, "little")  # a text
+    tif.write_bytes(raw)
+    assert f"images/b.tif is a damaged TIFF ({tag} is no number)" in refused(read_image, tif)
+
+
 def test_fault_03_tiff_with_a_piece_that_lies_nowhere(tif):
     save(tif, picture(0, 64, 64), rowsperstrip=16, compression="zlib")
     with tifffile.TiffFile(tif, mode="r+") as file:
