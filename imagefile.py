@@ -215,13 +215,13 @@ def _strict(path: Path) -> Iterator[_Complaints]:
 def _decode_tiff(path: Path) -> tuple[np.ndarray, bool, bool]:
     with _strict(path) as complaints, tifffile.TiffFile(path) as file:
         page: Any = file.pages.first
+        _check_numbers(path, page)
         _check_size(path, page.imagewidth, page.imagelength)
         _check_size(path, page.imagelength, page.size // max(4 * page.imagelength, 1))  # channels, too
         if len(file.pages) != 1:
             raise InputError(f"{short_name(path)} holds {len(file.pages)} pages; expected one image a file")
         if "Orientation" in page.tags and page.tags["Orientation"].value != 1:
             raise InputError(f"{short_name(path)} is stored turned (TIFF orientation); save it upright")
-        complaints.found += [f"{tag.name} is no number" for tag in page.tags if _is_no_number(tag)]
         complaints.check(path)
         _check_pieces(path, page)
         if page.compression in DEFLATE:
@@ -236,8 +236,11 @@ def _decode_tiff(path: Path) -> tuple[np.ndarray, bool, bool]:
     return array, has_alpha, is_lossy
 
 
-def _is_no_number(tag: Any) -> bool:
-    return tag.code in NUMBER_TAGS and not isinstance(tag.value, int)
+def _check_numbers(path: Path, page: Any) -> None:
+    """Raise `InputError` if a tag is a text or a list where one number belongs: tifffile guesses then."""
+    for tag in page.tags:
+        if tag.code in NUMBER_TAGS and not isinstance(tag.value, int):
+            raise InputError(f"{short_name(path)} is a damaged TIFF ({tag.name} is no number); save it again")
 
 
 def _check_pieces(path: Path, page: Any) -> None:
@@ -245,9 +248,9 @@ def _check_pieces(path: Path, page: Any) -> None:
     pieces, size = list(zip(page.dataoffsets, page.databytecounts)), path.stat().st_size
     is_short = page.compression == 1 and page.bitspersample >= 8 and sum(page.databytecounts) < page.nbytes
     is_lost = any(start <= 0 or count <= 0 or start + count > size for start, count in pieces)
-    expected = int(np.prod(page.chunked))
-    if is_short or is_lost or len(pieces) != expected:
-        reason = "it holds more pixels than it says" if len(pieces) > expected else "some of its pixels are missing"
+    expected, listed = int(np.prod(page.chunked)), max(len(page.dataoffsets), len(page.databytecounts))
+    if is_short or is_lost or len(pieces) < expected or listed > expected:
+        reason = "it holds more pixels than it says" if listed > expected else "some of its pixels are missing"
         raise InputError(f"{short_name(path)} cannot be read as an image ({reason}); copy or download it again")
 
 
