@@ -60,10 +60,8 @@ def cells(notebook: Path = NOTEBOOK) -> dict[str, Cell]:
     """{source: what it gives and needs} for all code cells of the notebook as it is saved; {} if it cannot be read."""
     try:
         return _cells(notebook, notebook.stat().st_mtime_ns, notebook.stat().st_size)
-    except (OSError, ValueError, RecursionError):  # it has another name, or is being saved right now
-        return {}
-    except (KeyError, TypeError, AttributeError):  # JSON, but no notebook
-        return {}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}  # it has another name, is being saved right now, or is no notebook
 
 
 @functools.lru_cache(maxsize=2)
@@ -190,10 +188,10 @@ def sentence(names: dict[str, list[str]]) -> str:
     “images”, “labels” are made in the section “B2a”, “pixels” in “B2b”: run these sections first, or all ...
     """
     lists = [", ".join(f"“{name}”" for name in group[:3]) + " …" * (len(group) > 3) for group in names.values()]
-    (first, *others), (section, *sections_) = lists[:3], names
+    (first, *others), (section, *further) = lists[:3], names
     verb = "is" if first.count("“") == 1 else "are"
     places = [f"{first} {verb} made in the section “{section}”"]
-    places += [f"{group} in “{place}”" for group, place in zip(others, sections_)]
+    places += [f"{group} in “{place}”" for group, place in zip(others, further)]
     more = " …" * (len(lists) > 3)
     which = "that section" if len(lists) == 1 else "these sections"
     return f"{', '.join(places)}{more}: run {which} first, or all cells from the top."

@@ -105,7 +105,7 @@ class Resize:
         pixels = np.atleast_3d(sample.image)
         pixels = pixels.astype(np.float64 if pixels.dtype == np.float64 else np.float32)
         channels = torch.from_numpy(pixels).permute(2, 0, 1)[None]
-        # its own filter grows with the factor: without that, stripes thinner than a new pixel come and go
+        # antialias: all old pixels below a new one count; without it, thin stripes would come and go
         smooth = interpolate(channels, (self.height, self.width), mode="bilinear", antialias=True)
         image = smooth[0].permute(1, 2, 0).numpy().reshape(self.height, self.width, *sample.image.shape[2:])
         if sample.image.dtype.kind == "u":

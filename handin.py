@@ -51,8 +51,8 @@ class HandinError(Exception):
     """The hand-in was refused; `problems` holds every reason, one line each."""
 
     def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n  - ".join(["No zip was written:", *problems]))
         self.problems = problems
-        super().__init__("\n  - ".join(["No zip was written:", *self.problems]))
 
 
 class Report(NamedTuple):

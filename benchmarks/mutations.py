@@ -128,6 +128,18 @@ def png_file(chunks: list[tuple[bytes, bytes]]) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
 
 
+def rearranged(pieces: list[Any], place: int, chance: Random) -> bool:
+    """Move, delete or double one of the pieces; in one case of four nothing is done, and False is returned."""
+    action = chance.randrange(4)
+    if action == 0:
+        pieces.insert(chance.randrange(len(pieces)), pieces.pop(place))
+    elif action == 1:
+        del pieces[place]
+    elif action == 2:
+        pieces.insert(chance.randrange(len(pieces)), pieces[place])
+    return action < 3
+
+
 def png_header(content: bytes, chance: Random, other: bytes) -> bytes:
     """Width, height, bits, colour type, compression, filter, interlace: set one or two, and correct the checksum."""
     (kind, data), *rest = png_chunks(content)
@@ -139,19 +151,12 @@ def png_header(content: bytes, chance: Random, other: bytes) -> bytes:
 
 
 def png_shuffle(content: bytes, chance: Random, other: bytes) -> bytes:
+    """A chunk is moved, left out, doubled, or one of a random kind comes in."""
     chunks = png_chunks(content)
     place = chance.randrange(len(chunks))
-    action = chance.randrange(4)
-    if action == 0:
-        chunks.insert(chance.randrange(len(chunks)), chunks.pop(place))
-    elif action == 1:
-        del chunks[place]
-    elif action == 2:
-        chunks.insert(chance.randrange(len(chunks)), chunks[place])
-    else:
-        chunks.insert(
-            place, (bytes(chance.choices(b"ABCDtEXzPLITRNSab", k=4)), chance.randbytes(chance.choice((0, 9))))
-        )
+    if not rearranged(chunks, place, chance):
+        kind = bytes(chance.choices(b"ABCDtEXzPLITRNSab", k=4))
+        chunks.insert(place, (kind, chance.randbytes(chance.choice((0, 9)))))
     return png_file(chunks)
 
 
@@ -209,16 +214,10 @@ def jpeg_header(content: bytes, chance: Random, other: bytes) -> bytes:
 
 
 def jpeg_shuffle(content: bytes, chance: Random, other: bytes) -> bytes:
+    """A segment is moved, left out, doubled, or its bytes are spoilt."""
     pieces = jpeg_segments(content)
     place = chance.randrange(len(pieces))
-    action = chance.randrange(4)
-    if action == 0:
-        pieces.insert(chance.randrange(len(pieces)), pieces.pop(place))
-    elif action == 1:
-        del pieces[place]
-    elif action == 2:
-        pieces.insert(chance.randrange(len(pieces)), pieces[place])
-    else:
+    if not rearranged(pieces, place, chance):
         pieces[place] = chance.choice(BYTES[:10])(pieces[place], chance, pieces[place])
     return b"".join(pieces)
 
