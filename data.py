@@ -20,13 +20,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from checks import IGNORE_INDEX, InputError, dead_worker
-from download import locate
-from hdf5 import build_hdf5, build_settings, normalise_hdf5, open_hdf5, read_array
-from imagefile import LabelMap
-from readers import READERS, read_dataset
-from samples import FRACTIONS, PARTS, Sample, is_junk, read_folder
-from synthetic import write_yeast
-from synthetic_scenes import write_pets, write_roads, write_streets
+from imagesets.download import locate
+from imagesets.hdf5 import build_hdf5, build_settings, normalise_hdf5, open_hdf5, read_array
+from imagesets.imagefile import LabelMap
+from imagesets.readers import READERS, read_dataset
+from imagesets.samples import FRACTIONS, PARTS, Sample, is_junk, read_folder
+from imagesets.synthetic import write_yeast
+from imagesets.synthetic_scenes import write_pets, write_roads, write_streets
 
 SYNTHETIC = "synthetic_yeast"
 BUILT_IN: dict[str, Callable[[Path], Path]] = {

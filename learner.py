@@ -22,17 +22,17 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
-import checkpoint
-import distributed
-import inspection
-import modes
+from training import checkpoint
+from training import distributed
+from networks import inspection
+from training import modes
 import plots
 from checks import InputError, check_images, check_weights, dead_worker, two_or_more
-from progress import LiveLine
-from resident import on_device
-from run_settings import data_settings, image_names, model_hash, name_of
-from tally import Tally, Watch
-from tiles import margin_of, predict_tiled
+from training.progress import LiveLine
+from training.resident import on_device
+from training.run_settings import data_settings, image_names, model_hash, name_of
+from training.tally import Tally, Watch
+from training.tiles import margin_of, predict_tiled
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 Batch = Sequence[Tensor]  # images (B, C, H, W), target (B, H, W), and further maps that the loss takes

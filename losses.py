@@ -25,9 +25,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from boundary import boundary_weights, find_cells, separation_weights, signed_distance
+from geometry.boundary import boundary_weights, find_cells, separation_weights, signed_distance
 from checks import IGNORE_INDEX, InputError, check_pair, two_or_more
-from topology import EXCESS, KINDS, CriticalRegions, critical_regions
+from geometry.topology import EXCESS, KINDS, CriticalRegions, critical_regions
 
 
 def cross_entropy(

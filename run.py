@@ -42,8 +42,8 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import handin
-import notebookfile
+from commands import handin
+from commands import notebookfile
 
 ROOT = Path(__file__).resolve().parent
 NOTEBOOK = ROOT / "semantic_segmentation.ipynb"

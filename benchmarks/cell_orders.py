@@ -222,7 +222,7 @@ def load_libraries(notebook: Notebook) -> None:
     text = "\n".join(notebook.sources.values())
     for name in sorted(set(re.findall(r"^(?:import|from) +([\w.]+)", text, re.MULTILINE))):
         importlib.import_module(name)
-    import modes
+    from training import modes
 
     modes.fastest = lambda *_, **__: modes.Mode()
 

@@ -25,11 +25,11 @@ from torch.utils.data import DataLoader, Dataset
 from training_speed import WIDTHS, Candidate
 
 from data import SegmentationDataset, make_loader
-from hdf5 import build_hdf5, normalise_hdf5
+from imagesets.hdf5 import build_hdf5, normalise_hdf5
 from losses import cross_entropy
-from modes import fastest
-from samples import Sample
-from synthetic import yeast_scene
+from training.modes import fastest
+from imagesets.samples import Sample
+from imagesets.synthetic import yeast_scene
 from unet import UNet
 
 

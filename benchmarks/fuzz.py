@@ -62,16 +62,16 @@ import mutations
 import referees
 
 import cell_order
-import download
-import handin
-import hdf5file
-from archives import unpack
+from imagesets import download
+from commands import handin
+from imagesets import hdf5file
+from imagesets.archives import unpack
 from checks import InputError
 from data import SegmentationDataset
-from hdf5 import build_hdf5, normalise_hdf5, open_hdf5, read_array
-from imagefile import read_image, read_label
-from samples import Sample, read_folder
-from sources import SOURCES, RemoteFile, Source
+from imagesets.hdf5 import build_hdf5, normalise_hdf5, open_hdf5, read_array
+from imagesets.imagefile import read_image, read_label
+from imagesets.samples import Sample, read_folder
+from imagesets.sources import SOURCES, RemoteFile, Source
 
 WORDS = ("fine", "refused", "foreign", "wrong", "hang", "memory", "leftover")
 SECONDS = 30.0

@@ -29,7 +29,7 @@ from training_speed import Candidate
 
 import plots
 from losses import TopologyLoss, cross_entropy
-from modes import Mode, fastest
+from training.modes import Mode, fastest
 from unet import UNet
 
 ROOT = Path(__file__).parents[1]

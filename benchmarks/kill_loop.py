@@ -33,9 +33,9 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1]))  # our modules lie one folder up
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from disk_helpers import AtCall, kill_myself, send_through
+from tests.disk_helpers import AtCall, kill_myself, send_through
 
-import checkpoint
+from training import checkpoint
 from learner import Learner
 from losses import cross_entropy
 from unet import UNet

@@ -21,7 +21,7 @@ import torch
 from batches import BATCHES, common_arguments, describe, interleaved, machine, milliseconds, print_table
 from torch import Tensor
 
-from boundary import boundary_weights, signed_distance
+from geometry.boundary import boundary_weights, signed_distance
 from losses import (
     BoundaryWeightedLoss,
     TopologyLoss,

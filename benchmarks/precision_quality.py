@@ -14,10 +14,10 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import data
-import train
+from commands import train
 from learner import Learner, set_seed
 from losses import cross_entropy
-from side_by_side import fit_all
+from training.side_by_side import fit_all
 from unet import UNet
 
 FORMATS = ("float32", "bfloat16")

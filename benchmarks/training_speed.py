@@ -23,9 +23,9 @@ import torch
 from batches import add_device, common_arguments, interleaved, machine, milliseconds, print_table, realistic_batch
 from torch import Tensor, nn
 
-from inspection import count_parameters, layer_table
+from networks.inspection import count_parameters, layer_table
 from losses import cross_entropy
-from modes import Mode, fastest
+from training.modes import Mode, fastest
 from unet import UNet
 
 WIDTHS = (16, 32, 64, 128, 256)

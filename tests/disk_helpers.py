@@ -9,7 +9,7 @@ import signal
 from collections.abc import Callable
 from typing import Any
 
-import atomic
+from training import atomic
 
 Step = Callable[..., Any]  # step(call, *arguments) does the call, or fails, or ends the process
 

@@ -7,7 +7,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-import distributed
+from training import distributed
 from learner import Learner
 from losses import cross_entropy
 from unet import UNet

@@ -14,15 +14,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from data_helpers import build, build_normalised, make_folder, make_samples, mask, picture, refused, save
+from tests.data_helpers import build, build_normalised, make_folder, make_samples, mask, picture, refused, save
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import data
-import synthetic
+from imagesets import synthetic
 from checks import InputError
 from data import BUILT_IN, NAMES, EpochBatches, SegmentationDataset, extra_maps, make_loader, prepare, source_folder
-from hdf5 import normalise_hdf5, open_hdf5
+from imagesets.hdf5 import normalise_hdf5, open_hdf5
 from transforms import BasicTransform2D, Compose, DownscaleImage, RandomReflect, RandomRotate90, ToTorchTensor
 
 

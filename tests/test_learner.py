@@ -9,7 +9,7 @@ from torch import nn
 from checks import InputError
 from learner import Learner, pick_device
 from losses import TopologyLoss, cross_entropy
-from modes import Mode
+from training.modes import Mode
 from unet import UNet
 
 

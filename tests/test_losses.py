@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from boundary import boundary_weights, separation_weights, signed_distance
+from geometry.boundary import boundary_weights, separation_weights, signed_distance
 from checks import InputError
 from losses import (
     BoundaryWeightedLoss,
@@ -23,7 +23,7 @@ from losses import (
     soft_cldice_loss,
     tversky_loss,
 )
-from topology import KINDS, critical_regions
+from geometry.topology import KINDS, critical_regions
 from transforms import apply_symmetry
 
 PIXEL_LOSSES = [cross_entropy, focal_loss, dice_loss, tversky_loss]  # these do not ask which pixels are neighbours

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-import handin
+from commands import handin
 
 ROOT = Path(__file__).parent.parent
 PATH = ROOT / "semantic_segmentation.ipynb"

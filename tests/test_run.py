@@ -21,7 +21,7 @@ from typing import Any
 import nbformat
 import pytest
 
-import handin
+from commands import handin
 import run
 
 ROOT = Path(run.__file__).parent

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from checks import InputError
-from inspection import count_parameters
+from networks.inspection import count_parameters
 from unet import UNet, Up, unpool2x2
 
 SETTINGS = list(itertools.product(("transposed", "bilinear", "unpool"), ("none", "concat", "sum")))

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from search_space import Factor, LogRange
+from experiments.search_space import Factor, LogRange
 
 ROOT = Path(__file__).parent.parent
 PLAN = [
@@ -60,8 +60,8 @@ class Fake:
 WORKER = """
 import sys
 sys.path[:0] = [{root!r}, {tests!r}]
-import tuning
-from tuning_helpers import DEFAULT, PLAN, Fake
+from experiments import tuning
+from tests.tuning_helpers import DEFAULT, PLAN, Fake
 
 def build(settings, seed, folder):
     print("trial", flush=True)

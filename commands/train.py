@@ -1,0 +1,108 @@
+"""Train a U-Net on a data set or a folder of your own from the command line, in one process or in many.
+
+    python3 run.py train synthetic_yeast --output runs/yeast
+    python3 run.py predict runs/yeast/model.pt2 my_images
+
+    torchrun --nproc-per-node 4 train.py dsb2018                     # four GPUs of this machine (or four CPU processes)
+    torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d --rdzv-endpoint HOST:29500 train.py NAME
+
+The recipe is that of the notebook: random crops, the eight symmetries, changes of brightness, AdamW with a rising and
+falling learning rate, the epoch of the best validation.  A run that is cut off goes on when the command is repeated.
+At the end the test part is scored once and the model is written as model.pt2, for `predict`.  Several machines need
+the same data in the same place.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+import data
+from training import distributed
+from training import export
+from augmentation import random_intensity
+from checks import InputError
+from learner import Learner, set_seed
+from losses import cross_entropy
+from transforms import random_symmetries
+from unet import UNet
+
+
+def augment(*tensors: Tensor, generator: torch.Generator) -> Sequence[Tensor]:
+    """One of the eight symmetries for each image and its maps; gain and offset of the image vary."""
+    images, *maps = random_symmetries(*tensors, generator=generator)
+    return random_intensity(images, gain=0.3, offset=0.3, generator=generator), *maps
+
+
+def make_learner(options: argparse.Namespace, path: Path) -> Learner:
+    """The learner that the options describe, for a normalised .hdf5."""
+    part = data.SegmentationDataset(path, "train", crop=options.crop, seed=options.seed)
+    loader = data.make_loader(part, options.batch, shuffle=True, seed=options.seed, repeats=options.repeats)
+    val = data.make_loader(data.SegmentationDataset(path, "val"), batch_size=options.batch)
+    set_seed(options.seed)
+    model = UNet(part.channels, part.num_classes, options.widths)
+    folder = options.output / "checkpoints"
+    return Learner(model, cross_entropy, loader, val, lr=options.lr, augment=augment, folder=folder, seed=options.seed)
+
+
+def prepared(options: argparse.Namespace) -> Path:
+    """The data set, built by one process while the others wait."""
+    answer: tuple[str, str] = ("", "")
+    if distributed.rank() == 0:
+        try:
+            answer = str(data.prepare(options.source, options.data, num_classes=options.classes)), ""
+        except InputError as error:
+            answer = "", str(error)
+    path, problem = distributed.from_rank_0(answer)  # a problem too: else the others would wait for ever
+    if problem:
+        raise InputError(problem)
+    return Path(path)
+
+
+def main(arguments: list[str]) -> int:
+    """What `run.py train` does; 1 if something is wrong with the data."""
+    options = _parse(arguments)
+    distributed.start()
+    try:
+        learner = make_learner(options, prepared(options))
+        learner.fit(options.epochs)
+        dataset = learner.train_loader.dataset
+        tests = data.SegmentationDataset(dataset.path, "test") if dataset.parts["test"] else None
+        scores = learner.evaluate(data.make_loader(tests, options.batch)) if tests else {}
+        if distributed.rank() == 0:
+            print("".join(f"test {name} {scores[name]:.4f}\n" for name in ("mean_iou", "accuracy") if scores), end="")
+            export.save(learner.model, options.output / "model.pt2", mean=dataset.mean, std=dataset.std)
+    except InputError as error:
+        sys.stderr.write(f"{error}\n")
+        return 1
+    finally:
+        distributed.stop()
+    return 0
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="run.py train", description=__doc__, formatter_class=layout)
+    parser.add_argument("source", help=f"a folder with images and labels, or one of {', '.join(data.NAMES)}")
+    parser.add_argument("--output", type=Path, help="gets checkpoints and model.pt2; default: runs/NAME")
+    parser.add_argument("--data", type=Path, default=Path("data"), help="where the .hdf5 files are kept; default: data")
+    parser.add_argument("--classes", type=int, help="number of classes of a folder of your own, default 2")
+    parser.add_argument("--epochs", type=int, default=30)
+    parser.add_argument("--repeats", type=int, default=4, help="crops of each image in an epoch, default 4")
+    parser.add_argument("--crop", type=int, default=256, help="side of the crops in pixels, default 256")
+    parser.add_argument("--batch", type=int, default=16, help="images in a batch of all processes, default 16")
+    parser.add_argument("--widths", type=int, nargs="+", default=[16, 32, 64, 128, 256])
+    parser.add_argument("--lr", type=float, default=5e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args(arguments)
+    options.output = options.output or Path("runs") / Path(options.source).resolve().name
+    return options
+
+
+if __name__ == "__main__":  # torchrun starts a file
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,420 @@
+"""Which loss keeps objects whole and apart?  The study of section A1.3e, resumable, a part at a time.
+
+    python3 run.py study                                          # all that is not done yet
+    python3 run.py study --sets nuclei --losses ce topology --seeds 0 1
+
+A run is one network: a data set, a loss, a seed.  With one seed all losses share the first weights, images, crops,
+augmentation, number of steps and learning rate, and the network after the last step is judged.  For every network alike
+`scoring.choose_threshold` takes a threshold from the validation images.  The test images are judged at this threshold
+and at 0.5, once as they are and once with the predictions for their four reflections averaged.
+
+A finished run is kept in `runs/study`, and its rows go into `figures/study.csv` (each set, loss, seed, number of views
+and rule), `figures/study_images.csv` (each test image) and `figures/study_thresholds.csv` (each threshold, validation
+images); rows of other runs stay.  Tables and plots are drawn from these files; `figures/study_SET.png` shows examples.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import functools
+import io
+import json
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from matplotlib.colors import ListedColormap
+from torch import Tensor
+
+import augmentation
+import data
+import plots
+import transforms
+from networks.baselines import Shrunk
+from imagesets.changes import WeightMap, separate_cells
+from checks import InputError
+from experiments.comparison import read_table
+from learner import Learner, set_seed
+from losses import (
+    TopologyLoss,
+    WeightedSum,
+    cross_entropy,
+    dice_loss,
+    soft_cldice_loss,
+)
+from imagesets.samples import Sample
+from geometry.scoring import Row, choose_threshold, dice, judge, topology_row
+from imagesets.synthetic import write_yeast
+from geometry.topology import KINDS, critical_regions
+from unet import UNet
+
+RUNS, FIGURES, DATA = Path("runs/study"), Path("figures"), Path("data")
+RULES = ("fixed", "validation")  # the threshold 0.5, or the one chosen
+VIEWS = (1, 4)  # the image as it is, or the mean of the predictions for its four reflections
+CURVE = ("threshold", "dice", "all_errors", "merges", "splits", "beta0_error", "beta1_error")
+
+
+# --- data sets ---
+
+
+@dataclass(frozen=True)
+class Parts:
+    """Change of a sample: the first images of a numbered set train, the next ones validate, the others test."""
+
+    train: int
+    val: int
+
+    def __call__(self, sample: Sample) -> Sample:
+        number = int(sample.name.rpartition("_")[2])
+        part = "train" if number < self.train else "val" if number < self.train + self.val else "test"
+        return replace(sample, part=part)
+
+
+@dataclass(frozen=True)
+class Only:
+    """Change of a sample: training images that are not named are left out."""
+
+    names: tuple[str, ...]
+
+    def __call__(self, sample: Sample) -> Sample | None:
+        return sample if sample.part != "train" or sample.name in self.names else None
+
+
+# The weights of each loss with the distance to borders in it, made once for each mask and kept in the data set
+MAPS = {"border": WeightMap(5, 2), "forgive": WeightMap(-1, 1), "gaps": WeightMap(10, 5, separation=True)}
+
+_OF_CELLS = ("ce", "weighted_ce", "border", "forgive", "gaps", "ce_dice", "cldice", "topology", "both")
+_OF_WALLS = ("ce", "weighted_ce", "border", "ce_dice", "cldice", "topology", "both")
+
+
+@dataclass(frozen=True)
+class StudySet:
+    """A data set and how every network is trained on it; `shrink` is how many pixels become one, along each axis."""
+
+    source: str
+    object_class: int  # whose components are told apart in instance metrics: cells, or the bricks between mortar
+    seeds: int
+    repeats: int  # crops of each image in an epoch
+    epochs: int
+    changes: tuple[Callable[[Sample], Sample | None], ...] = ()
+    widths: tuple[int, ...] = (8, 16, 32, 64)
+    channels: int = 1
+    shrink: int = 1
+    crop: int = 128
+    batch: int = 16
+    lr: float = 5e-3
+    thickness: int = 12  # steps of the soft skeleton; what is more than twice as thick loses its centre line
+    strength: float = 0.1  # λ of the topology loss, chosen on the validation images
+    both: str = "gaps"  # the weights (of `MAPS`) that "both" joins with the topology loss
+    losses: tuple[str, ...] = _OF_CELLS
+
+
+# The small training set of the authors (splits_small.yaml)
+TEN_WALLS = ("001", "009", "011", "024", "036", "041", "043", "045", "048", "049")
+
+_WALLS = StudySet(
+    source="topomortar",
+    object_class=0,
+    seeds=3,
+    widths=(8, 16, 32, 64, 128),
+    channels=3,
+    shrink=2,
+    crop=256,
+    batch=8,
+    repeats=24,
+    epochs=8,
+    thickness=10,
+    strength=0.3,
+    both="border",
+    losses=_OF_WALLS,
+)
+SETS = {
+    "yeast": StudySet(
+        source="study_yeast",
+        changes=(Parts(train=24, val=8), separate_cells),
+        object_class=1,
+        seeds=5,
+        repeats=18,
+        epochs=20,
+    ),
+    "nuclei": StudySet(
+        source="dsb2018",
+        changes=(separate_cells,),
+        object_class=1,
+        seeds=3,
+        repeats=2,
+        epochs=16,
+    ),
+    "walls": _WALLS,
+    "walls10": replace(_WALLS, changes=(Only(TEN_WALLS),), repeats=80, epochs=6),
+}
+
+
+def build(study_set: StudySet, weights: WeightMap | None = None) -> Path:
+    """The normalised .hdf5 of a study set, with these weights in it."""
+    source: str | Path = study_set.source
+    if source == "study_yeast":  # more test images than the 18 of the course
+        source = write_yeast(DATA / source, num_images=72, seed=1)
+    return data.prepare(source, DATA, changes=(*study_set.changes, *([weights] if weights else [])))
+
+
+def augment(*tensors: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+    """The eight symmetries, brightness and contrast, and the hue of colour images."""
+    images, *others = transforms.random_symmetries(*tensors, generator=generator)
+    if images.shape[1] == 3:
+        images = augmentation.random_hue(images, generator=generator)
+    return augmentation.random_intensity(images, gain=0.3, offset=0.3, generator=generator), *others
+
+
+# --- losses ---
+
+
+LOSSES = {
+    "ce": "cross-entropy",
+    "weighted_ce": "cross-entropy, both classes of equal weight",
+    "border": "cross-entropy, weights by the distance to the border (b), stressed: w0 = 5, σ = 2",
+    "forgive": "the same, forgiven: w0 = −1, σ = 1",
+    "gaps": "cross-entropy, the U-Net paper's weights in the gaps between cells (b): w0 = 10, σ = 5",
+    "ce_dice": "cross-entropy + Dice",
+    "cldice": "cross-entropy + Dice + soft-clDice",
+    "topology": "cross-entropy + Dice + topology (c)",
+    "both": "the same, its cross-entropy with the weights of gaps, for walls of border (b and c)",
+}
+
+
+def make_loss(name: str, study_set: StudySet, path: Path, steps: int) -> Callable[..., Tensor]:
+    """The loss of a name of `LOSSES`; "topology:3" and "both:3" have λ = 3, which rises from 0 over all steps.
+
+    Weights by the distance to borders come with the data, see `weights_of`.
+    """
+    kind, _, strength = check_name(name).partition(":")
+    if kind in ("topology", "both"):
+        topology = TopologyLoss(float(strength or study_set.strength), margin=1.0, warm_up=steps)
+        return WeightedSum((1.0, topology), (1.0, dice_loss))
+    if kind == "weighted_ce":
+        return functools.partial(cross_entropy, class_weight=class_weights(path))
+    if kind == "ce_dice":
+        return WeightedSum((1.0, cross_entropy), (1.0, dice_loss))
+    if kind == "cldice":
+        cldice = functools.partial(soft_cldice_loss, iterations=study_set.thickness)
+        return WeightedSum((1.0, cross_entropy), (1.0, dice_loss), (1.0, cldice))
+    return cross_entropy  # weighted, where the data hold weights
+
+
+def weights_of(name: str, study_set: StudySet) -> WeightMap | None:
+    """The weights by the distance to borders that belong to a loss."""
+    kind = check_name(name).partition(":")[0]
+    return MAPS.get(study_set.both if kind == "both" else kind)
+
+
+def check_name(name: str) -> str:
+    """The name of a loss as it is, or an `InputError` with all names."""
+    kind, colon, strength = name.partition(":")
+    is_number = strength.replace(".", "", 1).isdigit()
+    if kind not in LOSSES or (colon and not (kind in ("topology", "both") and is_number)):
+        raise InputError(
+            f"{name!r} is no loss of the study; there are {', '.join(LOSSES)},\n"
+            "and topology:λ and both:λ with a number λ, for example topology:0.3."
+        )
+    return name
+
+
+def class_weights(path: Path) -> Tensor:
+    """Weights that give both classes the same share of the loss: 1 / (2·share of the class in the training part)."""
+    dataset = data.SegmentationDataset(path, "train")
+    labels = torch.cat([dataset[index][1].flatten() for index in range(len(dataset))])
+    return labels.numel() / (2 * torch.bincount(labels, minlength=2)[:2])
+
+
+# --- one run ---
+
+
+def make_learner(set_name: str, loss_name: str, seed: int) -> tuple[Learner, Path]:
+    """The learner of one run, not trained yet, and the file of its data."""
+    study_set = SETS[set_name]
+    weights = weights_of(loss_name, study_set)
+    path = build(study_set, weights)
+    maps = ("weights",) if weights else ()
+    dataset = data.SegmentationDataset(path, "train", crop=study_set.crop, maps=maps, seed=seed)
+    loader = data.make_loader(dataset, study_set.batch, shuffle=True, seed=seed, repeats=study_set.repeats)
+    loss = make_loss(loss_name, study_set, path, study_set.epochs * len(loader))
+    set_seed(seed)
+    model = Shrunk(UNet(study_set.channels, 2, study_set.widths), study_set.shrink)
+    folder = file_of(set_name, loss_name, seed).with_suffix("")
+    settings: dict[str, Any] = {"lr": study_set.lr, "augment": augment, "folder": folder, "seed": seed}
+    return Learner(model, loss, loader, precision="bfloat16", **settings), path  # one format for all losses
+
+
+def file_of(set_name: str, loss_name: str, seed: int) -> Path:
+    """Where the results of a run are kept; its checkpoints lie in the folder of the same name."""
+    return RUNS / set_name / loss_name.replace(":", "_") / f"{seed}.json"
+
+
+def predict(learner: Learner, path: Path, part: str, views: int) -> list[np.ndarray]:
+    """Probability of class 1 of each image of a part; with four views the mean over its reflections."""
+    dataset = data.SegmentationDataset(path, part)
+    images = [dataset[index][0][None] for index in range(len(dataset))]
+    return [learner.predict(image, flips=views == 4)[0, 1].numpy() for image in images]
+
+
+def labels_of(path: Path, part: str) -> list[np.ndarray]:
+    """The labels of all images of a part."""
+    dataset = data.SegmentationDataset(path, part)
+    return [dataset[index][1].numpy() for index in range(len(dataset))]
+
+
+def run_one(set_name: str, loss_name: str, seed: int) -> None:
+    """Train, choose the threshold, judge, and keep the rows, unless they are there already."""
+    study_set, file = SETS[set_name], file_of(set_name, loss_name, seed)
+    learner, path = make_learner(set_name, loss_name, seed)
+    settings = {name: str(value) for name, value in (learner.settings() | {"epochs": study_set.epochs}).items()}
+    if file.exists() and json.loads(file.read_text())["settings"] == settings:
+        return
+    learner.fit(study_set.epochs)
+    truth, names = labels_of(path, "test"), data.SegmentationDataset(path, "test").names
+    steps = len(learner.history) * len(learner.train_loader)
+    cost: Row = {"steps": steps, "seconds": sum(row["seconds"] for row in learner.history)}
+    cost |= {"precision": learner.mode.precision}
+    done: dict[str, Any] = {"settings": settings, "rows": [], "images": [], "thresholds": []}
+    for views in VIEWS:
+        key = {"set": set_name, "loss": loss_name, "seed": seed, "views": views}
+        best, curve = choose_threshold(predict(learner, path, "val", views), labels_of(path, "val"))
+        done["thresholds"] += [key | {name: row[name] for name in CURVE} for row in curve]
+        probs = predict(learner, path, "test", views)
+        for rule, threshold in zip(RULES, (0.5, best)):
+            guesses = [p > threshold for p in probs]
+            row = key | {"rule": rule, "threshold": threshold} | judge(guesses, truth, study_set.object_class)
+            done["rows"].append(row | cost)
+        for name, guess, label in zip(names, guesses, truth):  # at the chosen threshold
+            scores: Row = {"dice": dice([guess], [label])} | topology_row([guess], [label])
+            done["images"].append(key | {"image": name} | {column: scores[column] for column in CURVE[1:]})
+    write_whole(file, json.dumps(done))
+
+
+# --- tables ---
+
+
+TABLES = {"rows": ("study.csv", 5), "images": ("study_images.csv", 5), "thresholds": ("study_thresholds.csv", 5)}
+
+
+def collect() -> None:
+    """Bring the rows of all finished runs into the tables; rows of runs that are not here stay.
+
+    A row with other columns than those of the last run, from another version of this file, is left out.
+    """
+    files: list[Path] = []
+    while files != (files := sorted(RUNS.glob("*/*/*.json"), key=lambda file: file.stat().st_mtime)):
+        runs = [json.loads(file.read_text()) for file in files]  # again if another process has finished meanwhile
+        for name, (file_name, width) in TABLES.items():
+            columns = list(runs[-1][name][0])
+            rows = [*read_table(FIGURES / file_name), *(row for run in runs for row in run[name])]
+            merged = {tuple(row.values())[:width]: row for row in rows if list(row) == columns}
+            write_table(FIGURES / file_name, [merged[key] for key in sorted(merged)])
+
+
+def write_table(path: Path, rows: Sequence[Row]) -> None:
+    """Write rows of equal columns, numbers with five digits that count."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({key: as_text(value) for key, value in row.items()} for row in rows)
+    write_whole(path, text.getvalue())
+
+
+def as_text(value: Any) -> str:
+    """A number with five digits that count, so that tables stay small."""
+    return f"{value:.5g}" if isinstance(value, float) else str(value)
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write beside the old file and rename: a cut leaves one of both whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+# --- examples ---
+
+
+def draw_examples(set_name: str, seed: int = 0, side: int = 160) -> None:
+    """Three test images: where merges and splits fell most, like the median, and least from "ce" to "both".
+
+    Of each image the square is shown that holds the most errors of both networks together.  Nothing is drawn before
+    both runs are done, or if the picture is newer than they are.
+    """
+    files = {loss: file_of(set_name, loss, seed) for loss in ("ce", "both")}
+    picture = FIGURES / f"study_{set_name}.png"
+    if not all(file.exists() for file in files.values()):
+        return
+    if picture.exists() and picture.stat().st_mtime > max(file.stat().st_mtime for file in files.values()):
+        return
+    runs = {loss: json.loads(file.read_text()) for loss, file in files.items()}
+    path = build(SETS[set_name])
+    images, labels = data.SegmentationDataset(path, "test"), labels_of(path, "test")
+    errors, guesses = {}, {}
+    for loss, run in runs.items():
+        single = [row for row in run["images"] if row["views"] == 1]
+        errors[loss] = np.array([[row["merges"] + row["splits"], row["all_errors"]] for row in single])
+        threshold = next(row["threshold"] for row in run["rows"] if row["views"] == 1 and row["rule"] == "validation")
+        learner = make_learner(set_name, loss, seed)[0]
+        learner.fit(SETS[set_name].epochs)  # a finished run is only read
+        probs = predict(learner, path, "test", views=1)
+        guesses[loss] = [p > threshold for p in probs]
+    order = np.lexsort((errors["both"] - errors["ce"]).T[::-1])  # by merges and splits, then by all errors
+    rows = {"fell most": order[0], "median": order[len(order) // 2], "fell least": order[-1]}
+    plots.use_style()
+    axes = plots.grid(3, 3, size=2.6)
+    for row, (title, index) in zip(axes, rows.items()):
+        _draw_example(
+            row, title, images[index][0].numpy(), labels[index], {k: g[index] for k, g in guesses.items()}, side
+        )
+    plots.region_legend(axes[0, 0])
+    plots.save(picture)
+
+
+def _draw_example(
+    axes: Sequence[Any], title: str, image: np.ndarray, label: np.ndarray, guesses: dict[str, np.ndarray], side: int
+) -> None:
+    """One row: image and label, then the critical regions of the two networks."""
+    regions = {loss: critical_regions(guess[None], label[None]) for loss, guess in guesses.items()}
+    crop = _fullest_square(sum(r.weights()[0] for r in regions.values()), side)
+    plots.show_image(axes[0], image[(..., *crop)], f"merges and splits {title}")
+    plots.draw_contours(axes[0], label[crop], plots.SKY, width=0.7)
+    for ax, (loss, found) in zip(axes[1:], regions.items()):
+        kinds = {kind: found.mask([kind])[0][crop] for kind in KINDS}
+        text = f"{loss}: {found.severity.sum()} errors in the image"
+        plots.show_regions(
+            ax, guesses[loss][crop], kinds, text, cmap=ListedColormap(["white", "#CCCCCC"]), vmin=0, vmax=1
+        )
+
+
+def _fullest_square(marks: np.ndarray, side: int) -> tuple[slice, slice]:
+    """The square with the highest sum of marks, on a grid of 16 pixels."""
+    H, W = marks.shape
+    corners = [(y, x) for y in range(0, max(H - side, 0) + 1, 16) for x in range(0, max(W - side, 0) + 1, 16)]
+    y, x = max(corners, key=lambda corner: marks[corner[0] : corner[0] + side, corner[1] : corner[1] + side].sum())
+    return slice(y, y + side), slice(x, x + side)
+
+
+def main(arguments: list[str]) -> None:
+    """Do the runs that the command line asks for and that are not done yet."""
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="run.py study", description=__doc__, formatter_class=layout)
+    parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
+    parser.add_argument("--losses", nargs="+", metavar="NAME", help=f"default: those of the set; {', '.join(LOSSES)}")
+    parser.add_argument("--seeds", nargs="+", type=int, help="default: as many as the set is worth")
+    options = parser.parse_args(arguments)
+    for name in options.losses or ():
+        check_name(name)
+    for set_name in options.sets:
+        for seed in options.seeds or range(SETS[set_name].seeds):
+            for loss_name in options.losses or SETS[set_name].losses:
+                run_one(set_name, loss_name, seed)
+                collect()
+        draw_examples(set_name)

@@ -1,0 +1,1 @@
+"""Label maps in, numbers out: borders, components, objects, defects."""

@@ -1,0 +1,1 @@
+"""From images and labels anywhere to one checked .hdf5."""

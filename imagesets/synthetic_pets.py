@@ -1,0 +1,250 @@
+"""Made-up cats and dogs with exact labels, for the part on pets and their outlines.
+
+An animal is a set of balls swept along lines: body, legs, tail, head, ears.  Noise frays its outline like fur.  The
+cushions, stones and bushes around it are made in the same way and of the same colours, so neither colour nor shading
+tells the animal from the rest.  Lengths of an animal are about half its body; y points down, and it looks right.
+
+Classes as in the Oxford pets (in another order): O. M. Parkhi, A. Vedaldi, A. Zisserman, C. V. Jawahar, CVPR 2012,
+doi 10.1109/CVPR.2012.6248092.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy import ndarray
+from numpy.random import Generator
+from scipy import ndimage
+
+from checks import InputError
+from imagesets.painting import cloth, lit, paint_balls, palette, photograph, pick_colour, soft_noise, swept_balls
+from imagesets.synthetic import Scene, check_whole_numbers
+
+SPECIES = ("dog", "cat")
+FUR = palette("CC8542 734D30 2A2827 E6DED1 807D7D DBC294 AD855C 4D4540")
+CLOTH = palette("8C332E 334D6B 9E8C6B 596B4D BFB8A8 6B4D38 807A80 D9B366 4D425C")
+GREEN = palette("5F8038 7E8C45 4D6B2E 9C9960 6F8050")
+EYES = palette("BFAD33 73A659 598CBF")
+MUZZLE = -3  # the last parts are skull, muzzle, ear, ear
+
+Part = tuple[float, ...]  # a row of swept_balls
+
+
+class _Pose(NamedTuple):
+    """A body without head and tail, and where these belong."""
+
+    parts: list[Part]
+    head: tuple[float, float]  # y, x
+    size: float  # radius of the head
+    turn: float  # how far the head is turned to the right, −1 … 1
+    tail: tuple[float, float]  # y, x
+
+
+class _Pet(NamedTuple):
+    parts: ndarray  # (n, 7)
+    tips: ndarray  # (n,) bool: muzzle, ears, paws, tail
+    pose: _Pose
+    cat: bool
+
+
+def pet_scene(rng: Generator, height: int = 160, width: int = 160, species: str | None = None) -> Scene:
+    """Draw one animal: image (height, width, 3); label 0 background, 1 pet, 2 a band of 5 pixels along its outline.
+
+    `species` is "cat" or "dog", or None for any.  Raises `InputError` for another one, and when a side is shorter
+    than 64 pixels.
+
+    >>> scene = pet_scene(np.random.default_rng(0), species="cat")
+    >>> scene.image.shape, str(scene.image.dtype), np.unique(scene.label).tolist()
+    ((160, 160, 3), 'uint8', [0, 1, 2])
+    """
+    check_whole_numbers(height=(height, 64), width=(width, 64))
+    if species not in (None, *SPECIES):
+        raise InputError(f"species is {species!r}; expected one of {', '.join(SPECIES)}, or None.")
+    shape, light = (height, width), np.array((-0.75, rng.uniform(-0.5, 0.5), 0.62), dtype=np.float32)
+    image = _background(rng, shape, light)
+    pet = _pet(rng, cat=rng.random() < 0.5 if species is None else species == "cat")
+    scale, (top, left), flip = _place(rng, pet, shape)
+    rows, columns = (axis.astype(np.float32) for axis in np.ogrid[:height, :width])
+    y, x = (rows - top) / scale, flip * (columns - left) / scale
+    fray = rng.uniform(0.2, 0.6) / scale
+    furry_y, furry_x = (c + fray * (1.3 * soft_noise(rng, shape, 2) + soft_noise(rng, shape, 5)) for c in (y, x))
+    owner, relief = swept_balls(furry_y, furry_x, pet.parts)
+    seen, fur = owner >= 0, _fur(rng, pet, owner, furry_y, furry_x)
+    fur *= (0.32 + 0.82 * lit(scale * relief, seen, 0.03 * scale, light))[..., None]
+    _paint_face(rng, pet, fur, y, x)
+    shadow = np.exp(-(((y - pet.parts[:, 2].max()) / 0.2) ** 2) - (x / 0.8) ** 2)
+    image *= 1 - 0.5 * shadow[..., None]
+    image[seen] = fur[seen]
+    inside, outside = (ndimage.distance_transform_edt(where) for where in (seen, ~seen))
+    label = np.select([inside > 2, outside > 3], [1, 0], 2).astype(np.uint8)
+    return Scene(photograph(rng, image), label)
+
+
+def _pet(rng: Generator, cat: bool) -> _Pet:
+    """Put an animal together: a body in some pose, a tail and a head of its kind."""
+    pose = (_standing, _sitting, _lying)[rng.choice(3, p=(0.35, 0.4, 0.25))](rng, rng.uniform(0.85, 1.15))
+    body = np.array(pose.parts + _tail(rng, pose.tail, cat))
+    body[:, :4] += rng.normal(0, 0.02, (len(body), 4))
+    tips = np.append(body[:, 4] < 0.11, (False, True, True, True))
+    return _Pet(np.vstack([body, _head(rng, pose, cat)]), tips, pose, cat)
+
+
+def _standing(rng: Generator, fat: float) -> _Pose:
+    """An animal seen from its side."""
+    parts: list[Part] = [(0, -0.5, -0.03, 0.42, 0.25 * fat, 0.28 * fat, 0), (-0.05, 0.45, -0.38, 0.72, 0.22, 0.17, 0)]
+    knee_y = 0.1 + rng.uniform(0.27, 0.43)
+    foot_y = 2 * knee_y - 0.1
+    for x, near in ((0.4, 0.05), (0.52, -0.12), (-0.52, 0.05), (-0.4, -0.12)):
+        thigh, knee, foot = (0.15, x - 0.06, x) if x < 0 else (0.12, x, x)
+        foot += rng.normal(0, 0.08)
+        parts += [(0.1, x, knee_y, knee, thigh, 0.085, near), (knee_y, knee, foot_y, foot, 0.085, 0.06, near)]
+        parts += [(foot_y + 0.02, foot, foot_y + 0.03, foot + 0.08, 0.065, 0.055, near)]
+    return _Pose(parts, (-0.5, 0.78), 0.28, rng.uniform(0.2, 0.7), (-0.1, -0.7))
+
+
+def _sitting(rng: Generator, fat: float) -> _Pose:
+    """An animal seen from the front."""
+    parts: list[Part] = [(0.55, 0, 0, 0, 0.38 * fat, 0.25 * fat, 0), (0, 0, -0.3, 0, 0.25, 0.2, 0.02)]
+    for s in (-1, 1):
+        parts += [(0.62, 0.27 * s * fat, 0.78, 0.33 * s * fat, 0.22, 0.14, 0.05)]
+        parts += [(0.86, 0.3 * s * fat, 0.9, 0.38 * s * fat, 0.09, 0.08, 0.1)]
+        parts += [(0.1, 0.14 * s, 0.85, 0.15 * s, 0.12, 0.085, 0.2), (0.86, 0.15 * s, 0.9, 0.17 * s, 0.09, 0.08, 0.24)]
+    turn = rng.uniform(-0.6, 0.6)
+    return _Pose(parts, (-0.52, 0.05 * turn), 0.32, turn, (0.75, 0.45 - 0.9 * rng.integers(2)))
+
+
+def _lying(rng: Generator, fat: float) -> _Pose:
+    """An animal on its belly, seen from its side."""
+    parts: list[Part] = [(0.38, -0.55, 0.36, 0.3, 0.32 * fat, 0.27 * fat, 0), (0.45, -0.55, 0.5, -0.4, 0.27, 0.2, 0.08)]
+    parts += [(0.3, 0.3, 0, 0.52, 0.24, 0.2, 0.05), (0.5, 0.3, 0.62, 0.85, 0.1, 0.075, 0.12)]
+    parts += [(0.6, 0.35, 0.66, 0.98, 0.08, 0.07, 0.05), (0.66, -0.4, 0.68, -0.15, 0.09, 0.08, 0.14)]
+    return _Pose(parts, (-0.16, 0.6), 0.28, rng.uniform(-0.2, 0.7), (0.5, -0.8))
+
+
+def _tail(rng: Generator, root: tuple[float, float], cat: bool) -> list[Part]:
+    """Chain short pieces away from the body, each turned a little further; a cat has more of them."""
+    (y, x), parts = root, list[Part]()
+    angle, curl, thick = rng.uniform(-0.4, 1.1), rng.uniform(-0.1, 0.25), rng.uniform(0.045, 0.085)
+    for _ in range(6 if cat else rng.integers(3, 6)):
+        end_y, end_x = y - 0.14 * np.sin(angle), x + 0.14 * np.cos(angle) * np.sign(root[1])
+        parts.append((y, x, end_y, end_x, thick, 0.93 * thick, -0.05))
+        y, x, angle, thick = end_y, end_x, angle + curl, 0.93 * thick
+    return parts
+
+
+def _head(rng: Generator, pose: _Pose, cat: bool) -> ndarray:
+    """Return skull, muzzle and ears (4, 7): a cat's are pointed, a dog's hang or stand, and its muzzle is long."""
+    turn, long, low, hang = pose.turn, rng.uniform(0.2, 0.6), rng.uniform(0.2, 0.7), rng.random() < 0.6
+    if cat:
+        muzzle = 0.3, 0.5 * turn - 0.18, 0.3, 0.5 * turn + 0.18, 0.36, 0.36, 0.75
+        ear = -0.5, 0.6, -1.35, 0.85, 0.42, 0.06, -0.5
+    else:
+        muzzle = 0.2, 0.4 * turn, 0.25 + 0.4 * long, (0.5 + long) * turn, 0.5, 0.36, 0.8
+        ear = (-0.55, 0.8, low, 1.12, 0.22, 0.3, 0.2) if hang else (-0.5, 0.6, -1.3, 0.75, 0.36, 0.08, -0.5)
+    root, x, tip, tip_x, *rest = ear
+    ears = [(root, s * x + 0.1 * turn, tip, s * tip_x + 0.1 * turn, *rest) for s in (-1, 1)]
+    head = np.array([(0, -0.06, 0, 0.06, 1, 1, 0), muzzle, *ears])
+    return pose.size * head + (*pose.head, *pose.head, 0, 0, 0.25)
+
+
+def _place(rng: Generator, pet: _Pet, shape: tuple[int, int]) -> tuple[float, ndarray, int]:
+    """Choose how many pixels a length is, where the origin lies (y, x), and if it looks right (1) or left (−1)."""
+    flip = 1 - 2 * int(rng.integers(2))
+    if rng.random() < 0.25:  # a portrait
+        scale = rng.uniform(0.75, 1.1) * min(shape)
+        return scale, rng.uniform(0.4, 0.55, 2) * shape - scale * np.array(pet.pose.head) * (1, flip), flip
+    ends, radius = pet.parts[:, :4].reshape(-1, 2, 2), pet.parts[:, 4:6, None]
+    low, high = (ends - radius).min(axis=(0, 1)), (ends + radius).max(axis=(0, 1))
+    scale = rng.uniform(0.72, 1.02) * min(shape / (high - low))
+    return scale, rng.uniform(0.45, 0.57, 2) * shape - scale * (low + high) / 2 * (1, flip), flip
+
+
+def _fur(rng: Generator, pet: _Pet, owner: ndarray, y: ndarray, x: ndarray) -> ndarray:
+    """Return the colours of the fur: patches, stripes, dark tips, a light belly, or nearly one colour."""
+    one, two = pick_colour(rng, FUR), pick_colour(rng, FUR)
+    spots, angle = soft_noise(rng, owner.shape, rng.uniform(0.08, 0.2) * min(owner.shape)), rng.uniform(-0.5, 0.5)
+    kind, muzzle = rng.integers(5), owner == len(pet.parts) + MUZZLE
+    if kind == 0:
+        pattern = spots > 0.3
+    elif kind == 1:
+        two = one * rng.uniform(0.4, 0.65)
+        pattern = np.sin((x * np.cos(angle) + y * np.sin(angle)) * rng.uniform(22, 34) + 1.5 * spots) > 0.3
+    elif kind == 2:
+        pattern = pet.tips[owner]
+    elif kind == 3:
+        pattern = (y > 0.3 - 0.12 * spots) | muzzle
+    else:
+        pattern = 0.3 * np.clip(spots, 0, 1)
+    soft = ndimage.gaussian_filter(pattern.astype(np.float32), 1)[..., None]
+    hair = 0.7 * soft_noise(rng, owner.shape, (3, 1.2)) + 0.5 * soft_noise(rng, owner.shape, 1.5)
+    return (one + (two - one) * soft) * (1 + rng.uniform(0.08, 0.2) * hair + 0.1 * muzzle)[..., None]
+
+
+def _paint_face(rng: Generator, pet: _Pet, fur: ndarray, y: ndarray, x: ndarray) -> None:
+    """Paint nose, mouth and eyes, each an ellipse."""
+    v, u = (y - pet.pose.head[0]) / pet.pose.size, (x - pet.pose.head[1]) / pet.pose.size
+    tip = (pet.parts[MUZZLE, 2:4] - pet.pose.head) / pet.pose.size
+    if pet.cat:
+        nose, big, iris = (tip[0] - 0.1, tip[1] - 0.18, 0.09, 0.12, (0.55, 0.3, 0.3)), 1.0, pick_colour(rng, EYES)
+    else:
+        nose, big, iris = (tip[0] - 0.1, tip[1], 0.13, 0.17, (0.08, 0.07, 0.07)), 0.75, palette("38210F")[0]
+    ellipses: list[tuple] = [
+        nose,
+        (nose[0] + 0.2, nose[1], 0.1, 0.025, (0.12, 0.1, 0.1)),
+    ]  # v, u, half height, half width, colour
+    for eye in (0.38 * pet.pose.turn - 0.42, 0.38 * pet.pose.turn + 0.42):
+        ellipses += [(-0.1, eye, 0.17 * big, 0.2 * big, (0.08, 0.06, 0.05)), (-0.1, eye, 0.13 * big, 0.15 * big, iris)]
+        ellipses += [(-0.1, eye, 0.12 * big, 0.06, (0.03,) * 3), (-0.15, eye + 0.05, 0.045, 0.045, (1, 1, 1))]
+    for at_v, at_u, high, wide, colour in ellipses:
+        fur[((v - at_v) / high) ** 2 + ((u - at_u) / wide) ** 2 < 1] = colour
+
+
+def _background(rng: Generator, shape: tuple[int, int], light: ndarray) -> ndarray:
+    """Paint a garden with bushes and stones, or a room with pictures, a sofa and cushions (H, W, 3)."""
+    side, garden = min(shape), rng.random() < 0.45
+    edge, wide = int(shape[0] * rng.uniform(0.3, 0.65)), shape[1] / side  # where the ground begins
+    ground = GREEN if garden else np.vstack([FUR, CLOTH, CLOTH])
+    wall = np.vstack([GREEN, FUR]) if garden else ground
+    image = cloth(rng, shape, wall, grown=garden and rng.random() < 0.6)
+    image[edge:] = rng.uniform(0.9, 1.2) * cloth(rng, shape, ground, grown=garden)[edge:]
+    if not garden:
+        _hang_pictures(rng, image, edge)
+    things = _bushes(rng, wide) if garden else _sofa(rng, wide)
+    for _ in range(rng.integers(1, 5)):  # stones or cushions
+        start, radius = rng.uniform((-0.05, 0), (0.5, wide)), rng.uniform(0.04, 0.12)
+        end = start + rng.normal(0, (0.04, 0.12))
+        things.append(np.array([(*start, *end, radius, radius * rng.uniform(0.7, 1.1), 0)]))
+    for parts in things:
+        place = np.array((edge, 0, edge, 0, 0, 0, 0))
+        paint_balls(rng, image, place + side * parts, np.vstack([GREEN, wall]) if garden else ground, light)
+    return image if rng.random() < 0.3 else ndimage.gaussian_filter(image, (1, 1, 0), truncate=2)
+
+
+def _hang_pictures(rng: Generator, image: ndarray, edge: int) -> None:
+    """Paint a skirting board, and none to two framed pictures above it."""
+    (H, W, _), side = image.shape, min(image.shape[:2])
+    image[edge - 3 : edge] = pick_colour(rng, FUR)
+    for _ in range(rng.integers(3)):
+        y, x, high, wide = (side * rng.uniform((0, 0, 0.15, 0.15), (0.1, W / side, 0.4, 0.4))).astype(int)
+        bottom, right = min(y + high, edge - 8), x + wide
+        image[y:bottom, x:right] = pick_colour(rng, FUR)
+        image[y + 3 : bottom - 3, x + 3 : right - 3] = cloth(rng, (H, W), GREEN)[y + 3 : bottom - 3, x + 3 : right - 3]
+
+
+def _bushes(rng: Generator, wide: float) -> list[ndarray]:
+    """Heap balls on the edge of the ground; 1 is the shorter side of the picture, as in `_sofa`."""
+    heaps = []
+    for x in rng.uniform(0, wide, rng.integers(1, 5)):
+        ends = rng.normal((-0.03, x), (0.05, 0.1), (rng.integers(3, 8), 2))
+        radius = rng.uniform(0.05, 0.13) * rng.uniform(0.6, 1.2, (len(ends), 1))
+        heaps.append(np.hstack([ends, ends + 0.02, radius, radius, 0 * radius]))
+    return heaps
+
+
+def _sofa(rng: Generator, wide: float) -> list[ndarray]:
+    """A back, a seat and two arms, in six rooms of ten."""
+    (left, right), radius = wide * rng.uniform((-0.1, 0.6), (0.4, 1.1)), rng.uniform(0.1, 0.17)
+    rolls = [(y, left, y, right, radius, radius, 0) for y in (-0.06, 0.2)]
+    arms = [(0, x, 0.3, x, 0.09, 0.09, 0) for x in (left, right)]
+    return [np.array(rolls + arms)] if rng.random() < 0.6 else []

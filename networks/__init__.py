@@ -1,0 +1,1 @@
+"""Networks beside the U-Net, and what a network is made of."""

@@ -1,0 +1,227 @@
+"""Fully convolutional networks: a classifier of patches, and the FCN-32s, 16s, 8s that it becomes.
+
+A *fully convolutional network* is a classifier whose dense layers are read as convolutions: a dense layer on a k×k map
+is a k×k convolution that has one place to be.  On a larger image it has many, and answers once for each; upsampling
+turns these answers into one for each pixel.  Here no convolution of the classifier is padded, so it never sees zeros
+that are not in its patch, and the FCN with its weights gives exactly its answer for each patch of a larger image.
+
+Sources: Long, Shelhamer and Darrell, 2015 (arXiv:1411.4038);  Simonyan and Zisserman, 2015 (arXiv:1409.1556), VGG,
+whose plan the small backbone follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from checks import InputError
+from unet import check_choices, check_counts, check_input, initialise
+from networks.upsampling import bilinear_upsampling
+
+WIDTHS = (16, 32, 64, 128, 128)
+LEVELS = 5  # poolings in the backbone: its map has one value for 2⁵ = 32 pixels
+SKIPS = {32: (), 16: (3,), 8: (3, 2)}  # FCN-16s and 8s add the scores of these levels: of strides 16 and 8
+
+
+class PatchClassifier(nn.Module):
+    """A small VGG that names the class of a patch, which may be that of its middle pixel [patch // 2, patch // 2].
+
+    Five times (3×3 convolution *without padding*, BatchNorm, ReLU, 2×2 max pooling), which needs 94 pixels for one
+    value and 32 more for the next; then two dense layers on the k×k map, k = (patch − 62) / 32.
+
+    Args:
+        in_channels: 1 for grey images, 3 for RGB.
+        num_classes: K.
+        widths: channels of the five levels; the dense layer in the middle is as wide as the last.
+        patch: 94, 126, 158, …
+
+    Raises:
+        InputError: for these settings, and for inputs that are no (B, in_channels, patch, patch).
+
+    >>> PatchClassifier(3, 5, (2, 2, 4, 4, 4))(torch.zeros(2, 3, 126, 126)).shape
+    torch.Size([2, 5])
+    """
+
+    def __init__(self, in_channels: int = 3, num_classes: int = 2, widths: Sequence[int] = WIDTHS, *, patch: int = 126):
+        super().__init__()
+        kernel = _check_backbone("PatchClassifier", in_channels, num_classes, widths, patch)
+        self.in_channels, self.num_classes, self.widths, self.patch = in_channels, num_classes, tuple(widths), patch
+        self.stages = _stages(in_channels, widths, padding=0)
+        self.pool = nn.MaxPool2d(2)
+        hidden = nn.Linear(widths[-1] * kernel**2, widths[-1])
+        self.dense = nn.Sequential(nn.Flatten(), hidden, nn.ReLU(inplace=True), nn.Linear(widths[-1], num_classes))
+        self.apply(initialise)
+        nn.init.kaiming_normal_(hidden.weight, nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_input("PatchClassifier", x, self.in_channels)
+        if x.shape[2:] != (self.patch, self.patch):
+            raise InputError(
+                f"PatchClassifier: images of {x.shape[2]}×{x.shape[3]} pixels; expected {self.patch}×{self.patch}.\n"
+                "Its dense layers fit no other size.  FCN.from_classifier turns it into a network for every size."
+            )
+        for stage in self.stages:
+            x = self.pool(stage(x))
+        return self.dense(x)  # (B, K)
+
+
+class FCN(nn.Module):
+    """FCN-32s, 16s, 8s: images (B, in_channels, H, W) → logits (B, num_classes, H, W), for every H, W ≥ 1.
+
+    Backbone and dense layers of `PatchClassifier`, the latter as convolutions, give a coarse map of one value for 32
+    pixels.  FCN-32s brings it up at once.  FCN-16s goes up by 2, adds scores of the map of stride 16 (a *short-cut*:
+    1×1 convolution and sum), then up by 16; FCN-8s does so once more.  Scores start at 0, so that a new short-cut
+    changes nothing yet.  Near the image's frame convolutions see zeros.
+    (As with every BatchNorm, training needs more than one value a channel: more than one image of ≤ 32 pixels.)
+
+    Args:
+        in_channels: 1 for grey images, 3 for RGB.
+        num_classes: K.
+        widths: channels of the five levels.
+        stride: 32, 16 or 8.
+        upsampling: "transposed" convolution that starts as bilinear interpolation; "bilinear" is the same, not trained.
+        patch: side of the window of one value of the coarse map; see `PatchClassifier`.
+
+    Raises:
+        InputError: for these settings, and for inputs that are no (B, in_channels, H, W).
+
+    >>> FCN(1, 2, (2, 2, 4, 4, 4), stride=16)(torch.zeros(1, 1, 17, 31)).shape
+    torch.Size([1, 2, 17, 31])
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        num_classes: int = 2,
+        widths: Sequence[int] = WIDTHS,
+        *,
+        stride: int = 8,
+        upsampling: Literal["transposed", "bilinear"] = "transposed",
+        patch: int = 126,
+    ):
+        super().__init__()
+        kernel = _check_backbone("FCN", in_channels, num_classes, widths, patch)
+        allowed = {"stride": (stride, tuple(SKIPS)), "upsampling": (upsampling, ("transposed", "bilinear"))}
+        check_choices("FCN", **allowed)
+        self.in_channels, self.num_classes, self.widths, self.patch = in_channels, num_classes, tuple(widths), patch
+        self.stride, self.upsampling = stride, upsampling
+        self.stages = _stages(in_channels, widths, padding=1)
+        self.pool = nn.MaxPool2d(2, ceil_mode=True)
+        dense = nn.Conv2d(widths[-1], widths[-1], kernel, padding=kernel // 2)
+        self.head = nn.Sequential(dense, nn.ReLU(inplace=True), nn.Conv2d(widths[-1], num_classes, 1))
+        scores = [nn.Conv2d(widths[level], num_classes, 1) for level in SKIPS[stride]]
+        self.scores = nn.ModuleList(scores)
+        self.apply(initialise)
+        for score in scores:
+            nn.init.zeros_(score.weight)
+        self.ups = nn.ModuleList()
+        for factor in (*(2 for _ in self.scores), stride):
+            # An even kernel has its middle between two pixels: the map begins half a step before the image.
+            early = factor // 2 if not self.ups and kernel % 2 == 0 else 0
+            trainable, padding = upsampling == "transposed", factor // 2 + factor + early  # for a repeated frame
+            self.ups.append(bilinear_upsampling(num_classes, factor, padding=padding, trainable=trainable))
+
+    @classmethod
+    def from_classifier(
+        cls,
+        classifier: PatchClassifier,
+        stride: int = 32,
+        upsampling: Literal["transposed", "bilinear"] = "transposed",
+    ) -> FCN:
+        """The FCN with a copy of the weights of a classifier; its dense layers become convolutions.
+
+        >>> classifier = PatchClassifier(1, 2, (2, 2, 2, 2, 2)).eval()
+        >>> image = torch.randn(1, 1, 126, 126)
+        >>> coarse = FCN.from_classifier(classifier).eval().coarse_map(image)  # (1, 2, 1, 1)
+        >>> torch.allclose(coarse[..., 0, 0], classifier(image), atol=1e-5)
+        True
+        """
+        of = classifier
+        net = cls(of.in_channels, of.num_classes, of.widths, stride=stride, upsampling=upsampling, patch=of.patch)
+        net.stages.load_state_dict(of.stages.state_dict())
+        convs = [layer for layer in net.head if isinstance(layer, nn.Conv2d)]
+        for conv, dense in zip(convs, (layer for layer in of.dense if isinstance(layer, nn.Linear)), strict=True):
+            weight = dense.weight.reshape(conv.weight.shape)  # (out, C·k·k) → (out, C, k, k)
+            conv.load_state_dict({"weight": weight, "bias": dense.bias})
+        return net.to(next(of.parameters()))  # its device and dtype
+
+    def extra_repr(self) -> str:
+        """What the list of layers does not show; a learner knows a model again by its repr."""
+        return f"stride={self.stride}, upsampling={self.upsampling!r}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_input("FCN", x, self.in_channels)
+        maps = self._pooled(x)
+        z = self.head(maps[-1])  # (B, K, ⌈H/32⌉, ⌈W/32⌉), one more each with an even kernel
+        for up, score, level in zip(self.ups, self.scores, SKIPS[self.stride]):
+            added = score(maps[level])
+            z = _rise(up, z)[..., : added.shape[2], : added.shape[3]] + added
+        return _rise(self.ups[-1], z)[..., : x.shape[2], : x.shape[3]]
+
+    def coarse_map(self, x: Tensor) -> Tensor:
+        """The classifier's answer for each window that lies in the image, one each 32 pixels from the corner on.
+
+        Entry [i, j] is what the classifier, in test mode, says to the patch whose corner is pixel [32·i, 32·j].
+
+        Args:
+            x: (B, C, H, W), H and W at least `patch`.
+
+        Returns:
+            (B, K, ⌊(H − patch)/32⌋ + 1, ⌊(W − patch)/32⌋ + 1).
+
+        Raises:
+            InputError: if the image is smaller than one patch.
+        """
+        check_input("FCN", x, self.in_channels)
+        if min(x.shape[2:]) < self.patch:
+            raise InputError(
+                f"FCN.coarse_map: the image has {tuple(x.shape[2:])} pixels; expected ≥ {self.patch} on both sides."
+            )
+        # One row and column of zeros bring the windows to the corner; all that see padding are cut off again.
+        z = self.head(self._pooled(nn.functional.pad(x, (1, 0, 1, 0)))[-1])
+        first = (self.patch - 62) // 64 + 1  # the padding k // 2 of the dense layer, and this row
+        rows, columns = ((side - self.patch) // 2**LEVELS + 1 for side in x.shape[2:])
+        return z[..., first : first + rows, first : first + columns]
+
+    def _pooled(self, x: Tensor) -> list[Tensor]:
+        """The maps after each pooling, of strides 2, 4, 8, 16, 32."""
+        maps = []
+        for stage in self.stages:
+            x = self.pool(stage(x))
+            maps.append(x)
+        return maps
+
+
+def conv_stage(in_channels: int, out_channels: int, *, padding: int = 1, dilation: int = 1) -> nn.Sequential:
+    """3×3 convolution, BatchNorm, ReLU."""
+    conv = nn.Conv2d(in_channels, out_channels, 3, padding=padding * dilation, dilation=dilation, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
+
+
+def _stages(in_channels: int, widths: Sequence[int], padding: int) -> nn.ModuleList:
+    return nn.ModuleList(conv_stage(a, b, padding=padding) for a, b in zip((in_channels, *widths), widths))
+
+
+def _rise(up: nn.Module, z: Tensor) -> Tensor:
+    """Upsampling with the frame repeated, else the logits would fade there; see `interpolate_by_convolution`.
+
+    In float32 also inside autocast: on a CPU bfloat16 takes twenty times as long here.
+    """
+    with torch.autocast(z.device.type, enabled=False):
+        z = z.to(next(up.parameters()).dtype)
+        return up(nn.functional.pad(z, (1, 1, 1, 1), mode="replicate"))
+
+
+def _check_backbone(model: str, in_channels: int, num_classes: int, widths: Sequence[int], patch: int) -> int:
+    """Check the settings of classifier and FCN; the side k of the map that the dense layer meets."""
+    check_counts(model, in_channels, num_classes, widths)
+    kernel, rest = divmod(patch - 62, 2**LEVELS)
+    if len(widths) != LEVELS or kernel < 1 or rest:
+        raise InputError(
+            f"{model}: widths={tuple(widths)}, patch={patch}; expected five widths, and a patch of 94, 126, 158, …\n"
+            "so that five unpadded convolutions and poolings lose no row of it."
+        )
+    return kernel

@@ -1,0 +1,242 @@
+"""Tests of doctor.py: all problems at once, each with a file and an advice; the folder stays as it is."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+
+import numpy as np
+import PIL.Image
+import pytest
+from tests.data_helpers import colour_picture, make_folder, mask, picture, save
+
+from commands import doctor
+from commands import rehearsal
+from commands.doctor import as_problem, describe, examine, main, parse_map
+
+
+def found(report: doctor.Report) -> dict[str, str]:
+    return {problem.file: problem.found for problem in report.problems}
+
+
+def ill_folder(folder: Path) -> Path:
+    """One file for each kind of problem that a folder of pairs can have."""
+    make_folder(folder, "abcdefgh")
+    save(folder / "images" / "alone.png", picture(20))
+    save(folder / "labels" / "lonely.png", mask(20))
+    (folder / "images" / "notes.txt").write_text("hello")
+    bad_labels = {
+        "alpha.png": np.dstack([mask(1)] * 4),
+        "colour.png": colour_picture(1),
+        "jpeg.jpg": mask(2) * 200,
+        "soft.png": picture(3),
+        "size.png": mask(4, 5, 5),
+        "empty.png": None,
+        "page.png": b"<html>log in</html>",
+        "cut.png": b"\x89PNG\r\n\x1a\n",
+        "float.tif": mask(5).astype(np.float32),
+        "stack.tif": np.stack([mask(6)] * 2),
+    }
+    for number, (name, content) in enumerate(bad_labels.items()):
+        save(folder / "images" / f"{Path(name).stem}.png", picture(100 + number))
+        if isinstance(content, np.ndarray):
+            save(folder / "labels" / name, content)
+        else:
+            (folder / "labels" / name).write_bytes(content or b"")
+    pairs = {
+        "nan.tif": np.full((6, 8), np.nan, np.float32),
+        "grey_among_colours.png": colour_picture(9),
+        "deep.tif": picture(1).astype(np.int32),
+        "see_through.png": np.dstack([picture(1)] * 4),
+    }
+    for name, image in pairs.items():
+        save(folder / "images" / name, image)
+        save(folder / "labels" / f"{Path(name).stem}.png", mask(7))
+    return folder
+
+
+def test_all_problems_of_a_folder_at_once_each_with_what_to_do(tmp_path):
+    report = examine(ill_folder(tmp_path / "set"))
+    problems = found(report)
+    for file, text in {
+        "images/alone.png": "has no label",
+        "labels/lonely.png": "has no image",
+        "images/notes.txt": "is none of .png",
+        "labels/alpha.png": "has an alpha channel",
+        "labels/colour.png": "is a colour image",
+        "labels/jpeg.jpg": "is a JPEG",
+        "soft": "label pixels are not in 0 … 1",
+        "images/size.png": "has size (6, 8), labels/size.png has (5, 5)",
+        "labels/empty.png": "is empty (0 bytes)",
+        "labels/page.png": "a saved web page?",
+        "labels/cut.png": "cannot be read as an image",
+        "labels/float.tif": "has dtype float32",
+        "labels/stack.tif": "holds 2 pages",
+        "nan": "the image holds NaN or Inf",
+        "grey_among_colours": "but the first (6, 8) uint8",
+        "deep": "the image has dtype int32",
+        "images/see_through.png": "has transparent pixels",
+    }.items():
+        assert text in problems.pop(file)
+    assert not problems
+    assert all(problem.expected and problem.advice.endswith(".") for problem in report.problems)
+    assert report.num_sound == 8
+
+
+TEXTS = [  # one of each sentence of imagefile.py, samples.py, hdf5.py and readers.py that names a problem
+    "a/b.png declares 9000 × 9000 pixels; at most 67108864 are read",
+    "a/b.png is too large: Image size exceeds limit",
+    "a/b.png is a 16-bit colour PNG, which Pillow reads as 8-bit; use TIFF",
+    "a/b.tif is stored turned (TIFF orientation); save it upright",
+    "a/b.tif has shape (0,); expected (H, W) or (H, W, C)",
+    "a/b.tif is a damaged TIFF (tifffile.TiffPage 0 @8 missing ByteCounts tag)",
+    "a/b.png has 3 pixels not in label_map: 1 value, 9; add them to it",
+    "label_map entry 7: 300 does not fit a/b.png, (6, 8)",
+    "a/b.png and c.png have one name before the suffix",
+    "a/b.png has no map in weights/",
+    "images/ cannot be read (Permission denied)",
+    "a.png and 2 more hold 255 but no class; here 255 means 'ignored'.",
+    "it has the maps ['weights'], the first has []",
+    "a (train) and b (test) are the same image",
+    "2 different images are too few for the parts train, val, test.",
+    "set: no image where the official layout has them.",
+]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_every_sentence_of_the_readers_has_an_advice(text):
+    assert as_problem(text).expected
+
+
+@pytest.mark.parametrize(
+    ("text", "file"),
+    [
+        ("images/my cat is here.png is empty (0 bytes)", "images/my cat is here.png"),
+        ("images/ cannot be read (Permission denied)", "images/"),
+        ("labels/a.b.tiff holds 2 pages; expected one image a file", "labels/a.b.tiff"),
+        ("2 different images are too few", ""),
+    ],
+)
+def test_the_file_is_found_in_the_sentence(text, file):
+    problem = as_problem(text)
+    assert problem.file == file
+    assert text.startswith(f"{file} {problem.found}".strip())
+
+
+def test_an_unknown_sentence_is_shown_as_it_is():
+    assert as_problem("something new").found == "something new"
+
+
+def test_frequencies_sizes_parts_and_remarks(tmp_path):
+    for number, name in enumerate("abcdefgh"):
+        label = np.zeros((10, 20), np.uint8)
+        label[0, :2], label[1] = (1, 0), 255
+        save(tmp_path / "images" / f"{name}.png", picture(number, 10, 20))
+        save(tmp_path / "labels" / f"{name}.png", label)
+    report = examine(tmp_path, num_classes=3)
+    assert report.num_sound == 8 and not report.problems
+    assert report.frequencies == {0: 179 / 180, 1: 1 / 180, 2: 0.0}  # 20 of 200 pixels are ignored
+    assert report.ignored == 0.1
+    assert report.images_with == {0: 8, 1: 8}
+    assert report.sizes == {(10, 20): 8}
+    assert sum(report.parts.values()) == 8 and min(report.parts.values()) >= 1
+    assert [remark[:7] for remark in report.remarks] == ["Class 1", "Class 2"]
+    text = "\n".join(describe(report))
+    assert "0: 99.4% (in 8), 1: 0.6% (in 8), 2: 0.0% (in 0); ignored 10.0%" in text
+    assert "10×20 (8)" in text
+
+
+def test_fault_07_masks_of_0_and_255_get_the_option_that_maps_them(tmp_path):
+    for number, name in enumerate("abcd"):
+        save(tmp_path / "images" / f"{name}.png", picture(number))
+        save(tmp_path / "masks" / f"{name}.png", mask(number) * 255)
+    (problem,) = examine(tmp_path).problems
+    assert "--map 0=0,255=1" in problem.advice
+    assert examine(tmp_path, label_map=parse_map("0=0,255=1")).problems == []
+
+
+def test_fault_19_copies_are_named_and_copies_with_other_labels_are_a_problem(tmp_path):
+    make_folder(tmp_path, "abcdef")
+    for name, content in {"copy_of_a": mask(0), "odd_copy_of_b": 1 - mask(1)}.items():
+        seed = 0 if name == "copy_of_a" else 1
+        save(tmp_path / "images" / f"{name}.png", picture(seed))
+        save(tmp_path / "labels" / f"{name}.png", content)
+    report = examine(tmp_path)
+    assert sorted(report.duplicates) == [("a", "copy_of_a"), ("b", "odd_copy_of_b")]
+    (problem,) = report.problems
+    assert (problem.file, problem.found) == ("b = odd_copy_of_b", "the same image with two different labels")
+
+
+def test_fault_19_an_image_in_two_parts_of_a_named_set_is_a_problem(tmp_path, monkeypatch):
+    from imagesets.samples import Sample
+
+    pairs = [Sample(f"s{i}", picture(i % 4), mask(i), ("train", "test")[i // 4]) for i in range(5)]
+    monkeypatch.setattr(doctor, "source_folder", lambda source, say: tmp_path)
+    monkeypatch.setattr(doctor, "read_dataset", lambda name, folder: iter(pairs))
+    report = examine("dsb2018")
+    assert any("s0 (train) and s4 (test) are the same image" in p.found for p in report.problems)
+
+
+def test_fault_20_empty_missing_and_misplaced_folders(tmp_path):
+    assert "neither a folder nor a known data set" in found(examine(tmp_path / "nowhere")).popitem()[1]
+    (problem,) = examine(tmp_path).problems
+    assert problem.expected == "images/ and labels/ (or masks/)"
+    assert problem.found == "expected the sub-folders images/ and labels/ (or masks/, but not both). Found: nothing"
+    (tmp_path / "images").mkdir()
+    (tmp_path / "labels").mkdir()
+    (problem,) = examine(tmp_path).problems
+    assert problem.found == "there is no image and no label"
+
+
+def test_many_problems_of_one_kind_are_counted_and_the_report_has_all(tmp_path):
+    make_folder(tmp_path, "a")
+    for number in range(30):
+        save(tmp_path / "images" / f"alone{number}.png", picture(number))
+    report = examine(tmp_path)
+    assert len([problem for problem in report.problems if problem.found == "has no label"]) == 30
+    text = "\n".join(describe(report))
+    assert "… and 10 more" in text and text.count("has no label") == 20
+
+
+@pytest.fixture
+def no_times(monkeypatch):
+    monkeypatch.setattr(rehearsal, "seconds_per_megapixel", lambda: 6.0)
+
+
+def test_the_command_says_all_draws_and_changes_nothing_in_the_folder(tmp_path, monkeypatch, capsys, no_times):
+    folder = ill_folder(tmp_path / "my set")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    monkeypatch.chdir(tmp_path)
+    assert main(["my set"]) == 1
+    out = capsys.readouterr().out
+    assert out.startswith("my set: 8 sound pairs, 17 problems")
+    assert "labels/jpeg.jpg: is a JPEG" in out and "Export the mask again as PNG" in out
+    assert re.search(r"One batch +(a tiny network learns it|WARNING)", out)
+    assert re.search(r"Minutes +on this machine \(.+\), about: quick, standard, full\n", out)
+    minutes = " +".join(map(str, rehearsal.minutes(6.0)["Part 7 · Pets"].values()))
+    assert re.search(f"Part 7 · Pets +{minutes}", out) and "together" in out
+    with PIL.Image.open(tmp_path / "data_check.png") as sheet:
+        assert sheet.width > sheet.height > 300
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_the_command_is_content_with_a_sound_folder(tmp_path, capsys):
+    make_folder(tmp_path / "set", "abcdef")
+    assert main([str(tmp_path / "set"), "--picture", str(tmp_path / "x.png"), "--no-times"]) == 0
+    out = capsys.readouterr().out
+    assert "6 sound pairs, 0 problems" in out and "Minutes" not in out
+    assert (tmp_path / "x.png").exists()
+
+
+def test_labels_of_one_class_are_said_to_have_nothing_to_learn(tmp_path, capsys):
+    for number in range(4):
+        save(tmp_path / "images" / f"{number}.png", picture(number))
+        save(tmp_path / "labels" / f"{number}.png", np.zeros((6, 8), np.uint8))
+    main([str(tmp_path), "--picture", str(tmp_path.parent / "x.png"), "--no-times"])
+    assert "there is nothing to learn" in capsys.readouterr().out
+
+
+def test_wrong_entries_of_the_map_are_named():
+    with pytest.raises(argparse.ArgumentTypeError, match="'255:1' is not VALUE=CLASS"):
+        parse_map("0=0,255:1")

@@ -1,0 +1,217 @@
+"""The study of losses on a tiny set: each run once, tables that only grow, thresholds chosen without test images."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from experiments import study
+from imagesets.changes import WeightMap, separate_cells
+from checks import InputError
+from experiments.comparison import read_table
+from losses import TopologyLoss
+from imagesets.samples import Sample
+from experiments.study import LOSSES, SETS, Only, Parts, StudySet, class_weights, file_of, make_loss
+from imagesets.synthetic import write_yeast
+
+
+@pytest.fixture
+def tiny(tmp_path, monkeypatch) -> StudySet:
+    monkeypatch.chdir(tmp_path)
+    folder = write_yeast(tmp_path / "tiny", num_images=6, height=64, width=64)
+    changes = (Parts(train=3, val=1), separate_cells)
+    small = {"widths": (4, 8), "crop": 32, "batch": 4, "thickness": 2, "repeats": 2, "epochs": 2}
+    study_set = StudySet(str(folder), 1, seeds=1, changes=changes, **small)
+    monkeypatch.setitem(SETS, "tiny", study_set)
+    return study_set
+
+
+def test_every_loss_runs_once_and_lands_in_the_tables(tiny, monkeypatch, capsys) -> None:
+    study.main(["--sets", "tiny"])
+    rows = read_table("figures/study.csv")
+    assert [(r["loss"], r["views"], r["rule"]) for r in rows] == [
+        (loss, views, rule) for loss in sorted(LOSSES) for views in (1, 4) for rule in ("fixed", "validation")
+    ]
+    for row in rows:
+        assert 0 <= row["dice"] <= 1
+        assert row["rule"] == "validation" or row["threshold"] == 0.5
+    assert len(read_table("figures/study_images.csv")) == len(LOSSES) * 2 * 2  # views, two test images
+    assert len(read_table("figures/study_thresholds.csv")) == len(LOSSES) * 2 * 19
+    before = Path("figures/study.csv").read_text()
+    monkeypatch.setattr(study.Learner, "fit", None)  # a second call trains nothing
+    study.main(["--sets", "tiny"])
+    assert Path("figures/study.csv").read_text() == before
+    capsys.readouterr()
+
+
+def test_examples_are_drawn_once_both_runs_are_there(tiny, capsys) -> None:
+    study.main(["--sets", "tiny", "--losses", "ce"])
+    assert not list(study.FIGURES.glob("*.png"))
+    study.main(["--sets", "tiny", "--losses", "both"])
+    with Image.open(study.FIGURES / "study_tiny.png") as picture:
+        assert min(picture.size) > 500
+    capsys.readouterr()
+
+
+def test_rows_of_other_runs_stay_and_own_ones_are_replaced(tiny, capsys) -> None:
+    study.main(["--sets", "tiny", "--losses", "ce"])
+    table = study.FIGURES / "study.csv"
+    header, first, *others = table.read_text().splitlines()
+    other, stale = first.replace("tiny", "another"), first.replace(",fixed,0.5,", ",fixed,0.9,")
+    table.write_text("\n".join([header, other, stale, *others]) + "\n")
+    study.collect()
+    assert table.read_text().splitlines() == [header, other, first, *others]
+    table.write_text("\n".join([f"{header},old", f"{other},1"]) + "\n")  # of another version, with other columns
+    study.collect()
+    assert table.read_text().splitlines() == [header, first, *others]
+    capsys.readouterr()
+
+
+def test_a_run_that_another_process_finishes_meanwhile_is_not_lost(tiny, monkeypatch, capsys) -> None:
+    study.main(["--sets", "tiny", "--losses", "ce"])
+    file, write = file_of("tiny", "ce", 0), study.write_table
+    other = json.loads(file.read_text().replace('"ce"', '"ce_dice"'))
+
+    def write_and_finish_another(path, rows) -> None:
+        write(path, rows)
+        if not file_of("tiny", "ce_dice", 0).exists():
+            study.write_whole(file_of("tiny", "ce_dice", 0), json.dumps(other))
+
+    monkeypatch.setattr(study, "write_table", write_and_finish_another)
+    study.collect()
+    assert {row["loss"] for row in read_table("figures/study.csv")} == {"ce", "ce_dice"}
+    capsys.readouterr()
+
+
+def test_thresholds_are_chosen_on_the_validation_images(tiny, monkeypatch, capsys) -> None:
+    asked = []
+
+    def choose(probs, labels):
+        asked.append(labels)
+        return 0.3, []
+
+    monkeypatch.setattr(study, "choose_threshold", choose)
+    study.run_one("tiny", "ce", 0)
+    wanted = study.labels_of(study.build(tiny), "val")
+    assert len(asked) == 2  # as it is, and four views
+    for labels in asked:
+        assert all(np.array_equal(a, b) for a, b in zip(labels, wanted, strict=True))
+    rows = json.loads(file_of("tiny", "ce", 0).read_text())["rows"]
+    assert [row["threshold"] for row in rows] == [0.5, 0.3, 0.5, 0.3]
+    capsys.readouterr()
+
+
+def test_four_views_are_the_mean_over_the_reflections(tiny, monkeypatch) -> None:
+    learner, path = study.make_learner("tiny", "ce", 0)
+    image = study.data.SegmentationDataset(path, "test")[0][0][None]
+    views = [learner.predict(image.flip(axes)).flip(axes) for axes in ([], [2], [3], [2, 3])]
+    expected = torch.stack(views).mean(dim=0)[0, 1].numpy()
+    four, one = (study.predict(learner, path, "test", views=number)[0] for number in (4, 1))
+    assert np.allclose(four, expected, atol=1e-6)
+    assert not np.allclose(four, one, atol=1e-6)
+
+
+def test_colours_turn_only_where_there_are_colours(monkeypatch) -> None:
+    turned = []
+    monkeypatch.setattr(study.augmentation, "random_hue", lambda images, generator: turned.append(1) or images)
+    label = torch.zeros(2, 4, 4, dtype=torch.int64)
+    for channels in (1, 3):
+        study.augment(torch.rand(2, channels, 4, 4), label, generator=torch.Generator().manual_seed(0))
+    assert turned == [1]
+
+
+def test_other_settings_are_another_run(tiny, monkeypatch, capsys) -> None:
+    study.run_one("tiny", "ce", 0)
+    file = file_of("tiny", "ce", 0)
+    before = json.loads(file.read_text())
+    study.run_one("tiny", "ce", 0)
+    assert json.loads(file.read_text()) == before
+    monkeypatch.setitem(SETS, "tiny", replace(tiny, lr=1e-4))
+    study.run_one("tiny", "ce", 0)
+    after = json.loads(file.read_text())
+    assert after["settings"] != before["settings"]
+    assert after["rows"][0]["dice"] != before["rows"][0]["dice"]
+    capsys.readouterr()
+
+
+def test_settings_name_a_run_alike_in_every_process(tiny, capsys) -> None:
+    study.run_one("tiny", "ce", 0)
+    for loss in LOSSES:
+        study.run_one("tiny", loss, 0)
+        assert " at 0x" not in str(json.loads(file_of("tiny", loss, 0).read_text())["settings"])
+    capsys.readouterr()
+
+
+def test_losses_of_one_seed_start_from_the_same_weights_and_crops(tiny, monkeypatch) -> None:
+    first = []
+
+    def fit(learner, epochs) -> None:
+        batch = next(iter(learner.train_loader))[:2]
+        batch = learner.augment(*batch, generator=torch.Generator().manual_seed(0))
+        first.append((next(learner.model.parameters()).detach().clone(), batch[0], batch[1]))
+
+    for loss in LOSSES:
+        learner, _ = study.make_learner("tiny", loss, 3)
+        fit(learner, 1)
+    for weights, images, target in first[1:]:
+        assert torch.equal(weights, first[0][0])
+        assert torch.equal(images, first[0][1])
+        assert torch.equal(target, first[0][2])
+    recipes = {(repr(study.make_learner("tiny", loss, 3)[0].loss), study.weights_of(loss, tiny)) for loss in LOSSES}
+    assert len(recipes) == len(LOSSES)
+
+
+def test_names_of_losses_carry_their_strength(tiny) -> None:
+    path = study.build(tiny)
+    loss = make_loss("both:3", tiny, path, steps=40)
+    assert isinstance(loss.terms[0][1], TopologyLoss)
+    assert (loss.terms[0][1].strength, loss.terms[0][1].margin, loss.terms[0][1].warm_up) == (3.0, 1.0, 40)
+    assert make_loss("topology", tiny, path, steps=40).terms[0][1].strength == tiny.strength
+    for name in ("unknown", "ce:3", "topology:", "topology:abc", "both:-1"):
+        with pytest.raises(InputError, match="no loss of the study"):
+            make_loss(name, tiny, path, steps=40)
+
+
+def test_a_wrong_name_of_a_loss_is_refused_before_the_first_training(tiny, monkeypatch) -> None:
+    monkeypatch.setattr(study.Learner, "fit", None)
+    with pytest.raises(InputError, match="'dcie' is no loss of the study"):
+        study.main(["--sets", "tiny", "--losses", "ce", "dcie"])
+
+
+def test_weights_by_distance_come_with_the_data_of_the_losses_that_have_them(tiny) -> None:
+    stored = {name: study.weights_of(name, SETS["yeast"]) for name in LOSSES}
+    assert {name for name, weights in stored.items() if weights} == {"border", "forgive", "gaps", "both"}
+    assert study.weights_of("both:3", SETS["yeast"]) == stored["gaps"] == WeightMap(10, 5, separation=True)
+    assert study.weights_of("both", SETS["walls"]) == stored["border"] == WeightMap(5, 2)
+    for name in ("ce", "forgive"):
+        learner = study.make_learner("tiny", name, 0)[0]
+        batch = next(iter(learner.train_loader))
+        assert len(batch) == 2 + bool(stored[name])
+    weights = batch[2]
+    assert 0 <= weights.min() < 0.5 < weights.max()  # nearly nothing at the border
+
+
+def test_class_weights_give_both_classes_the_same_share(tiny) -> None:
+    path = study.build(tiny)
+    labels = np.concatenate([label.ravel() for label in study.labels_of(path, "train")])
+    share = class_weights(path).numpy() * np.bincount(labels) / labels.size
+    assert share == pytest.approx([0.5, 0.5])
+
+
+def test_parts_follow_the_number_of_an_image() -> None:
+    parts = [Parts(2, 1)(Sample(f"yeast_{i:02d}", np.zeros((2, 2)), np.zeros((2, 2)))).part for i in range(5)]
+    assert parts == ["train", "train", "val", "test", "test"]
+
+
+def test_only_named_training_images_stay() -> None:
+    samples = [
+        Sample(name, np.zeros(1), np.zeros(1), part) for name, part in (("a", "train"), ("b", "train"), ("c", "val"))
+    ]
+    assert [sample.name for sample in samples if Only(("b",))(sample)] == ["b", "c"]
+    assert len(SETS["walls10"].changes[0].names) == 10

@@ -1,0 +1,204 @@
+"""Transposed convolution: three ways to the same numbers, bilinear kernels, checkerboards."""
+
+import itertools
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F
+
+from checks import InputError
+from networks.inspection import count_parameters
+from networks.upsampling import (
+    bilinear_kernel,
+    bilinear_upsampling,
+    checkerboard,
+    convolution_matrix,
+    insert_zeros,
+    interpolate_by_convolution,
+    linear_kernel,
+    overlap_counts,
+    transposed_matrix,
+    zeros_then_filter,
+)
+
+ROUNDING = {"rtol": 1e-6, "atol": 1e-6}  # the taps of a kernel are float32
+lengths, kernels, strides = st.integers(1, 9), st.integers(1, 7), st.integers(1, 5)
+
+
+def random(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_transposed_convolution_of_two_values_by_hand():
+    # 1 paints 1 2 3 from pixel 0, 10 paints 10 20 30 from pixel 2; they meet in pixel 2: 3 + 10
+    kernel, x = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 10.0])
+    assert (transposed_matrix(kernel, 2, 2) @ x).tolist() == [1, 2, 13, 20, 30]
+    # rows of the convolution that it belongs to: (5 − 3)/2 + 1 = 2
+    assert convolution_matrix(kernel, 2, 5).tolist() == [[1, 2, 3, 0, 0], [0, 0, 1, 2, 3]]
+
+
+@given(lengths, kernels, strides, st.integers(0, 2**31))
+def test_three_ways_and_pytorch_agree(n, k, s, seed):
+    x, kernel = random(n, seed=seed), random(k, seed=seed + 1)
+    by_matrix = transposed_matrix(kernel, s, n) @ x
+    by_filter = zeros_then_filter(x, kernel, s)
+    by_pytorch = F.conv_transpose1d(x[None, None], kernel[None, None], stride=s)[0, 0]
+    assert len(by_matrix) == (n - 1) * s + k
+    torch.testing.assert_close(by_matrix, by_pytorch)
+    torch.testing.assert_close(by_filter, by_pytorch)
+    assert torch.equal(transposed_matrix(kernel, s, n), convolution_matrix(kernel, s, len(by_matrix)).T)
+
+
+@given(st.integers(0, 9), kernels, strides, st.integers(0, 2**31))
+def test_matrix_of_the_convolution_against_pytorch(more, k, s, seed):
+    x, kernel = random(k + more, seed=seed), random(k, seed=seed + 1)
+    expected = F.conv1d(x[None, None], kernel[None, None], stride=s)[0, 0]
+    torch.testing.assert_close(convolution_matrix(kernel, s, k + more) @ x, expected)
+
+
+def test_the_transposed_matrix_is_the_gradient_of_the_convolution():
+    kernel, upstream = random(3), random(4, seed=1)
+    x = random(9, seed=2).requires_grad_()
+    F.conv1d(x[None, None], kernel[None, None], stride=2)[0, 0].backward(upstream)
+    torch.testing.assert_close(x.grad, transposed_matrix(kernel, 2, 4) @ upstream)
+
+
+def test_the_transposed_matrix_is_no_inverse():
+    kernel = torch.tensor([1.0, 2.0, 3.0])
+    there_and_back = transposed_matrix(kernel, 2, 3) @ convolution_matrix(kernel, 2, 7)
+    assert not torch.allclose(there_and_back, torch.eye(7))
+
+
+def test_zeros_lie_between_the_values_and_not_behind_them():
+    assert insert_zeros(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), 2).tolist() == [[1, 0, 2], [3, 0, 4]]
+    assert insert_zeros(torch.tensor([5.0]), 4).tolist() == [5]
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3, 4, 5, 8, 16, 32])
+def test_bilinear_upsampling_equals_interpolation_away_from_the_frame(factor):
+    x, layer = random(2, 3, 4, 5), bilinear_upsampling(3, factor).double()
+    expected, frame = F.interpolate(x, scale_factor=factor, mode="bilinear"), factor // 2
+    inside = (..., slice(frame, 4 * factor - frame), slice(frame, 5 * factor - frame))
+    torch.testing.assert_close(layer(x)[inside], expected[inside], **ROUNDING)
+    assert layer(x).shape == expected.shape
+    if factor > 1:
+        assert not torch.allclose(layer(x), expected)  # at the frame it lacks the neighbours
+
+
+@given(st.integers(1, 9), st.integers(1, 5), st.integers(1, 5), st.integers(0, 2**31))
+def test_repeating_the_frame_makes_the_whole_map_equal(factor, height, width, seed):
+    x = random(1, 2, height, width, seed=seed)
+    expected = F.interpolate(x, scale_factor=factor, mode="bilinear")
+    torch.testing.assert_close(interpolate_by_convolution(x, factor), expected, **ROUNDING)
+
+
+def test_kernels_by_hand():
+    assert linear_kernel(1).tolist() == [1]
+    assert linear_kernel(4).tolist() == [1 / 8, 3 / 8, 5 / 8, 7 / 8, 7 / 8, 5 / 8, 3 / 8, 1 / 8]
+    assert bilinear_kernel(2).sum() == 4  # each input pixel gives its value to 2×2 output pixels
+    assert bilinear_kernel(3).shape == (5, 5)
+
+
+def test_bilinear_upsampling_is_trainable_or_not():
+    assert count_parameters(bilinear_upsampling(3, 4)) == 3 * 8 * 8
+    assert count_parameters(bilinear_upsampling(3, 4, trainable=False)) == 0
+    layer = bilinear_upsampling(2, 2)
+    layer(torch.ones(1, 2, 3, 3)).sum().backward()
+    assert (layer.weight.grad > 0).all()
+
+
+def test_overlap_counts_by_hand():
+    assert overlap_counts(3, 2, 3).tolist() == [1, 1, 2, 1, 2, 1, 1]
+    assert overlap_counts(2, 2, 3).tolist() == [1] * 6
+    assert overlap_counts(1, 2, 2).tolist() == [1, 0, 1]  # gaps: pixels that nothing reaches
+
+
+@given(kernels, strides)
+def test_overlap_is_even_if_and_only_if_the_stride_divides_the_kernel(k, s):
+    counts = overlap_counts(k, s, length=20)[k:-k]
+    assert (counts.unique().numel() == 1) == (k % s == 0)
+
+
+def constant_through(kernel, stride):
+    """What a transposed convolution makes of a constant map, away from the frame."""
+    k = len(kernel)
+    kernel = torch.outer(kernel, kernel)[None, None]
+    out = F.conv_transpose2d(torch.ones(1, 1, 12, 12, dtype=kernel.dtype), kernel, stride=stride)
+    start = -(-k // stride) * stride  # the first phase, where all taps meet a value
+    return out[..., start : 12 * stride - k, start : 12 * stride - k]
+
+
+@pytest.mark.parametrize(("kernel", "stride", "expected"), [(3, 2, 0.4359), (4, 2, 0), (2, 2, 0), (6, 3, 0)])
+def test_checkerboard_of_kernels_of_ones(kernel, stride, expected):
+    # 3/2: counts 2, 1 in each direction, phases 4 2 2 1: variance 19/16 of a mean square 100/16
+    assert checkerboard(constant_through(torch.ones(kernel), stride), stride) == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("factor", [2, 3, 4, 8])
+def test_a_bilinear_kernel_leaves_no_checkerboard(factor):
+    assert checkerboard(constant_through(linear_kernel(factor), factor), factor) < 1e-6
+
+
+@pytest.mark.parametrize(("k", "s"), list(itertools.product((2, 3, 4, 6), (2, 3, 4))))
+def test_checkerboard_is_the_response_at_the_copies_of_the_spectrum(k, s):
+    kernel = random(k, seed=k * s)
+    turns = torch.outer(torch.arange(s), torch.arange(k)).double() / s
+    at = torch.polar(torch.ones_like(turns), -2 * torch.pi * turns) @ kernel.to(torch.complex128)
+    energy = torch.outer(at.abs().square(), at.abs().square())  # of the two-dimensional kernel
+    expected = (1 - energy[0, 0] / energy.sum()).sqrt().item()
+    assert checkerboard(constant_through(kernel, s), s) == pytest.approx(expected)
+
+
+def test_checkerboard_does_not_take_content_for_a_pattern():
+    assert checkerboard(random(4, 2, 64, 64), 2) < 0.05
+    assert checkerboard(torch.zeros(1, 1, 4, 4), 2) == 0
+    channels = torch.tensor([1.0, -1.0]).view(1, 2, 1, 1).expand(1, 2, 8, 8)
+    assert checkerboard(channels, 2) == 0  # channels differ, phases do not
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda: transposed_matrix(torch.ones(2, 2), 1, 3),
+        lambda: transposed_matrix(torch.ones(2), 0, 3),
+        lambda: transposed_matrix(torch.ones(2), 1, 0),
+        lambda: transposed_matrix(torch.ones(0), 1, 3),
+        lambda: convolution_matrix(torch.ones(4), 1, 3),
+        lambda: zeros_then_filter(torch.ones(3), torch.ones(2), 0),
+        lambda: insert_zeros(torch.ones(3), 0),
+        lambda: linear_kernel(0),
+        lambda: bilinear_upsampling(0, 2),
+        lambda: bilinear_upsampling(2, 0),
+        lambda: overlap_counts(0, 2, 3),
+        lambda: checkerboard(torch.ones(1, 1, 1, 4), 2),
+        lambda: checkerboard(torch.ones(4, 4), 2),
+    ],
+)
+def test_wrong_settings_are_refused(wrong):
+    with pytest.raises(InputError, match="xpected"):
+        wrong()
+
+
+def test_the_layer_is_a_module_that_a_table_can_read():
+    assert isinstance(bilinear_upsampling(2, 4), nn.ConvTranspose2d)
+
+
+def test_a_pattern_is_not_read_off_numbers_that_are_none():
+    with pytest.raises(InputError, match="NaN"):
+        checkerboard(torch.full((1, 1, 4, 4), float("nan")), 2)
+    large = 300 * torch.eye(2).repeat(2, 2).half()[None, None]  # its squares do not fit into float16
+    assert checkerboard(large, 2) == pytest.approx(0.5**0.5)
+    with pytest.raises(InputError, match="whole number"):
+        linear_kernel(2.5)
+
+
+def test_a_stride_or_kernel_of_nothing_is_refused():
+    with pytest.raises(InputError, match="stride"):
+        zeros_then_filter(torch.ones(2), torch.ones(3), stride=0)
+    with pytest.raises(InputError, match="kernel"):
+        zeros_then_filter(torch.ones(2), torch.ones(3, 3), stride=1)
+    with pytest.raises(InputError, match="kernel=0"):
+        overlap_counts(0, 2, length=3)
