@@ -50,8 +50,7 @@ def cross_entropy(
     >>> round(cross_entropy(torch.zeros(1, 2, 4, 4), torch.ones(1, 4, 4, dtype=torch.int64)).item(), 4)  # log 2
     0.6931
     """
-    check_pair(logits, target, weight)
-    logits, target = _prepare(logits, target)
+    logits, target = _prepare(logits, target, weight)
     weights = _pixel_weights(logits, target, weight, class_weight)
     nats = _nats(logits, target)
     return _weighted_mean(nats, weights)
@@ -73,10 +72,9 @@ def focal_loss(
     >>> torch.allclose(focal_loss(logits, target, gamma=0), cross_entropy(logits, target))
     True
     """
-    check_pair(logits, target, weight)
     if gamma < 0:
         raise InputError(f"focal_loss: gamma={gamma}; expected a number ≥ 0.")
-    logits, target = _prepare(logits, target)
+    logits, target = _prepare(logits, target, weight)
     weights = _pixel_weights(logits, target, weight, class_weight)
     nats = _nats(logits, target)
     # 1 − p_y = −expm1(−nats); kept off 0, where the gradient of a power γ < 1 is infinite.
@@ -102,7 +100,6 @@ def dice_loss(logits: Tensor, target: Tensor, *, smooth: float = 1.0) -> Tensor:
     >>> dice_loss(perfect, torch.zeros(1, 1, 1, dtype=torch.int64)).item()
     0.0
     """
-    check_pair(logits, target)
     if not smooth > 0:
         raise InputError(f"dice_loss: smooth={smooth}; expected a number of pixels > 0.")
     probs, truth = _probs_and_one_hot(logits, target)  # (B, C, H, W) each, 0 on ignored pixels
@@ -138,7 +135,6 @@ def tversky_loss(
     >>> round(tversky_loss(even, target, alpha=1, beta=2).item(), 3)  # 1 − 1.5/3
     0.5
     """
-    check_pair(logits, target)
     if not (alpha >= 0 and beta >= 0 and smooth > 0):
         raise InputError(
             f"tversky_loss: alpha={alpha}, beta={beta}, smooth={smooth}; expected alpha ≥ 0, beta ≥ 0, smooth > 0."
@@ -176,7 +172,6 @@ def soft_cldice_loss(logits: Tensor, target: Tensor, *, iterations: int = 5, smo
     >>> soft_cldice_loss(99.0 * (2 * line[:, None] - 1), line).item()  # one output channel
     0.0
     """
-    check_pair(logits, target)
     if not (iterations >= 0 and smooth > 0):
         raise InputError(
             f"soft_cldice_loss: iterations={iterations}, smooth={smooth}; expected iterations ≥ 0, smooth > 0."
@@ -228,7 +223,6 @@ def boundary_loss(logits: Tensor, target: Tensor, distance: Tensor | None = None
     >>> boundary_loss(torch.zeros(1, 2, 1, 4), target).item()
     0.5
     """
-    check_pair(logits, target)
     probs, truth = _probs_and_one_hot(logits, target)
     if distance is None:
         distance = _map_of_each(target, functools.partial(signed_distance, num_classes=probs.shape[1]))
@@ -322,7 +316,7 @@ class TopologyLoss(nn.Module):
         classes: the classes whose objects count; default all but 0.
         connectivity: 4 or 8, that of the objects; the background has the other.
         holes: whether errors of the background count as well.
-        strict, cut: see `topology.critical_regions`.
+        strict: see `topology.critical_regions`.
         margin: m ≥ 0.
         warm_up: number of training steps in which λ rises from 0 along a line; random networks show thousands of
             regions that mean nothing.
@@ -354,7 +348,6 @@ class TopologyLoss(nn.Module):
         connectivity: int = 8,
         holes: bool = True,
         strict: bool = False,
-        cut: bool = False,
         margin: float = 0.0,
         warm_up: int = 0,
         every: int = 1,
@@ -367,14 +360,13 @@ class TopologyLoss(nn.Module):
                 f"warm_up={warm_up}, every={every};\n"
                 "expected strength ≥ 0, connectivity 4 or 8, margin ≥ 0, warm_up ≥ 0 steps, every ≥ 1 step."
             )
-        self.strength, self.connectivity, self.holes, self.strict, self.cut = strength, connectivity, holes, strict, cut
+        self.strength, self.connectivity, self.holes, self.strict = strength, connectivity, holes, strict
         self.classes, self.margin = None if classes is None else tuple(classes), margin
         self.warm_up, self.every = warm_up, every
         self.register_buffer("step", torch.zeros((), dtype=torch.int64))
 
     def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
-        check_pair(logits, target, weight)
-        logits, target = _prepare(logits, target)
+        logits, target = _prepare(logits, target, weight)
         nats, strength = _nats(logits, target), self._advance(logits)
         loss = _weighted_mean(nats, _pixel_weights(logits, target, weight, None))
         return loss + strength * (nats * self.region_weights(logits, target)).sum() if strength else loss
@@ -397,7 +389,7 @@ class TopologyLoss(nn.Module):
         return torch.from_numpy(weights / np.float32(max(true, 1))).to(logits.device)
 
     def _regions(self, pred: np.ndarray, target: np.ndarray, classes: Sequence[int]) -> CriticalRegions:
-        options: dict[str, Any] = {"connectivity": self.connectivity, "strict": self.strict, "cut": self.cut}
+        options: dict[str, Any] = {"connectivity": self.connectivity, "strict": self.strict}
         return critical_regions(pred, target, classes=classes, **options)
 
     def _regions_with_margin(
@@ -426,9 +418,7 @@ class TopologyLoss(nn.Module):
         return self.strength * self.every * (min(1.0, step / self.warm_up) if self.warm_up else 1.0)
 
     def extra_repr(self) -> str:
-        return _settings(
-            self, "strength", "classes", "connectivity", "holes", "strict", "cut", "margin", "warm_up", "every"
-        )
+        return _settings(self, "strength", "classes", "connectivity", "holes", "strict", "margin", "warm_up", "every")
 
 
 class WeightedSum(nn.Module):
@@ -477,8 +467,9 @@ def _map_of_each(target: Tensor, make: Callable[[np.ndarray], np.ndarray]) -> Te
     return torch.from_numpy(np.stack(maps)).to(target.device)
 
 
-def _prepare(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Logits of at least two classes and at least float32, labels int64."""
+def _prepare(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """The one door: what was handed in is checked; logits of at least two classes and float32, labels int64 come out."""
+    check_pair(logits, target, weight)
     return two_or_more(logits).to(torch.promote_types(logits.dtype, torch.float32)), target.long()
 
 

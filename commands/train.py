@@ -25,7 +25,7 @@ from torch import Tensor
 import data
 from training import distributed
 from training import export
-from augmentation import random_intensity
+from transforms import random_intensity
 from checks import InputError
 from learner import Learner, set_seed
 from losses import cross_entropy

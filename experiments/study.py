@@ -31,7 +31,6 @@ import torch
 from matplotlib.colors import ListedColormap
 from torch import Tensor
 
-import augmentation
 import data
 import plots
 import transforms
@@ -47,7 +46,7 @@ from losses import (
     dice_loss,
     soft_cldice_loss,
 )
-from imagesets.samples import Sample
+from imagesets.files import Sample
 from geometry.scoring import Row, choose_threshold, dice, judge, topology_row
 from imagesets.synthetic import write_yeast
 from geometry.topology import KINDS, critical_regions
@@ -167,8 +166,8 @@ def augment(*tensors: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
     """The eight symmetries, brightness and contrast, and the hue of colour images."""
     images, *others = transforms.random_symmetries(*tensors, generator=generator)
     if images.shape[1] == 3:
-        images = augmentation.random_hue(images, generator=generator)
-    return augmentation.random_intensity(images, gain=0.3, offset=0.3, generator=generator), *others
+        images = transforms.random_hue(images, generator=generator)
+    return transforms.random_intensity(images, gain=0.3, offset=0.3, generator=generator), *others
 
 
 # --- losses ---

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from augmentation import random_affine, random_hue, random_intensity
+from transforms import random_affine, random_hue, random_intensity
 from checks import InputError
 
 STILL = {"degrees": 0.0, "zoom": 0.0, "stretch": 0.0, "shift": 0.0, "mirror": False}

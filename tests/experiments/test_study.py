@@ -16,7 +16,7 @@ from imagesets.changes import WeightMap, separate_cells
 from checks import InputError
 from experiments.comparison import read_table
 from losses import TopologyLoss
-from imagesets.samples import Sample
+from imagesets.files import Sample
 from experiments.study import LOSSES, SETS, Only, Parts, StudySet, class_weights, file_of, make_loss
 from imagesets.synthetic import write_yeast
 
@@ -119,7 +119,7 @@ def test_four_views_are_the_mean_over_the_reflections(tiny, monkeypatch) -> None
 
 def test_colours_turn_only_where_there_are_colours(monkeypatch) -> None:
     turned = []
-    monkeypatch.setattr(study.augmentation, "random_hue", lambda images, generator: turned.append(1) or images)
+    monkeypatch.setattr(study.transforms, "random_hue", lambda images, generator: turned.append(1) or images)
     label = torch.zeros(2, 4, 4, dtype=torch.int64)
     for channels in (1, 3):
         study.augment(torch.rand(2, channels, 4, 4), label, generator=torch.Generator().manual_seed(0))

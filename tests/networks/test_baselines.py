@@ -19,7 +19,7 @@ from networks.fcn import FCN, PatchClassifier
 from networks.inspection import count_parameters, layer_table
 from learner import Learner
 from losses import cross_entropy
-from networks.receptive_field import receptive_field, receptive_field_measured
+from networks.inspection import receptive_field, receptive_field_measured
 from unet import UNet
 
 NETS = {

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from checks import InputError
-from networks.receptive_field import (
+from networks.inspection import (
     effective_receptive_field,
     effective_size,
     output_stride,
@@ -23,7 +23,7 @@ from networks.receptive_field import (
     receptive_field,
     receptive_field_measured,
 )
-from networks.record import Record
+from networks.inspection import Record
 from unet import UNet
 
 

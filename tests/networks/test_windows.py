@@ -8,9 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from checks import InputError
-from networks.receptive_field import receptive_field
-from networks.record import Record
-from networks.windows import Window, everything, sizes
+from networks.inspection import receptive_field
+from networks.inspection import Record
+from networks.inspection import Window, everything, sizes
 
 
 class Function(nn.Module):
