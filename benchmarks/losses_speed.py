@@ -64,11 +64,10 @@ def loss_calls(mode: str, logits: Tensor, target: Tensor) -> dict[str, Work]:
     weight = torch.from_numpy(np.stack([boundary_weights(label) for label in labels]))
     distance = torch.from_numpy(np.stack([signed_distance(label) for label in labels]))
     bordered, topology = BoundaryWeightedLoss(), TopologyLoss()
-    topology_cut, topology_margin = TopologyLoss(cut=True), TopologyLoss(margin=1.0)
+    topology_margin = TopologyLoss(margin=1.0)
     values: dict[str, Callable[[Tensor], Tensor]] = {
         "cross_entropy": lambda z: cross_entropy(z, target),
         "TopologyLoss": lambda z: topology(z, target),
-        "TopologyLoss, cut": lambda z: topology_cut(z, target),
         "TopologyLoss, margin": lambda z: topology_margin(z, target),
         "BoundaryWeightedLoss, map ready": lambda z: bordered(z, target, weight),
         "BoundaryWeightedLoss, on the fly": lambda z: bordered(z, target),
