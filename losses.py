@@ -25,8 +25,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from geometry.boundary import boundary_weights, find_cells, separation_weights, signed_distance
 from checks import IGNORE_INDEX, InputError, check_pair, two_or_more
+from geometry.boundary import boundary_weights, find_cells, separation_weights, signed_distance
 from geometry.topology import EXCESS, KINDS, CriticalRegions, critical_regions
 
 
@@ -468,7 +468,7 @@ def _map_of_each(target: Tensor, make: Callable[[np.ndarray], np.ndarray]) -> Te
 
 
 def _prepare(logits: Tensor, target: Tensor, weight: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The one door: what was handed in is checked; logits of at least two classes and float32, labels int64 come out."""
+    """The one door: both are checked, and become logits of at least two classes and float32, and int64 labels."""
     check_pair(logits, target, weight)
     return two_or_more(logits).to(torch.promote_types(logits.dtype, torch.float32)), target.long()
 

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from checks import InputError
-from unet import check_choices, check_counts, check_input, initialise
 from networks.upsampling import bilinear_upsampling
+from unet import check_choices, check_counts, check_input, initialise
 
 WIDTHS = (16, 32, 64, 128, 128)
 LEVELS = 5  # poolings in the backbone: its map has one value for 2⁵ = 32 pixels

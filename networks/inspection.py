@@ -9,9 +9,9 @@ position o of each of them reads the input positions
     ⌈(step·o + first) / parts⌉ … ⌊(step·o + last) / parts⌋ .
 
 For a convolution of kernel k, stride s, padding p and dilation d this is o·s − p … o·s − p + (k−1)·d; a transposed one
-reads the i with i·s − p ≤ o ≤ i·s − p + (k−1)·d.  The record is walked backwards, from output pixels to the image; where
-branches meet, their ranges are joined.  It is an upper bound: an operation that is not known here is taken to read all
-of its input.  Left out on purpose: normalisation counts as pixel by pixel, although GroupNorm averages over the image,
+reads the i with i·s − p ≤ o ≤ i·s − p + (k−1)·d.  The record is walked backwards, from output pixels to the image;
+where branches meet, their ranges are joined.  It is an upper bound: an operation that is not known here is taken to
+read all of its input.  Left out on purpose: normalisation counts as pixel by pixel, although GroupNorm averages over the image,
 and which pixel won a pooling (its index) is not followed.
 
 Measured: from gradients of a copy with positive weights, a lower bound.  Effective: how much each pixel counts.
@@ -47,17 +47,20 @@ ROWS_OF_THEIR_OWN = (*CONVOLUTIONS, nn.MaxPool2d, nn.AvgPool2d, nn.MaxUnpool2d, 
 NORMALISATIONS = ("batchnorm", "instancenorm", "normalization")
 
 # Parameters of PyTorch's compiled functions, in their order
-CONVOLUTION = "input weight bias stride padding dilation groups".split()
-TRANSPOSED = "input weight bias stride padding output_padding groups dilation".split()
-POOLING = "input kernel_size stride padding".split()
+CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+POOLING = ("input", "kernel_size", "stride", "padding")
 # Functions that work pixel by pixel, without the underscores of their names
-POINTWISE = frozenset(
-    """abs add batch_norm clamp clamp_min clone contiguous detach div double dropout elu exp expand_as float gelu
+POINTWISE_NAMES = """
+    abs add batch_norm clamp clamp_min clone contiguous detach div double dropout elu exp expand_as float gelu
     group_norm half hardswish instance_norm layer_norm leaky_relu log log_softmax maximum minimum mul neg pow prelu relu
-    relu6 sigmoid silu softmax softplus sqrt square sub tanh to truediv type where""".split()
-)
+    relu6 sigmoid silu softmax softplus sqrt square sub tanh to truediv type where
+"""
+POINTWISE = frozenset(POINTWISE_NAMES.split())
 # These too, along the channels; the number says which argument is `dim`
-CHANNELWISE = {"cat": 1, "softmax": 1, "log_softmax": 1, "amax": 1, "max": 1, "mean": 1, "sum": 1, "chunk": 2, "split": 2}
+CHANNELWISE = {"cat": 1, "softmax": 1, "log_softmax": 1, "amax": 1, "max": 1, "mean": 1, "sum": 1} | {
+    "chunk": 2, "split": 2,
+}  # fmt: skip
 
 
 # ---- parameters -----------------------------------------------------------------------------------------------------
@@ -203,7 +206,7 @@ def stages(
     def note(block: nn.Module, _inputs: Any, output: Tensor) -> None:
         found.append(Stage(names[block], *output.shape[1:]))
 
-    _run_once(model, torch.zeros(input_shape), {block: note for block in names})
+    _run_once(model, torch.zeros(input_shape), dict.fromkeys(names, note))
     return found
 
 
@@ -430,7 +433,8 @@ def windows_of(function: Any, args: Any, kwargs: Any, x: Tensor, y: Tensor) -> W
     if name == "interpolate":
         return _resized(x, y, inspect.signature(F.interpolate).bind(*args, **kwargs).arguments) or all_of_x
     if name == "pad" and kwargs.get("mode", args[2] if len(args) > 2 else "constant") != "circular":
-        left, _, top, *_ = [*kwargs.get("pad", args[1] if len(args) > 1 else ()), 0, 0, 0]  # right and bottom move none
+        padding: list[int] = list(kwargs.get("pad", args[1] if len(args) > 1 else ()))  # left, right, top, bottom
+        left, top = padding[0], padding[2] if len(padding) > 2 else 0
         return Window(first=-top, last=-top), Window(first=-left, last=-left)
     if name == "getitem":
         return _cropped(x, args[1]) or all_of_x
@@ -439,7 +443,7 @@ def windows_of(function: Any, args: Any, kwargs: Any, x: Tensor, y: Tensor) -> W
     return all_of_x
 
 
-def _named(names: list[str], args: Any, kwargs: Any) -> dict[str, Any]:
+def _named(names: tuple[str, ...], args: Any, kwargs: Any) -> dict[str, Any]:
     return dict(zip(names, args)) | kwargs
 
 

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from geometry.boundary import boundary_weights, separation_weights, signed_distance
 from checks import InputError
+from geometry.boundary import boundary_weights, separation_weights, signed_distance
+from geometry.topology import KINDS, critical_regions
 from losses import (
     BoundaryWeightedLoss,
     TopologyLoss,
@@ -23,7 +24,6 @@ from losses import (
     soft_cldice_loss,
     tversky_loss,
 )
-from geometry.topology import KINDS, critical_regions
 from transforms import apply_symmetry
 
 PIXEL_LOSSES = [cross_entropy, focal_loss, dice_loss, tversky_loss]  # these do not ask which pixels are neighbours
@@ -61,7 +61,7 @@ def test_perfect_is_zero(loss):
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_fault_45_extreme_logits_stay_finite(loss):
+def test_extreme_logits_stay_finite(loss):
     _, target = random_pair()
     wrong = certain((target + 1) % 3, 3).requires_grad_()
     value = loss(wrong, target)
@@ -91,7 +91,7 @@ def test_batch_is_the_mean_of_its_images(loss):
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_fault_50_ignored_pixels_have_no_say(loss):
+def test_ignored_pixels_have_no_say(loss):
     logits, target = random_pair()
     target[:, 2] = 255
     logits = logits.requires_grad_()
@@ -114,7 +114,7 @@ def test_the_eight_symmetries_change_nothing(loss, k):
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_fault_52_all_ignored_is_zero_with_zero_gradient(loss):
+def test_all_ignored_is_zero_with_zero_gradient(loss):
     logits, target = random_pair()
     logits = logits.requires_grad_()
     value = loss(logits, torch.full_like(target, 255))
@@ -124,13 +124,13 @@ def test_fault_52_all_ignored_is_zero_with_zero_gradient(loss):
 
 @pytest.mark.parametrize("weights", [[1.0, 1.0], [1.0, -1.0, 1.0], [1.0, float("nan"), 1.0], [[1.0, 1.0, 1.0]]])
 @pytest.mark.parametrize("loss", [cross_entropy, focal_loss])
-def test_fault_53_bad_class_weights(loss, weights):
+def test_bad_class_weights(loss, weights):
     with pytest.raises(InputError, match="class_weight"):
         loss(*random_pair(), class_weight=torch.tensor(weights))
 
 
 @pytest.mark.parametrize("loss", LOSSES)
-def test_fault_58_batch_sizes_never_broadcast(loss):
+def test_batch_sizes_never_broadcast(loss):
     logits, target = random_pair()
     with pytest.raises(InputError, match="shape"):
         loss(logits, target[:1])
@@ -313,7 +313,7 @@ def test_separation_stresses_the_gap_alone():
 
 @pytest.mark.parametrize("separation", [False, True])
 @pytest.mark.parametrize("value", [0, 1])
-def test_fault_54_one_class_gives_exactly_cross_entropy(value, separation):
+def test_one_class_gives_exactly_cross_entropy(value, separation):
     logits, target = random_pair(C=2)
     target = torch.full_like(target, value)
     target[:, 0, 1] = 255
@@ -357,7 +357,6 @@ WRONG = math.log(1 + math.exp(3))  # nats of a wrong pixel in `single_channel`
         ("1000000", "1011011", {}, 2 / 3),  # two of three missed
         ("1111111", "1010101", {}, 3 / 4),  # three bridges
         ("1110000", "1111100", {}, 0),  # a border moved
-        ("1111111", "1100011", {"cut": True}, 1 / 2),  # the same weight on the middle pixel alone
         ("1101100", "1110100", {}, 0),  # the gap moved by one pixel
         ("1101100", "1110100", {"strict": True}, 2 / 2),  # seen as one merge and one split
     ],
@@ -428,7 +427,7 @@ def test_each_true_object_of_a_batch_weighs_the_same():
 
 
 @pytest.mark.parametrize("said, expected", [(0, 0.0), (1, 1.0)])
-def test_fault_55_no_true_objects(said, expected):
+def test_no_true_objects(said, expected):
     target = torch.zeros(2, 4, 4, dtype=torch.int64)
     logits = single_channel(torch.full_like(target, said)).requires_grad_()
     value = only_term(logits, target, holes=False)
@@ -437,8 +436,8 @@ def test_fault_55_no_true_objects(said, expected):
     assert value.item() == pytest.approx(2 * expected * WRONG, abs=1e-12) and torch.isfinite(logits.grad).all()
 
 
-@pytest.mark.parametrize("settings", [{}, {"cut": True}, {"strict": True}])
-def test_fault_56_topology_is_deterministic_and_ties_are_class_zero(settings):
+@pytest.mark.parametrize("settings", [{}, {"strict": True}])
+def test_topology_is_deterministic_and_ties_are_class_zero(settings):
     logits, target = random_pair(C=2, H=16, W=16)
     logits = logits.round()  # many ties
     first, again = (TopologyLoss(**settings)(logits, target) for _ in range(2))
@@ -566,12 +565,12 @@ def test_a_margin_is_one_search_for_each_class_and_side(settings):
 
 
 def test_the_names_of_losses_show_their_settings_and_no_address():
-    topology = repr(TopologyLoss(0.5, warm_up=7, cut=True))
+    topology = repr(TopologyLoss(0.5, warm_up=7))
     assert topology == (
         "TopologyLoss(strength=0.5, classes=None, connectivity=8, holes=True, "
-        "strict=False, cut=True, margin=0.0, warm_up=7, every=1)"
+        "strict=False, margin=0.0, warm_up=7, every=1)"
     )
-    loss = TopologyLoss(0.5, warm_up=7, cut=True)
+    loss = TopologyLoss(0.5, warm_up=7)
     strengths(loss, 1)
     assert repr(loss) == topology  # or a run that was cut off would not know itself again
     total = repr(WeightedSum((1.0, partial(focal_loss, gamma=3)), (0.5, BoundaryWeightedLoss())))

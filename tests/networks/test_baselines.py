@@ -8,18 +8,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.net_helpers import THIN, random, trained_looking
 from torch import nn
 from torch.nn import functional as F
 
-from networks import baselines
-from networks.baselines import DilatedNet, ImageClassifier, RoadNet, Shrunk
 from checks import InputError
-from networks.fcn import FCN, PatchClassifier
-from networks.inspection import count_parameters, layer_table
 from learner import Learner
 from losses import cross_entropy
-from networks.inspection import receptive_field, receptive_field_measured
+from networks import baselines
+from networks.baselines import DilatedNet, ImageClassifier, RoadNet, Shrunk
+from networks.fcn import FCN, PatchClassifier
+from networks.inspection import count_parameters, layer_table, receptive_field, receptive_field_measured
+from tests.net_helpers import THIN, random, trained_looking
 from unet import UNet
 
 NETS = {
@@ -46,7 +45,7 @@ def cost(net, shape=(1, 3, 128, 128)):
 
 @every_net
 @pytest.mark.parametrize("size", [(1, 1), (1, 9), (2, 33), (17, 31), (32, 64), (37, 53), (65, 40)])
-def test_fault_43_logits_have_the_size_of_the_image(name, size):
+def test_logits_have_the_size_of_the_image(name, size):
     with torch.no_grad():
         assert NETS[name]().eval()(torch.zeros(2, 2, *size)).shape == (2, 3, *size)
 
@@ -63,7 +62,7 @@ def test_every_parameter_gets_a_gradient(name):
 
 
 @every_net
-def test_fault_36_wrong_input_gets_one_clear_sentence(name):
+def test_wrong_input_gets_one_clear_sentence(name):
     with pytest.raises(InputError, match=r"expected \(B, 2, H, W\)"):
         NETS[name]()(torch.zeros(2, 3, 8, 8))
     with pytest.raises(InputError, match="permute"):

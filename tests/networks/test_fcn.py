@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from tests.net_helpers import THIN, random, trained_looking
 from torch import nn
 from torch.nn import functional as F
 
@@ -12,6 +11,7 @@ from checks import InputError
 from networks.fcn import FCN, PatchClassifier
 from networks.inspection import count_parameters
 from networks.upsampling import interpolate_by_convolution
+from tests.net_helpers import THIN, random, trained_looking
 
 # ---- a classifier becomes an FCN ------------------------------------------------------------------------------------
 
