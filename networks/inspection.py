@@ -11,8 +11,8 @@ position o of each of them reads the input positions
 For a convolution of kernel k, stride s, padding p and dilation d this is o·s − p … o·s − p + (k−1)·d; a transposed one
 reads the i with i·s − p ≤ o ≤ i·s − p + (k−1)·d.  The record is walked backwards, from output pixels to the image;
 where branches meet, their ranges are joined.  It is an upper bound: an operation that is not known here is taken to
-read all of its input.  Left out on purpose: normalisation counts as pixel by pixel, although GroupNorm averages over the image,
-and which pixel won a pooling (its index) is not followed.
+read all of its input.  Left out on purpose: normalisation counts as pixel by pixel, although GroupNorm averages over
+the image, and which pixel won a pooling (its index) is not followed.
 
 Measured: from gradients of a copy with positive weights, a lower bound.  Effective: how much each pixel counts.
 

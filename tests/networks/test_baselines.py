@@ -308,8 +308,8 @@ def test_a_missing_or_broken_torchvision_is_said_in_one_sentence(monkeypatch, er
 
 
 def test_torchvision_is_not_imported_with_the_module():
-    code = "import sys, baselines; sys.exit('torchvision' in sys.modules)"
-    root = Path(baselines.__file__).parent
+    code = "import sys, networks.baselines; sys.exit('torchvision' in sys.modules)"
+    root = Path(baselines.__file__).parents[1]
     assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
 
 
