@@ -1,8 +1,8 @@
 """Serve the samples of a normalised .hdf5 as batches, each random draw following from (seed, epoch, index) alone.
 
-So workers differ, a rerun is equal, and a resumed run goes on.  The files are made by `samples.read_folder` →
-`hdf5.build_hdf5` → `hdf5.normalise_hdf5`; `prepare` does all three in one call, and builds again whenever the
-settings or the source files have changed.
+So a rerun is equal, and a resumed run goes on.  The files are made by `files.read_folder` → `hdf5.build_hdf5` →
+`hdf5.normalise_hdf5`; `prepare` does all three in one call, and builds again whenever the settings or the source files
+have changed.  All datasets of one part of one file share one copy of its arrays.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from checks import IGNORE_INDEX, InputError, dead_worker
+from checks import IGNORE_INDEX, InputError
 from imagesets.download import locate
-from imagesets.hdf5 import build_hdf5, build_settings, normalise_hdf5, open_hdf5, read_array
-from imagesets.imagefile import LabelMap
+from imagesets.files import FRACTIONS, PARTS, LabelMap, Sample, is_junk, read_folder
+from imagesets.hdf5 import build_hdf5, build_settings, normalise_hdf5, open_hdf5
 from imagesets.readers import READERS, read_dataset
-from imagesets.samples import FRACTIONS, PARTS, Sample, is_junk, read_folder
 from imagesets.synthetic import write_yeast
 from imagesets.synthetic_scenes import write_pets, write_roads, write_streets
 
@@ -39,7 +39,13 @@ NAMES = (*BUILT_IN, *READERS)
 NUM_CLASSES = {SYNTHETIC: 2, "synthetic_streets": 6, "synthetic_roads": 2, "synthetic_pets": 3}
 NUM_CLASSES |= {name: reader.num_classes for name, reader in READERS.items()}
 EXTRA_FOLDERS = ("instances", "dead", "weights")  # maps that travel along if a folder holds them
-WORKER_SECONDS = 30  # so long a process of the loader may be silent
+
+
+class _Arrays(list[list[np.ndarray]]):
+    """All arrays of one part, one list a sample: a list that may be referenced weakly."""
+
+
+_SHARED: WeakValueDictionary[tuple[Any, ...], _Arrays] = WeakValueDictionary()  # dropped with its last dataset
 
 
 class SegmentationDataset(Dataset[tuple[Tensor, ...]]):
@@ -49,7 +55,8 @@ class SegmentationDataset(Dataset[tuple[Tensor, ...]]):
     `transform`, a `BasicTransform2D`, is called with image, label and maps.  Both draw from
     `default_rng([seed, epoch, index])`, where the index is an integer (epoch 0) or a pair (epoch, index).
     `maps` names more groups of the file.  Validation and test data have no random part: there `crop` or a
-    random transform raises `InputError`.  Arrays are read and checked at the first access in each process.
+    random transform raises `InputError`.  Arrays are read at the first access; all datasets of the process that serve
+    the same part and maps of the same file share them, so they are read-only: a transform returns new ones.
 
     Attributes: `names` and `shapes` (H, W) of this part; `parts`, {part: number of samples} of the file;
     `num_classes`, `channels`, `mean`, `std`; `fingerprint` of the content.
@@ -67,7 +74,7 @@ class SegmentationDataset(Dataset[tuple[Tensor, ...]]):
     ) -> None:
         self.path, self.part, self.crop, self.seed = Path(path), part, crop, seed
         self.transform, self.maps = transform, tuple(maps)
-        self._arrays: list[list[np.ndarray]] | None = None
+        self._arrays: _Arrays | None = None
         with open_hdf5(self.path) as file:
             part_of = {key: str(file["image"][key].attrs["part"]) for key in sorted(file["image"])}
             self.parts = {name: list(part_of.values()).count(name) for name in PARTS}
@@ -112,19 +119,11 @@ class SegmentationDataset(Dataset[tuple[Tensor, ...]]):
             arrays = self.transform(*arrays, rng=rng)
         return tuple(_tensor(array) for array in arrays)
 
-    def whole(self, index: int) -> tuple[Tensor, ...]:
-        """Sample `index` before it is cropped, but padded for that; without the transform."""
-        arrays = self._load()[index]
-        return tuple(_tensor(array) for array in (arrays if self.crop is None else _padded(arrays, self.crop)))
-
-    def corner(self, epoch: int, index: int) -> tuple[int, int]:
-        """Where the crop of a sample begins in an epoch: (top, left) in the padded image."""
-        if self.crop is None:
-            return 0, 0
-        return _corner(self.shapes[index], self.crop, np.random.default_rng([self.seed, epoch, index]))
-
-    def _load(self) -> list[list[np.ndarray]]:
-        """All arrays of this part, read once; no file stays open, so workers may be forked or spawned."""
+    def _load(self) -> _Arrays:
+        """All arrays of this part, read once a process."""
+        key = (self.path.resolve(), self.fingerprint, self.part, self.maps)
+        if self._arrays is None:
+            self._arrays = _SHARED.get(key)
         if self._arrays is None:
             with open_hdf5(self.path) as file:
                 if file.attrs["contents"] != self.fingerprint:
@@ -132,17 +131,20 @@ class SegmentationDataset(Dataset[tuple[Tensor, ...]]):
                         f"{self.path} has changed since this dataset was made.\nRun the cell that makes it again."
                     )
                 groups = [file[name] for name in ("image", "label", *self.maps)]
-                self._arrays = [[read_array(group[key]) for group in groups] for key in self._keys]
+                self._arrays = _Arrays([group[name][()] for group in groups] for name in self._keys)
+            for array in (array for arrays in self._arrays for array in arrays):
+                array.flags.writeable = False
+            _SHARED[key] = self._arrays
         return self._arrays
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_arrays": None}  # a spawned worker reads for itself: little goes to it
+        return {**self.__dict__, "_arrays": None}  # another process reads for itself
 
 
 def _cropped(arrays: Sequence[np.ndarray], crop: int, rng: np.random.Generator) -> list[np.ndarray]:
     """One random square of each array (…, H, W), padded where it is too small."""
     arrays = _padded(arrays, crop)
-    top, left = _corner(arrays[1].shape, crop, rng)
+    top, left = rng.integers(0, [side - crop + 1 for side in arrays[1].shape])
     return [array[..., top : top + crop, left : left + crop] for array in arrays]
 
 
@@ -155,12 +157,6 @@ def _padded(arrays: Sequence[np.ndarray], crop: int) -> list[np.ndarray]:
     image = np.pad(image, ((0, 0), *missing), mode="reflect")  # a side of one pixel is repeated
     label = np.pad(label, missing, constant_values=IGNORE_INDEX)
     return [image, label, *(np.pad(array, missing) for array in maps)]
-
-
-def _corner(shape: Sequence[int], crop: int, rng: np.random.Generator) -> tuple[int, int]:
-    """Where a random square begins in a padded image (H, W)."""
-    top, left = rng.integers(0, [max(side - crop, 0) + 1 for side in shape])
-    return int(top), int(left)
 
 
 def _tensor(array: np.ndarray | Tensor) -> Tensor:
@@ -222,18 +218,6 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
             yield [(self.epoch * self.repeats + time, index) for time, index in batches[number]]
 
 
-class _Loader(DataLoader[tuple[Tensor, ...]]):
-    """A loader whose workers cannot fail unseen: one that dies, hangs or meets an error ends in one `InputError`."""
-
-    def __iter__(self) -> Any:
-        try:
-            yield from super().__iter__()
-        except InputError as error:  # torch puts the traceback of the worker before our message
-            raise InputError(str(error).rpartition("checks.InputError: ")[2].strip()) from error
-        except RuntimeError as error:
-            raise dead_worker(error) or error from None
-
-
 def make_loader(
     dataset: SegmentationDataset,
     batch_size: int,
@@ -241,22 +225,17 @@ def make_loader(
     shuffle: bool = False,
     seed: int = 0,
     repeats: int = 1,
-    num_workers: int = 0,
 ) -> DataLoader[tuple[Tensor, ...]]:
     """A loader of batches (images (B, C, H, W), targets (B, H, W), *maps (B, H, W)).
 
-    Call `loader.batch_sampler.set_epoch(epoch)` before each pass; `repeats` is that of `EpochBatches`.  No workers
-    are the fastest choice here: the data lie in memory already.  A worker that dies, or gives nothing for
-    `WORKER_SECONDS`, raises `InputError`.
+    Call `loader.batch_sampler.set_epoch(epoch)` before each pass; `repeats` is that of `EpochBatches`.  There are no
+    workers: the data lie in memory already.
     """
-    return _Loader(
+    return DataLoader(
         dataset,
         batch_sampler=EpochBatches(dataset, batch_size, shuffle, seed, repeats),
-        num_workers=num_workers,
         collate_fn=_stack,
         pin_memory=torch.cuda.is_available(),
-        persistent_workers=num_workers > 0,
-        timeout=WORKER_SECONDS if num_workers else 0,
         generator=torch.Generator().manual_seed(seed),  # else each pass would advance torch's global one
     )
 
@@ -290,9 +269,10 @@ def prepare(
     `source` is a built-in set (`BUILT_IN`), a name that `read_dataset` knows, or a folder (`find_pairs`).  Without
     `num_classes`, a named set has its own number (`NUM_CLASSES`), a folder 2.
     `NAME.hdf5` and `NAME_normalised.hdf5` in `data_dir` are used again only if they were built with the same
-    settings from the same source files; otherwise they are built again, and `say` tells so.
+    settings from the same source files; otherwise they are built again, and `say` tells so.  The source files are not
+    read for that: their names, sizes and times of modification decide.
 
-    `changes` are applied to every sample in turn, for example `[separate_cells, WeightMap(5, 2)]` of `changes.py`:
+    `changes` are applied to every sample in turn, for example `[separate_cells, WeightMap(5, 2)]`:
     what they add is worked out once and kept in the file.  A change that returns None leaves the sample out.  Files
     with other changes get a name of their own.  A change is a function with a name, known again by its text, or an
     object with a `repr` that shows its settings, such as a dataclass.
@@ -305,7 +285,7 @@ def prepare(
         samples = read_dataset(name, folder)
     else:
         samples = read_folder(folder, label_map, extra_maps(folder))
-    digest = f"{name} {_folder_sha256(folder)} {sorted(map(str, (label_map or {}).items()))}"
+    digest = f"{name} {_folder_state(folder)} {sorted(map(str, (label_map or {}).items()))}"
     if changes:
         recipe = " ".join(map(_spelled, changes))
         samples = _changed(samples, changes)
@@ -360,14 +340,14 @@ def extra_maps(folder: Path) -> tuple[str, ...]:
     return tuple(name for name in EXTRA_FOLDERS if (folder / name).is_dir())
 
 
-def _folder_sha256(folder: Path) -> str:
-    """One hash over the names and bytes of all files in a folder, junk left out."""
+def _folder_state(folder: Path) -> str:
+    """One hash over the names, sizes and times of modification of all files in a folder, junk left out."""
     digest = hashlib.sha256()
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
-        place = path.relative_to(folder)
+        place, state = path.relative_to(folder), path.stat()
         if not any(is_junk(piece) for piece in place.parts):
-            digest.update(f"{place.as_posix()} {path.stat().st_size}\n".encode("utf-8", "surrogateescape"))
-            digest.update(path.read_bytes())
+            line = f"{place.as_posix()} {state.st_size} {state.st_mtime_ns}\n"
+            digest.update(line.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 
 

@@ -28,7 +28,7 @@ from data import SegmentationDataset, make_loader
 from imagesets.hdf5 import build_hdf5, normalise_hdf5
 from losses import cross_entropy
 from training.modes import fastest
-from imagesets.samples import Sample
+from imagesets.files import Sample
 from imagesets.synthetic import yeast_scene
 from unet import UNet
 

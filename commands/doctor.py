@@ -28,10 +28,10 @@ from commands import rehearsal
 from checks import IGNORE_INDEX, InputError
 from data import NUM_CLASSES, extra_maps, source_folder
 from imagesets.hdf5 import sample_problems
-from imagesets.imagefile import LabelMap
+from imagesets.files import LabelMap
 from learner import pick_device
 from imagesets.readers import READERS, read_dataset
-from imagesets.samples import PARTS, Sample, read_each, split_parts
+from imagesets.files import PARTS, Sample, read_each, split_parts
 
 NUM_EXAMPLES = 8
 SHOWN = 20  # files of one kind of problem

@@ -28,9 +28,9 @@ import plots
 from training.atomic import write_atomically
 from checks import InputError, two_or_more
 from imagesets.hdf5 import normalise_image
-from imagesets.imagefile import read_image, short_name
+from imagesets.files import read_image, short_name
 from training.modelfile import ExportedModel
-from imagesets.samples import IMAGE_SUFFIXES, is_junk, raise_problems
+from imagesets.files import IMAGE_SUFFIXES, Problem, is_junk, raise_problems
 from training.tiles import predict_tiled
 
 TILE = 1024
@@ -71,13 +71,13 @@ def predict_folder(
             image = read_image(path)
             label = predict_image(network, image, tile=tile)
         except InputError as error:
-            problems.append(f"{short_name(path)}: {error}" if short_name(path) not in str(error) else str(error))
+            problems += getattr(error, "problems", [Problem(short_name(path), str(error))])
             continue
         _write_png(output / "overlays" / f"{path.stem}.png", plots.overlay(image, label))
         masks.append(_write_png(output / "masks" / f"{path.stem}.png", label))
         say(f"[{number}/{len(paths)}] {path.name}: {_shares(label, network.card.class_names)}")
     say(f"{len(masks)} of {len(paths)} images: masks and overlays are in {output}")
-    raise_problems(problems, str(folder))
+    raise_problems(str(folder), problems)
     return masks
 
 
@@ -99,21 +99,22 @@ def predict_image(model: ExportedModel, image: np.ndarray, *, tile: int = TILE) 
     return predict_tiled(classes, images, tile=tile, margin=card.margin)[0, 0].numpy()
 
 
-def _images_in(folder: Path) -> tuple[list[Path], list[str]]:
+def _images_in(folder: Path) -> tuple[list[Path], list[Problem]]:
     """The images of a folder, sorted, and what is wrong with the other files."""
     try:
         entries = sorted(path for path in folder.iterdir() if not is_junk(path.name))
     except OSError as error:
         raise InputError(f"{folder} cannot be read: {error.strerror}. Expected a folder of images.") from error
     found: dict[str, Path] = {}
-    problems = []
+    problems: list[Problem] = []
     for path in entries:
         if path.is_dir():
             continue
         if path.suffix.lower() not in IMAGE_SUFFIXES:
-            problems.append(f"{short_name(path)} is none of {', '.join(IMAGE_SUFFIXES)}")
+            problems.append(Problem(short_name(path), f"is none of {', '.join(IMAGE_SUFFIXES)}"))
         elif (other := found.setdefault(path.stem.casefold(), path)) is not path:  # their masks would be one file
-            problems.append(f"{short_name(path)} and {other.name} have one name before the suffix; rename one")
+            found_twice = f"and {other.name} have one name before the suffix"
+            problems.append(Problem(short_name(path), found_twice, "rename one"))
     if not found:
         inside = [path.name for path in entries if path.is_dir()]
         hint = f"\nThere are folders inside: {', '.join(inside[:5])}. Give the one with the images." if inside else ""

@@ -22,7 +22,7 @@ from torch import Tensor
 from checks import IGNORE_INDEX, InputError
 from learner import Learner, pick_device, set_seed
 from losses import cross_entropy
-from imagesets.samples import Sample
+from imagesets.files import Sample
 from unet import UNet
 
 SIDE, TRIES, STEPS, WIDTHS = 64, 8, 40, (8, 16)

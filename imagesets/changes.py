@@ -18,7 +18,7 @@ from torch.nn.functional import interpolate
 
 from geometry.boundary import boundary_weights, find_cells, separation_weights
 from checks import InputError
-from imagesets.samples import Sample
+from imagesets.files import Sample
 
 NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))  # one of each pair of opposite directions
 

@@ -18,8 +18,8 @@ from typing import NamedTuple
 import numpy as np
 
 from checks import IGNORE_INDEX, InputError
-from imagesets.imagefile import LabelMap, decode, read_image, short_name
-from imagesets.samples import PARTS, Sample, is_junk, raise_problems, read_sample
+from imagesets.files import BadFiles, LabelMap, decode, read_image, short_name
+from imagesets.files import PARTS, Problem, Sample, is_junk, raise_problems, read_sample
 
 Pairs = list[tuple[Path | None, Path | None, str | None]]  # image, label, part; None is a partner that is missing
 
@@ -57,18 +57,18 @@ def read_dataset(name: str, root: str | Path) -> Iterator[Sample]:
         try:
             sample = _read_pair(reader, image_path, label_path)
         except InputError as error:
-            problems.append(str(error))
+            problems += getattr(error, "problems", ())
             continue
         if not reader.drops_copies or owners.setdefault(_content(sample), part) == part:
             yield from reader.finish(replace(sample, part=part))
-    nothing = "no image where the official layout has them; unpack the set again"
-    raise_problems(problems if pairs else [nothing], str(root))
+    nothing = "has no image where the official layout has them; unpack the set again"
+    raise_problems(str(root), problems if pairs else [Problem(str(root), nothing)])
 
 
 def _read_pair(reader: Reader, image_path: Path | None, label_path: Path | None) -> Sample:
     if image_path is None or label_path is None:
         there = image_path or label_path or Path()
-        raise InputError(f"{short_name(there)} has no {'label' if image_path else 'image'}")
+        raise BadFiles([Problem(short_name(there), f"has no {'label' if image_path else 'image'}")])
     return read_sample(image_path, label_path, reader.label_map, read=reader.read)
 
 
@@ -202,7 +202,7 @@ def _pet_list(path: Path) -> dict[str, str]:
     rows = [line.split() for line in lines if line.strip() and not line.startswith("#")]
     wrong = [" ".join(row)[:60] for row in rows if len(row) != 4 or row[2] not in SPECIES]
     form = "expected: name class-id species breed-id, with species 1 or 2"
-    raise_problems([f"the line {line!r}; {form}" for line in wrong], short_name(path))
+    raise_problems(short_name(path), [Problem("the line", repr(line), form) for line in wrong])
     return {row[0]: SPECIES[row[2]] for row in rows}
 
 

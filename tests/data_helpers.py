@@ -16,8 +16,8 @@ from PIL import Image
 
 from checks import InputError
 from imagesets.hdf5 import build_hdf5, normalise_hdf5
-from imagesets.hdf5file import stamp
-from imagesets.samples import Sample
+from imagesets.hdf5 import seal as stamp
+from imagesets.files import Sample
 
 MIRROR = os.environ.get("SEGMENTATION_MIRROR", "")
 needs_mirror = pytest.mark.skipif(not Path(MIRROR, "yeast_phase").is_dir(), reason="no SEGMENTATION_MIRROR")

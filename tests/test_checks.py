@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from checks import IGNORE_INDEX, InputError, check_images, check_pair, two_or_more
-from imagesets.samples import raise_problems
+from imagesets.files import raise_problems
 
 LOGITS, TARGET = torch.zeros(2, 3, 4, 5), torch.zeros(2, 4, 5, dtype=torch.int64)
 

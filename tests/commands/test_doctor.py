@@ -169,7 +169,7 @@ def test_fault_19_copies_are_named_and_copies_with_other_labels_are_a_problem(tm
 
 
 def test_fault_19_an_image_in_two_parts_of_a_named_set_is_a_problem(tmp_path, monkeypatch):
-    from imagesets.samples import Sample
+    from imagesets.files import Sample
 
     pairs = [Sample(f"s{i}", picture(i % 4), mask(i), ("train", "test")[i // 4]) for i in range(5)]
     monkeypatch.setattr(doctor, "source_folder", lambda source, say: tmp_path)

@@ -16,7 +16,7 @@ from training import export
 import plots
 from commands import predict
 from imagesets.hdf5 import normalise_image
-from imagesets.imagefile import read_image, read_label
+from imagesets.files import read_image, read_label
 from training.modelfile import Card, ExportedModel
 from unet import UNet
 

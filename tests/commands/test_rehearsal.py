@@ -11,7 +11,7 @@ from tests.data_helpers import refused
 
 from commands import rehearsal
 from commands.rehearsal import OneBatch, learn_one_batch, minutes, one_batch, seconds_per_megapixel
-from imagesets.samples import Sample
+from imagesets.files import Sample
 
 
 def blobs(number: int = 8, side: int = 64, channels: int = 1) -> list[Sample]:

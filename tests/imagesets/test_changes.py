@@ -15,7 +15,7 @@ from geometry.boundary import boundary_weights, separation_weights
 from imagesets.changes import HalfOfTestValidates, PartsByName, Relabel, Resize, WeightMap, separate_cells
 from checks import InputError
 from losses import BoundaryWeightedLoss, cross_entropy
-from imagesets.samples import Sample
+from imagesets.files import Sample
 from imagesets.synthetic import yeast_scene
 from transforms import apply_symmetry
 

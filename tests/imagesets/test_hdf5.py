@@ -17,8 +17,8 @@ from tests.data_helpers import build, build_normalised, edited, make_samples, ma
 
 from checks import InputError
 from imagesets.hdf5 import normalise_hdf5, normalise_image, open_hdf5, read_array
-from imagesets.hdf5file import stamp
-from imagesets.samples import PARTS, Sample
+from imagesets.hdf5 import seal as stamp
+from imagesets.files import PARTS, Sample
 
 
 def read_all(path: Path) -> None:

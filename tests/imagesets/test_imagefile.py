@@ -13,7 +13,7 @@ import tifffile
 from tests.data_helpers import colour_picture, mask, picture, refused, save
 from PIL import Image, ImageOps
 
-from imagesets.imagefile import list_values, read_image, read_label
+from imagesets.files import list_values, read_image, read_label
 
 
 @pytest.fixture

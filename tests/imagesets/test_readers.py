@@ -12,9 +12,9 @@ from tests.data_helpers import MIRROR, colour_picture, mask, needs_mirror, pictu
 from PIL import Image
 from skimage.measure import regionprops
 
-from imagesets.imagefile import MAX_PIXELS
+from imagesets.files import MAX_PIXELS
 from imagesets.readers import READERS, YEAST_COLUMNS, pet_species, read_dataset
-from imagesets.samples import PARTS, Sample
+from imagesets.files import PARTS, Sample
 from imagesets.sources import SOURCES
 
 NEW = ("kitti_road", "oxford_pets", "camvid")

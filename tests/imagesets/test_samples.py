@@ -11,7 +11,7 @@ from tests.data_helpers import make_folder, mask, picture, refused, save
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imagesets.samples import PARTS, find_pairs, raise_problems, read_folder, split_parts
+from imagesets.files import PARTS, find_pairs, raise_problems, read_folder, split_parts
 
 
 @pytest.fixture
