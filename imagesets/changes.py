@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch.nn.functional import interpolate
 
-from geometry.boundary import boundary_weights, find_cells, separation_weights
 from checks import InputError
+from geometry.boundary import boundary_weights, find_cells, separation_weights
 from imagesets.files import Sample
 
 NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))  # one of each pair of opposite directions

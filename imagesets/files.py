@@ -214,13 +214,13 @@ def _decode_tiff(path: Path, as_label: bool) -> tuple[np.ndarray, bool, bool]:
             raise _refused(path, "is stored turned (TIFF orientation)", "open it and save it upright")
         if colours not in (WHITE_IS_0, BLACK_IS_0, RGB, PALETTE) and not (colours == YCBCR and is_lossy):
             raise _refused(path, f"has the colours {getattr(colours, 'name', colours)}", "save it as grey or RGB")
-        array = page.asarray()
+        array, palette = page.asarray(), page.colormap  # (3, values), 16 bits
     if array.ndim not in (2, 3):
         raise _refused(path, f"has shape {array.shape}", "save it as an ordinary picture (H, W) or (H, W, C)")
     if array.ndim == 3 and page.planarconfig == 2:  # one channel behind the other
         array = np.moveaxis(array, 0, -1)
     if not as_label and colours == PALETTE:
-        array = np.moveaxis(page.colormap[:, array] >> 8, 0, -1).astype(np.uint8)
+        array = np.moveaxis(palette[:, array] >> 8, 0, -1).astype(np.uint8)
     if not as_label and colours == WHITE_IS_0:
         array = np.invert(array) if array.dtype.kind in "bu" else -array
     return array, any(kind in (1, 2) for kind in page.extrasamples), is_lossy

@@ -51,7 +51,8 @@ def read_dataset(name: str, root: str | Path) -> Iterator[Sample]:
     if name not in READERS:
         raise InputError(f"{name!r} is not a known data set; known are {', '.join(READERS)}.")
     reader = READERS[name]
-    pairs, problems = reader.find_pairs(Path(root)), []
+    pairs = reader.find_pairs(Path(root))
+    problems: list[Problem] = []
     owners: dict[str, str | None] = {}  # content of an image → part
     for image_path, label_path, part in pairs:
         try:

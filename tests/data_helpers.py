@@ -1,23 +1,20 @@
-"""Small images, folders, samples and files for the tests of imagefile.py, samples.py, hdf5.py and data.py."""
+"""Small images, folders, samples and files for the tests of files.py, hdf5.py and data.py."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pytest
 import tifffile
 from PIL import Image
 
 from checks import InputError
-from imagesets.hdf5 import build_hdf5, normalise_hdf5
-from imagesets.hdf5 import seal as stamp
 from imagesets.files import Sample
+from imagesets.hdf5 import build_hdf5, normalise_hdf5
 
 MIRROR = os.environ.get("SEGMENTATION_MIRROR", "")
 needs_mirror = pytest.mark.skipif(not Path(MIRROR, "yeast_phase").is_dir(), reason="no SEGMENTATION_MIRROR")
@@ -65,14 +62,6 @@ def build(folder: Path, samples: Iterable[Sample] | None = None, name: str = "se
 
 def build_normalised(folder: Path, samples: Iterable[Sample] | None = None, **settings: Any) -> Path:
     return normalise_hdf5(build(folder, samples, **settings), folder / "normalised.hdf5")
-
-
-@contextmanager
-def edited(path: Path) -> Iterator[Any]:
-    """Change a file and stamp it anew, so that what lies behind the stamp is tested too."""
-    with h5py.File(path, "r+") as file:
-        yield file
-    stamp(path)
 
 
 def refused(function: Callable[..., Any], *arguments: Any, **settings: Any) -> str:

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from checks import IGNORE_INDEX, InputError, check_images, check_pair, two_or_more
-from imagesets.files import raise_problems
+from imagesets.files import Problem, raise_problems
 
 LOGITS, TARGET = torch.zeros(2, 3, 4, 5), torch.zeros(2, 4, 5, dtype=torch.int64)
 
@@ -88,4 +88,4 @@ def test_messages_of_four_lines_and_lists_may_be():
     with pytest.raises(InputError):
         raise InputError("1\n2\n3\n4\n")
     with pytest.raises(InputError):
-        raise_problems([f"{name}.png is empty" for name in "abcdef"], "folder")
+        raise_problems("folder", [Problem(f"{name}.png", "is empty") for name in "abcdef"])

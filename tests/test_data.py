@@ -1,28 +1,26 @@
-"""Tests of data.py: every draw is repeatable, batches stack, and `prepare` never uses an outdated file."""
+"""Every draw is repeatable, batches stack, and `prepare` never uses an outdated file."""
 
 from __future__ import annotations
 
+import gc
 import itertools
-import multiprocessing
 import os
 import pickle
-import signal
-import time
+import weakref
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tests.data_helpers import build, build_normalised, make_folder, make_samples, mask, picture, refused, save
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import data
-from imagesets import synthetic
-from checks import InputError
 from data import BUILT_IN, NAMES, EpochBatches, SegmentationDataset, extra_maps, make_loader, prepare, source_folder
+from imagesets import synthetic
 from imagesets.hdf5 import normalise_hdf5, open_hdf5
+from tests.data_helpers import build, build_normalised, make_folder, make_samples, mask, picture, refused, save
 from transforms import BasicTransform2D, Compose, DownscaleImage, RandomReflect, RandomRotate90, ToTorchTensor
 
 
@@ -71,7 +69,7 @@ def test_wrong_arguments_of_the_dataset_are_refused(tmp_path):
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 12), st.integers(0, 50))
 @settings(max_examples=100)
-def test_fault_59_crops_and_padding_keep_image_label_and_map_together(height, width, crop, seed):
+def test_crops_and_padding_keep_image_label_and_map_together(height, width, crop, seed):
     pixel = np.arange(1, height * width + 1, dtype=np.float32).reshape(height, width)
     label = (pixel % 3).astype(np.uint8)
     arrays = [np.stack([pixel, -pixel]), label, pixel + 1]
@@ -110,7 +108,7 @@ def test_every_crop_position_is_drawn(tmp_path):
     assert len(found) == 8
 
 
-def test_fault_62_epochs_and_samples_differ_and_a_rerun_is_equal(tmp_path):
+def test_epochs_and_samples_differ_and_a_rerun_is_equal(tmp_path):
     path = build_normalised(tmp_path, make_samples(6, (12, 12)))
     transform = Compose(RandomReflect(), RandomRotate90())
     first, again, other = (
@@ -124,13 +122,13 @@ def test_fault_62_epochs_and_samples_differ_and_a_rerun_is_equal(tmp_path):
     assert torch.equal(first[-1][0], first[3][0])  # and may count from the end
 
 
-def test_fault_62_two_samples_of_one_epoch_draw_differently(tmp_path):
+def test_two_samples_of_one_epoch_draw_differently(tmp_path):
     samples = make_samples(6, (40, 40), place=np.arange(1600).reshape(40, 40))
     dataset = SegmentationDataset(build_normalised(tmp_path, samples), "train", crop=5, maps=("place",))
     assert len({int(item[2][0, 0]) for item in dataset}) > 1  # the corners of the crops
 
 
-def test_fault_32_dataset_keeps_no_file_open_and_pickles_without_its_arrays(tmp_path):
+def test_dataset_keeps_no_file_open_and_pickles_without_its_arrays(tmp_path):
     dataset = SegmentationDataset(build_normalised(tmp_path), "train")
     assert dataset._arrays is None  # nothing is read before the first access
     item = dataset[0]
@@ -142,14 +140,29 @@ def test_fault_32_dataset_keeps_no_file_open_and_pickles_without_its_arrays(tmp_
     assert torch.equal(copy[0][0], item[0])
 
 
-def test_fault_29_file_built_anew_under_a_dataset_is_noticed(tmp_path):
+def test_datasets_of_one_part_share_one_copy_of_the_arrays_and_free_it(tmp_path):
+    path = build_normalised(tmp_path, make_samples(weights=np.ones((6, 8))))
+    many = [SegmentationDataset(path, "train", crop=crop, seed=seed) for seed, crop in enumerate([None, 4, 4])]
+    images = [dataset._load()[0][0] for dataset in many]
+    assert all(np.shares_memory(images[0], image) for image in images)
+    with pytest.raises(ValueError, match="read-only"):  # one dataset cannot spoil the data of another
+        images[0][:] = 0
+    others = [SegmentationDataset(path, "val"), SegmentationDataset(path, "train", maps=("weights",))]
+    assert not any(np.shares_memory(images[0], dataset._load()[0][0]) for dataset in others)
+    kept = weakref.ref(many[0]._load())
+    del many, images
+    gc.collect()
+    assert kept() is None
+
+
+def test_file_built_anew_under_a_dataset_is_noticed(tmp_path):
     dataset = SegmentationDataset(build_normalised(tmp_path), "train")
     build_normalised(tmp_path, make_samples(9))
     assert "makes it again" in refused(lambda: dataset[0])
 
 
 @pytest.mark.parametrize("part", ["val", "test"])
-def test_fault_63_validation_and_test_have_no_random_part(tmp_path, part):
+def test_validation_and_test_have_no_random_part(tmp_path, part):
     path = build_normalised(tmp_path)
     unknown = lambda *images, rng: images  # noqa: E731
     for random in ({"crop": 4}, {"transform": RandomReflect()}, {"transform": unknown}):
@@ -167,7 +180,7 @@ class Unchanged(BasicTransform2D):
 
 
 @pytest.mark.parametrize("options", [{}, {"crop": 6}, {"crop": 9}, {"transform": Unchanged()}])
-def test_fault_64_changing_an_item_does_not_change_the_data_set(tmp_path, options):
+def test_changing_an_item_does_not_change_the_data_set(tmp_path, options):
     path = build_normalised(tmp_path, make_samples(6, weights=np.ones((6, 8), np.float32)))
     dataset = SegmentationDataset(path, "train", maps=("weights",), **options)
     before = [tensor.clone() for tensor in dataset[0]]
@@ -255,10 +268,10 @@ def test_repeats_by_hand():
     batches = EpochBatches(Shapes([(8, 8)] * 2), 3, repeats=2)
     assert pairs_of(batches, 0) == [[(0, 0), (0, 1), (1, 0)], [(1, 1)]]  # draws 0 and 1 of both samples
     assert pairs_of(batches, 5) == [[(10, 0), (10, 1), (11, 0)], [(11, 1)]]
-    assert len(EpochBatches(Shapes([(8, 8)] * 2), 3, shuffle=True, repeats=2)) == 1  # fault 44: a last one is dropped
+    assert len(EpochBatches(Shapes([(8, 8)] * 2), 3, shuffle=True, repeats=2)) == 1  # a last one is dropped
 
 
-def test_fault_44_last_batch_of_one_is_dropped_in_training_and_said():
+def test_last_batch_of_one_is_dropped_in_training_and_said():
     batches = EpochBatches(Shapes([(8, 8)] * 9), 4, shuffle=True)
     seen = [epoch_of(batches, epoch) for epoch in range(40)]
     assert all(sorted(len(batch) for batch in epoch) == [4, 4] for epoch in seen)
@@ -304,77 +317,6 @@ def batches_of(loader, epochs) -> list[list[torch.Tensor]]:
     return result
 
 
-@pytest.mark.filterwarnings("ignore:This DataLoader will create 2 worker")  # a machine with one core
-def test_fault_62_two_workers_draw_what_one_process_draws(tmp_path):
-    path = build_normalised(tmp_path, make_samples(14, (12, 12)))
-    transform = Compose(RandomReflect(), RandomRotate90())
-    results = []
-    for workers in (0, 2):
-        dataset = SegmentationDataset(path, "train", crop=8, transform=transform)
-        loader = make_loader(dataset, 3, shuffle=True, num_workers=workers)
-        results.append(batches_of(loader, (0, 1)))
-        del loader
-    assert len(results[0]) == len(results[1])
-    assert all(torch.equal(a, b) for x, y in zip(*results) for a, b in zip(x, y))
-    assert not torch.equal(results[0][0][0], results[0][len(results[0]) // 2][0])  # the epochs differ
-
-
-@pytest.mark.filterwarnings("ignore:This DataLoader will create 1 worker")
-@pytest.mark.parametrize("method", ["fork", pytest.param("spawn", marks=pytest.mark.slow)])  # it imports torch anew
-def test_fault_32_forked_and_spawned_workers_read_for_themselves(tmp_path, method):
-    if method not in multiprocessing.get_all_start_methods():
-        pytest.skip(f"this system cannot {method}")
-    dataset = SegmentationDataset(build_normalised(tmp_path, make_samples(14)), "train")
-    wanted = batches_of(make_loader(dataset, 3), [0])  # read here first: a file left open would be shared by a fork
-    loader = make_loader(dataset, 3, num_workers=1)
-    loader.multiprocessing_context = method
-    found = batches_of(loader, [0])
-    assert all(torch.equal(a, b) for x, y in zip(wanted, found, strict=True) for a, b in zip(x, y, strict=True))
-
-
-class BadTransform:
-    """A transform that ends, hangs, or raises in the worker that meets sample 5, and not in the test's own process."""
-
-    is_random = False
-
-    def __init__(self, how: str) -> None:
-        self.how, self.home = how, os.getpid()
-
-    def __call__(self, image: np.ndarray, label: np.ndarray, rng: np.random.Generator) -> list[np.ndarray]:
-        if os.getpid() != self.home:
-            if self.how == "dies":
-                os.kill(os.getpid(), signal.SIGKILL)
-            elif self.how == "hangs":
-                time.sleep(6)
-            raise InputError("a.png is wrong.\nDo this.") if self.how == "ours" else KeyError("not ours")
-        return [image, label]
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="needs kill -9")
-@pytest.mark.parametrize(
-    "how, said", [("dies", "has ended or hangs"), ("hangs", "has ended or hangs: DataLoader timed")]
-)
-def test_fault_33_a_worker_that_dies_or_hangs_is_one_error_within_30_seconds(tmp_path, monkeypatch, how, said):
-    assert data.WORKER_SECONDS <= 30
-    monkeypatch.setattr(data, "WORKER_SECONDS", 2)  # so that the test need not wait for half a minute
-    dataset = SegmentationDataset(build_normalised(tmp_path), "train", transform=BadTransform(how))
-    loader = make_loader(dataset, 3, num_workers=1)
-    started = time.monotonic()
-    message = refused(lambda: list(loader))
-    assert said in message and "num_workers=0" in message
-    assert len(message.splitlines()) <= 4
-    assert time.monotonic() - started < 25
-
-
-def test_fault_33_an_error_in_a_worker_is_its_message_without_a_traceback(tmp_path):
-    path = build_normalised(tmp_path)
-    ours = make_loader(SegmentationDataset(path, "train", transform=BadTransform("ours")), 3, num_workers=1)
-    assert refused(lambda: list(ours)) == "a.png is wrong.\nDo this."
-    foreign = make_loader(SegmentationDataset(path, "train", transform=BadTransform("foreign")), 3, num_workers=1)
-    with pytest.raises(KeyError, match="not ours"):  # a fault in a program of the student stays what it is
-        list(foreign)
-
-
 def test_repeats_of_the_loader_draw_another_crop_each_time(tmp_path):
     samples = make_samples(1, (60, 60), place=np.arange(3600).reshape(60, 60))
     path = build_normalised(tmp_path, samples, fractions={"train": 1.0})
@@ -398,7 +340,7 @@ def test_loader_stacks_maps_too_and_leaves_the_global_generator_alone(tmp_path):
     assert len(loader) == 2
 
 
-def test_fault_61_turned_images_of_two_shapes_in_one_batch_are_refused(tmp_path):
+def test_turned_images_of_two_shapes_in_one_batch_are_refused(tmp_path):
     path = build_normalised(tmp_path, make_samples(14))
     loader = make_loader(SegmentationDataset(path, "train", transform=RandomRotate90()), 10, shuffle=True)
     assert "set crop, or leave the turn out" in refused(lambda: [list(loader) for _ in range(5)])
@@ -407,7 +349,7 @@ def test_fault_61_turned_images_of_two_shapes_in_one_batch_are_refused(tmp_path)
 # --- all in one call ---
 
 
-def test_fault_29_prepare_builds_once_and_again_for_other_settings_or_files(tmp_path):
+def test_prepare_builds_once_and_again_for_other_settings_or_files(tmp_path):
     folder = make_folder(tmp_path / "set")
     save(folder / "images" / "d.tif", picture(8))
     save(folder / "labels" / "d.png", mask(8))
@@ -427,7 +369,7 @@ def test_fault_29_prepare_builds_once_and_again_for_other_settings_or_files(tmp_
     assert path.stat().st_mtime_ns == stamp  # used again
 
     settings["seed"] = 1
-    assert lines() == 2  # fault 29: other settings
+    assert lines() == 2  # other settings
     assert "built with other settings or from other files" in said[0]
     save(folder / "labels" / "a.png", 1 - mask(0))
     assert lines() == 2  # other source files
@@ -435,6 +377,8 @@ def test_fault_29_prepare_builds_once_and_again_for_other_settings_or_files(tmp_
         assert np.array_equal(file["label"]["00000"], 1 - mask(0))
     save(folder / "images" / "d.tif", picture(9))  # not packed, so the size of the file stays
     assert lines() == 2
+    os.utime(folder / "images" / "a.png", (1, 1))
+    assert lines() == 2  # the time of modification decides, not the content
     save(folder / ".junk" / "a.png", picture(9))
     assert lines() == 0  # junk is no source
     path.write_bytes(path.read_bytes()[:100])
@@ -446,7 +390,7 @@ def test_fault_29_prepare_builds_once_and_again_for_other_settings_or_files(tmp_
 
 
 @pytest.mark.parametrize("name", ["Hefe ä", "細胞", "#1 & more %20", "x" * 200, "a.b.c"])
-def test_fault_16_unusual_names_work(tmp_path, name):
+def test_unusual_names_work(tmp_path, name):
     folder = make_folder(tmp_path / f"folder of {name[:20]}", names=(name, "b", "c", "d"))
     path = prepare(folder, tmp_path / "out put #", say=quiet)
     with open_hdf5(path) as file:

@@ -7,16 +7,16 @@ import functools
 import numpy as np
 import pytest
 import torch
-from tests.data_helpers import make_folder, mask, refused, save
 from scipy import ndimage
 
 import data
+from checks import InputError
 from geometry.boundary import boundary_weights, separation_weights
 from imagesets.changes import HalfOfTestValidates, PartsByName, Relabel, Resize, WeightMap, separate_cells
-from checks import InputError
-from losses import BoundaryWeightedLoss, cross_entropy
 from imagesets.files import Sample
 from imagesets.synthetic import yeast_scene
+from losses import BoundaryWeightedLoss, cross_entropy
+from tests.data_helpers import make_folder, mask, refused, save
 from transforms import apply_symmetry
 
 
@@ -89,7 +89,7 @@ def test_stored_maps_travel_with_the_image_and_give_the_loss_of_fresh_ones(tmp_p
         assert not torch.allclose(loss(logits, label), cross_entropy(logits, label))
 
 
-def test_fault_29_changes_are_made_once_and_known_again(tmp_path) -> None:
+def test_changes_are_made_once_and_known_again(tmp_path) -> None:
     folder, lines, calls = make_folder(tmp_path / "set", "abcdefgh"), [], []
 
     def count(sample: Sample) -> Sample | None:
@@ -129,7 +129,7 @@ def other_version(sample: Sample) -> Sample | None:
     return sample if sample.name else None
 
 
-def test_fault_29_an_edited_change_is_another_one(tmp_path) -> None:
+def test_an_edited_change_is_another_one(tmp_path) -> None:
     folder = make_folder(tmp_path / "set", "abcdefgh")
     other_version.__qualname__ = first_version.__qualname__  # the same name, another text
     paths = {data.prepare(folder, tmp_path, changes=[f], say=lambda line: None) for f in (first_version, other_version)}
@@ -142,7 +142,7 @@ def test_changes_that_could_not_be_known_again_are_refused(tmp_path) -> None:
         assert "could not tell" in refused(data.prepare, folder, tmp_path, changes=[change], say=lambda line: None)
 
 
-def test_fault_60_resize_keeps_types_and_invents_no_class() -> None:
+def test_resize_keeps_types_and_invents_no_class() -> None:
     rng = np.random.default_rng(0)
     label = rng.choice([0, 3, 255], (30, 41)).astype(np.uint8)
     image = rng.integers(0, 256, (30, 41, 3)).astype(np.uint8)
@@ -158,7 +158,7 @@ def test_fault_60_resize_keeps_types_and_invents_no_class() -> None:
     assert np.array_equal(same.label, label)
 
 
-def test_fault_59_resize_keeps_image_and_label_together() -> None:
+def test_resize_keeps_image_and_label_together() -> None:
     label = np.zeros((40, 60), np.uint8)
     label[10:30, 15:45] = 1
     for size in ((20, 30), (80, 120), (33, 47)):
@@ -192,7 +192,7 @@ def test_no_test_image_trains_and_about_half_of_them_validate() -> None:
     assert 160 < moved["test"].count("val") < 240
 
 
-def test_fault_19_two_copies_of_a_test_image_stay_together() -> None:
+def test_two_copies_of_a_test_image_stay_together() -> None:
     parts = {HalfOfTestValidates()(Sample(name, np.arange(9), np.zeros(9), "test")).part for name in "abcdefghij"}
     assert len(parts) == 1
 
