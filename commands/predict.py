@@ -71,7 +71,7 @@ def predict_folder(
             image = read_image(path)
             label = predict_image(network, image, tile=tile)
         except InputError as error:
-            problems += getattr(error, "problems", [Problem(short_name(path), str(error))])
+            problems += getattr(error, "problems", [Problem(f"{short_name(path)}:", str(error))])
             continue
         _write_png(output / "overlays" / f"{path.stem}.png", plots.overlay(image, label))
         masks.append(_write_png(output / "masks" / f"{path.stem}.png", label))

@@ -208,7 +208,7 @@ def test_fault_03_04_damaged_files_of_the_new_sets(name, content, tmp_path):
 
 @pytest.mark.parametrize("name", NEW)
 def test_fault_14_huge_images_of_the_new_sets_are_refused_before_decoding(name, tmp_path, monkeypatch):
-    monkeypatch.setattr("imagefile.MAX_PIXELS", 6 * 8 - 1)
+    monkeypatch.setattr("imagesets.files.MAX_PIXELS", 6 * 8 - 1)
     assert MAX_PIXELS > 6 * 8
     assert "declares 8 × 6 pixels" in refused(read_dataset, name, fake(name, tmp_path))
 
