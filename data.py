@@ -25,8 +25,8 @@ from imagesets.download import locate
 from imagesets.files import FRACTIONS, PARTS, LabelMap, Sample, is_junk, read_folder
 from imagesets.hdf5 import build_hdf5, build_settings, normalise_hdf5, open_hdf5
 from imagesets.readers import READERS, read_dataset
-from imagesets.synthetic import write_yeast
 from imagesets.synthetic_scenes import write_pets, write_roads, write_streets
+from imagesets.yeast import write_yeast
 
 SYNTHETIC = "synthetic_yeast"
 BUILT_IN: dict[str, Callable[[Path], Path]] = {

@@ -22,12 +22,10 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
-from training import checkpoint
-from training import distributed
-from networks import inspection
-from training import modes
 import plots
 from checks import InputError, check_images, check_weights, dead_worker, two_or_more
+from networks import inspection
+from training import checkpoint, distributed, modes
 from training.progress import LiveLine
 from training.resident import on_device
 from training.run_settings import data_settings, image_names, model_hash, name_of

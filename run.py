@@ -3,6 +3,7 @@
     python3 run.py                   set up, execute, check, zip: everything ends up in handin/
     python3 run.py --budget quick    the same in a few minutes, to see whether all works
     python3 run.py test              set up, then run all tests
+    python3 run.py handin NOTEBOOK   check a notebook that was executed elsewhere (Colab), and write its zip
     python3 run.py reopen ZIP        unpack a hand-in into an empty folder, and run its notebook there
 
     python3 run.py check FOLDER      look at images and labels of your own before the training
@@ -42,8 +43,7 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-from commands import handin
-from commands import notebookfile
+from commands import handin, notebookfile
 
 ROOT = Path(__file__).resolve().parent
 NOTEBOOK = ROOT / "semantic_segmentation.ipynb"
@@ -51,11 +51,12 @@ EXTRA_PACKAGES = ["pip", "jupyterlab"]  # for a student who opens the notebook; 
 WHEEL_FOLDER = Path("/usr/share/python-wheels")  # where Linux distributions put the wheel of pip
 PIP_ADDRESS = "https://bootstrap.pypa.io/pip/pip.pyz"
 MODULES = {  # command: its module, whether it runs in the folder of the course, what it does
-    "check": ("doctor", False, "look at a data folder before the training"),
-    "train": ("train", False, "train a U-Net on a data set or a folder"),
-    "predict": ("predict", False, "masks for a folder of images"),
-    "study": ("study", True, "repeat the study of losses, a part at a time"),
-    "tune": ("tuning_study", True, "search for hyper-parameters, then confirm them"),
+    "check": ("commands.doctor", False, "look at a data folder before the training"),
+    "train": ("commands.train", False, "train a U-Net on a data set or a folder"),
+    "predict": ("commands.predict", False, "masks for a folder of images"),
+    "study": ("experiments.study", True, "repeat the study of losses, a part at a time"),
+    "handin": ("commands.handin", False, "check a notebook that was executed elsewhere, and write its zip"),
+    "tune": ("experiments.tuning_study", True, "search for hyper-parameters, then confirm them"),
 }
 LONGEST_RUN = 48 * 3600  # seconds; the full budget may take a slow CPU more than a day
 
@@ -309,15 +310,15 @@ def run_tests(options: argparse.Namespace) -> None:
 
 def run_module(options: argparse.Namespace) -> int:
     """`main` of the command's module gets all that follows on the command line."""
-    from checks import InputError
-
     module, from_root, _ = MODULES[options.command]
     if from_root:
         os.chdir(ROOT)
     try:
         return importlib.import_module(module).main(options.rest) or 0
-    except InputError as error:  # its text says all; a traceback would hide it
-        sys.exit(str(error))
+    except ValueError as error:
+        if type(error).__name__ != "InputError":
+            raise
+        sys.exit(str(error))  # its text says all; a traceback would hide it
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -347,7 +348,8 @@ def main(arguments: list[str]) -> int:
     if hasattr(sys.stdout, "reconfigure"):  # a heading may hold what this terminal cannot show
         sys.stdout.reconfigure(errors="replace")
     options = parse(arguments)
-    ensure_environment(arguments)
+    if options.command != "handin":  # the standard library is enough for it
+        ensure_environment(arguments)
     return options.action(options) or 0
 
 

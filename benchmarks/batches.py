@@ -22,8 +22,8 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # our modules lie one folder up
 
-from imagesets.synthetic import yeast_scene
 from geometry.topology import KINDS, critical_regions
+from imagesets.yeast import yeast_scene
 
 
 def parse_size(text: str) -> tuple[int, int]:

@@ -25,11 +25,11 @@ from torch.utils.data import DataLoader, Dataset
 from training_speed import WIDTHS, Candidate
 
 from data import SegmentationDataset, make_loader
+from imagesets.files import Sample
 from imagesets.hdf5 import build_hdf5, normalise_hdf5
+from imagesets.yeast import yeast_scene
 from losses import cross_entropy
 from training.modes import fastest
-from imagesets.files import Sample
-from imagesets.synthetic import yeast_scene
 from unet import UNet
 
 

@@ -33,11 +33,10 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).parents[1]))  # our modules lie one folder up
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from tests.disk_helpers import AtCall, kill_myself, send_through
-
-from training import checkpoint
 from learner import Learner
 from losses import cross_entropy
+from tests.disk_helpers import AtCall, kill_myself, send_through
+from training import checkpoint
 from unet import UNet
 
 EPOCHS = 12

@@ -21,12 +21,12 @@ from skimage.measure import euler_number, label
 from skimage.metrics import adapted_rand_error, variation_of_information
 from skimage.morphology import skeletonize
 
-from geometry.boundary_metrics import boundary_distances
 from checks import IGNORE_INDEX
+from geometry.boundary_metrics import boundary_distances
 from geometry.instance_metrics import match_objects, partition
-from metrics import confusion_matrix
 from geometry.objects import class_objects, overlaps
 from geometry.structure_metrics import centre_lines, topology_counts
+from metrics import confusion_matrix
 
 warnings.filterwarnings("ignore")  # the peers speak of deprecations when they are imported
 from monai.metrics import compute_hausdorff_distance, compute_panoptic_quality, compute_surface_dice  # noqa: E402

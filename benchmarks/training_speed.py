@@ -23,8 +23,8 @@ import torch
 from batches import add_device, common_arguments, interleaved, machine, milliseconds, print_table, realistic_batch
 from torch import Tensor, nn
 
-from networks.inspection import count_parameters, layer_table
 from losses import cross_entropy
+from networks.inspection import count_parameters, layer_table
 from training.modes import Mode, fastest
 from unet import UNet
 

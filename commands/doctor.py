@@ -24,14 +24,13 @@ import numpy as np
 import torch
 
 import plots
-from commands import rehearsal
 from checks import IGNORE_INDEX, InputError
+from commands import rehearsal
 from data import NUM_CLASSES, extra_maps, source_folder
+from imagesets.files import PARTS, LabelMap, Sample, read_each, split_parts
 from imagesets.hdf5 import sample_problems
-from imagesets.files import LabelMap
-from learner import pick_device
 from imagesets.readers import READERS, read_dataset
-from imagesets.files import PARTS, Sample, read_each, split_parts
+from learner import pick_device
 
 NUM_EXAMPLES = 8
 SHOWN = 20  # files of one kind of problem

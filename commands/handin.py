@@ -2,7 +2,7 @@
 
 The sheet asks for a single notebook with all outputs and images visible, every file pointed to by name, all
 code included, in one `.zip`.  `problems` lists all that is wrong at once, `build_zip` refuses or writes.
-Standard library only, so it works where nothing is installed: `python3 handin.py executed.ipynb`.
+Standard library only, so it works where nothing is installed: `python3 run.py handin executed.ipynb`.
 
 Source: "General Regulations" of the exercise sheets.
 """
@@ -26,6 +26,7 @@ from urllib.parse import unquote
 from commands.notebookfile import Cell, NotebookError, parsed, read_cells
 
 MAX_MEGABYTES = 20  # upload forms refuse large files; the notebook alone should stay below 4
+FOLDERS = ("geometry", "networks", "imagesets", "training", "experiments", "commands")  # of modules
 NOT_HANDED_IN = ("data/", "handin/", "runs/")  # every run fills these anew, so a text may name files in them
 PACKAGES = {"IPython", "__main__", "PIL", "google", "optuna", "skimage", "torchvision"}  # beside requirements.txt
 PYPLOT = {f"plt.{name}" for name in ("figure", "imshow", "plot", "show", "subplot_mosaic", "subplots")}
@@ -83,7 +84,8 @@ class Report(NamedTuple):
     def contents(self) -> dict[str, Path]:
         """Name in the zip → file: the notebook, all modules, all that the text points to or names."""
         named, _ = self.figures()
-        names = {path.name for path in self.root.glob("*.py")} | named
+        modules = [path for folder in ("", *FOLDERS) for path in (self.root / folder).glob("*.py")]
+        names = {path.relative_to(self.root).as_posix() for path in modules} | named
         names |= {name for _, name in self.pointers() if not name.startswith("../")}
         names |= {"LICENSE", "README.md", "requirements.txt"}
         files = {name: self.root / name for name in names if is_there(self.root / name)}
@@ -186,9 +188,10 @@ def missing_modules(report: Report) -> Iterator[str]:
         names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
         for name in sorted({name.partition(".")[0] for name in names} - known):
             known.add(name)
-            if is_there(module := report.root / f"{name}.py"):
-                waiting.append((module.name, module))
-            elif importlib.util.find_spec(name) is None:
+            places = (report.root / f"{name}.py", *(report.root / name).glob("*.py"))
+            modules = [path for path in places if is_there(path)]
+            waiting += [(path.relative_to(report.root).as_posix(), path) for path in modules]
+            if not modules and importlib.util.find_spec(name) is None:
                 yield f"{where} imports {name}, but there is no {name}.py and no such package: add the file"
 
 
@@ -277,11 +280,11 @@ def write_archive(part: Path, contents: dict[str, Path]) -> None:
                 json.loads(archive.read(name))
 
 
-def main() -> int:
+def main(arguments: list[str]) -> int:
     """Check an executed notebook and write its zip beside it."""
-    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser = argparse.ArgumentParser(prog="run.py handin", description=main.__doc__)
     parser.add_argument("notebook", type=Path, help="the executed notebook")
-    notebook, root = parser.parse_args().notebook, Path(__file__).parent
+    notebook, root = parser.parse_args(arguments).notebook, Path(__file__).parents[1]
     try:
         target = build_zip(notebook, root, notebook.with_suffix(".zip"))
     except HandinError as error:
@@ -289,7 +292,3 @@ def main() -> int:
         return 1
     print("\n  - ".join([f"{target} is ready to be handed in.", *reminders(notebook, root)]))
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -23,14 +23,13 @@ import PIL.Image
 import torch
 from torch import Tensor
 
-from training import modelfile
 import plots
-from training.atomic import write_atomically
 from checks import InputError, two_or_more
+from imagesets.files import IMAGE_SUFFIXES, Problem, is_junk, raise_problems, read_image, short_name
 from imagesets.hdf5 import normalise_image
-from imagesets.files import read_image, short_name
+from training import modelfile
+from training.atomic import write_atomically
 from training.modelfile import ExportedModel
-from imagesets.files import IMAGE_SUFFIXES, Problem, is_junk, raise_problems
 from training.tiles import predict_tiled
 
 TILE = 1024

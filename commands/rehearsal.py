@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from checks import IGNORE_INDEX, InputError
+from imagesets.files import Sample
 from learner import Learner, pick_device, set_seed
 from losses import cross_entropy
-from imagesets.files import Sample
 from unet import UNet
 
 SIDE, TRIES, STEPS, WIDTHS = 64, 8, 40, (8, 16)

@@ -23,13 +23,11 @@ import torch
 from torch import Tensor
 
 import data
-from training import distributed
-from training import export
-from transforms import random_intensity
 from checks import InputError
 from learner import Learner, set_seed
 from losses import cross_entropy
-from transforms import random_symmetries
+from training import distributed, export
+from transforms import random_intensity, random_symmetries
 from unet import UNet
 
 

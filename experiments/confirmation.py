@@ -18,8 +18,8 @@ import numpy as np
 from scipy.stats import t as student
 
 from checks import InputError
-from learner import Learner
 from experiments.search_space import Settings, digest
+from learner import Learner
 
 Row = dict[str, Any]
 Build = Callable[[Settings, int, "Path | None"], Learner]

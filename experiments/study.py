@@ -34,10 +34,13 @@ from torch import Tensor
 import data
 import plots
 import transforms
-from networks.baselines import Shrunk
-from imagesets.changes import WeightMap, separate_cells
 from checks import InputError
 from experiments.comparison import read_table
+from geometry.scoring import Row, choose_threshold, dice, judge, topology_row
+from geometry.topology import KINDS, critical_regions
+from imagesets.changes import WeightMap, separate_cells
+from imagesets.files import Sample
+from imagesets.yeast import write_yeast
 from learner import Learner, set_seed
 from losses import (
     TopologyLoss,
@@ -46,10 +49,7 @@ from losses import (
     dice_loss,
     soft_cldice_loss,
 )
-from imagesets.files import Sample
-from geometry.scoring import Row, choose_threshold, dice, judge, topology_row
-from imagesets.synthetic import write_yeast
-from geometry.topology import KINDS, critical_regions
+from networks.baselines import Shrunk
 from unet import UNet
 
 RUNS, FIGURES, DATA = Path("runs/study"), Path("figures"), Path("data")

@@ -28,8 +28,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from experiments import processes
 from checks import InputError
+from experiments import processes
 from experiments.search_space import Factor, LogRange, Settings, digest, quasi_random, searched, spelled, with_fixed
 from experiments.tuning_journal import open_storage
 from experiments.tuning_tables import PAUSED, SURPLUS, counted, recorded_epochs, trial_rows

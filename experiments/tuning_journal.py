@@ -22,8 +22,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from training import locks
 from checks import InputError
+from training import locks
 
 Record = dict[str, Any]
 

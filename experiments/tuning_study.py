@@ -23,20 +23,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from training import modes
-from networks.baselines import Shrunk
 from checks import InputError
+from data import SegmentationDataset, make_loader, prepare
 from experiments.comparison import read_table, select
 from experiments.confirmation import confirm, interval, scores_of, trained
-from data import SegmentationDataset, make_loader, prepare
-from learner import Learner, pick_device, set_seed
-from losses import cross_entropy
-from metrics import confusion_matrix, mean_iou
 from experiments.range_test import range_test, suggested_range
 from experiments.search_space import Factor, LogRange, Settings, searched, spelled, with_fixed, with_values
 from experiments.study import augment, write_table
 from experiments.tuning import note, open_study, tune
 from experiments.tuning_tables import best_trials, epoch_rows, trial_rows
+from learner import Learner, pick_device, set_seed
+from losses import cross_entropy
+from metrics import confusion_matrix, mean_iou
+from networks.baselines import Shrunk
+from training import modes
 from unet import UNet
 
 Row = dict[str, Any]

@@ -23,8 +23,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.spatial import cKDTree
 
-from geometry.boundary import find_cracks  # one definition of a border for weights and for metrics
 from checks import IGNORE_INDEX, InputError
+from geometry.boundary import find_cracks  # one definition of a border for weights and for metrics
 from geometry.objects import Counts, check_maps, class_masks, harmonic_mean, ratio
 
 Floats = NDArray[np.float64]

@@ -31,8 +31,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from imagesets.archives import unpack
 from checks import InputError
+from imagesets.archives import unpack
 from imagesets.sources import SOURCES, RemoteFile, Source
 
 MIRROR_VARIABLE = "SEGMENTATION_MIRROR"

@@ -18,8 +18,19 @@ from typing import NamedTuple
 import numpy as np
 
 from checks import IGNORE_INDEX, InputError
-from imagesets.files import BadFiles, LabelMap, decode, read_image, short_name
-from imagesets.files import PARTS, Problem, Sample, is_junk, raise_problems, read_sample
+from imagesets.files import (
+    PARTS,
+    BadFiles,
+    LabelMap,
+    Problem,
+    Sample,
+    decode,
+    is_junk,
+    raise_problems,
+    read_image,
+    read_sample,
+    short_name,
+)
 
 Pairs = list[tuple[Path | None, Path | None, str | None]]  # image, label, part; None is a partner that is missing
 

@@ -15,9 +15,9 @@ import numpy as np
 from numpy import ndarray
 
 from checks import IGNORE_INDEX
-from imagesets.synthetic import Scene, check_whole_numbers, write_set
-from imagesets.synthetic_pets import SPECIES, pet_scene
-from imagesets.synthetic_streets import ROAD, street_scene
+from imagesets.pets import SPECIES, pet_scene
+from imagesets.streets import ROAD, street_scene
+from imagesets.yeast import Scene, check_whole_numbers, write_set
 
 __all__ = ["pet_scene", "road_label", "street_scene", "write_pets", "write_roads", "write_streets"]
 

@@ -7,9 +7,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from training import distributed
 from learner import Learner
 from losses import cross_entropy
+from training import distributed
 from unet import UNet
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import data
 from data import BUILT_IN, NAMES, EpochBatches, SegmentationDataset, extra_maps, make_loader, prepare, source_folder
-from imagesets import synthetic
+from imagesets import yeast as synthetic
 from imagesets.hdf5 import normalise_hdf5, open_hdf5
 from tests.data_helpers import build, build_normalised, make_folder, make_samples, mask, picture, refused, save
 from transforms import BasicTransform2D, Compose, DownscaleImage, RandomReflect, RandomRotate90, ToTorchTensor

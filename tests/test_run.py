@@ -21,8 +21,8 @@ from typing import Any
 import nbformat
 import pytest
 
-from commands import handin
 import run
+from commands import handin
 
 ROOT = Path(run.__file__).parent
 COUNT = "import time\nfor i in range(3):\n    print(i, flush=True)\n    time.sleep(0.1)"

@@ -22,9 +22,9 @@ from typing import Any
 
 import torch
 
+from checks import InputError
 from training import locks
 from training.atomic import cannot_write, require_writable, write_atomically
-from checks import InputError
 
 LATEST, PREVIOUS = "latest.ckpt", "previous.ckpt"
 LOCK = "in-use.lock"

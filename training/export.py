@@ -26,8 +26,8 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from training.atomic import write_atomically
 from checks import IGNORE_INDEX, InputError
+from training.atomic import write_atomically
 from training.modelfile import CARD, Card, as_text, first_line, pack, quiet, unpack
 from training.tiles import margin_of
 

@@ -25,8 +25,8 @@ from typing import Any
 
 import torch
 
-from training import progress
 from checks import InputError
+from training import progress
 
 IDLE = 60.0  # seconds without any work after which a process counts as stuck
 

@@ -11,9 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from training import distributed
 import metrics
 from checks import IGNORE_INDEX, InputError
+from training import distributed
 
 
 class Watch:

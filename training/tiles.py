@@ -14,9 +14,7 @@ from collections.abc import Callable, Iterator
 from torch import Tensor, nn
 
 from checks import InputError
-from networks.inspection import reach
-from networks.inspection import Record
-from networks.inspection import is_norm
+from networks.inspection import Record, is_norm, reach
 
 GRID = 64
 """Pieces begin at multiples of this: enough for six poolings by 2."""

@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 import PIL.Image
 import pytest
-from tests.data_helpers import colour_picture, make_folder, mask, picture, save
 
-from commands import doctor
-from commands import rehearsal
+from commands import doctor, rehearsal
 from commands.doctor import as_problem, describe, examine, main, parse_map
+from tests.data_helpers import colour_picture, make_folder, mask, picture, save
 
 
 def found(report: doctor.Report) -> dict[str, str]:

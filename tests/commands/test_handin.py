@@ -15,8 +15,7 @@ from typing import Any
 
 import pytest
 
-from commands import handin
-from commands import notebookfile
+from commands import handin, notebookfile
 
 Cells = list[dict[str, Any]]
 PNG = {"output_type": "display_data", "data": {"image/png": "iVBORw0KGgo=", "text/plain": "<Figure>"}}
@@ -523,10 +522,11 @@ def test_fault_98_whatever_call_fails_the_old_zip_stays(root: Path, monkeypatch:
 
 
 def test_the_command_needs_no_package(root: Path) -> None:
-    for module in (handin, notebookfile):
-        shutil.copy(str(module.__file__), root)
+    project = Path(handin.__file__).parents[1]
+    shutil.copy(project / "run.py", root)
+    shutil.copytree(project / "commands", root / "commands")
     save(root, [*good_cells(), text("## Part\nI needed the following time to complete the task:")])
-    command = [sys.executable, "-E", "-s", "-S", "handin.py", "report.ipynb"]  # nothing installed is seen
+    command = [sys.executable, "-E", "-s", "-S", "run.py", "handin", "report.ipynb"]  # nothing installed is seen
     result = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "report.zip is ready" in result.stdout

@@ -7,16 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from tests.data_helpers import colour_picture, picture, refused, save
-from tests.net_helpers import trained_looking
 from PIL import Image
 from torch import nn
 
-from training import export
 import plots
 from commands import predict
-from imagesets.hdf5 import normalise_image
 from imagesets.files import read_image, read_label
+from imagesets.hdf5 import normalise_image
+from tests.data_helpers import colour_picture, picture, refused, save
+from tests.net_helpers import trained_looking
+from training import export
 from training.modelfile import Card, ExportedModel
 from unet import UNet
 

@@ -7,11 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from tests.data_helpers import refused
 
 from commands import rehearsal
 from commands.rehearsal import OneBatch, learn_one_batch, minutes, one_batch, seconds_per_megapixel
 from imagesets.files import Sample
+from tests.data_helpers import refused
 
 
 def blobs(number: int = 8, side: int = 64, channels: int = 1) -> list[Sample]:

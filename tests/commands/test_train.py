@@ -12,8 +12,8 @@ import PIL.Image
 import pytest
 import torch
 
-from training import modelfile
 from commands import train
+from training import modelfile
 
 ROOT = Path(train.__file__).parent
 SMALL = ["--epochs", "2", "--repeats", "1", "--crop", "16", "--batch", "4", "--widths", "4", "8", "--lr", "0.02"]

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy.stats import ttest_1samp
-from tests.tuning_helpers import Fake
 
 from checks import InputError
 from experiments.confirmation import confirm, differences, interval, scores_of
+from tests.tuning_helpers import Fake
 
 TWO = {"default": {"lr": 0.01, "skip": "none"}, "best": {"lr": 0.1, "skip": "concat"}}
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from checks import InputError
-from losses import cross_entropy
 from experiments.range_test import range_test, smoothed, suggested_range
+from losses import cross_entropy
 from unet import UNet
 
 

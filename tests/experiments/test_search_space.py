@@ -11,7 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from checks import InputError
-from experiments.search_space import Factor, LogRange, digest, plan_table, quasi_random, searched, spelled, with_fixed, with_values
+from experiments.search_space import (
+    Factor,
+    LogRange,
+    digest,
+    plan_table,
+    quasi_random,
+    searched,
+    spelled,
+    with_fixed,
+    with_values,
+)
 
 PLAN = [
     Factor("lr", "nuisance", LogRange(1e-4, 1e-1), "step size"),

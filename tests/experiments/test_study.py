@@ -11,14 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from experiments import study
-from imagesets.changes import WeightMap, separate_cells
 from checks import InputError
+from experiments import study
 from experiments.comparison import read_table
-from losses import TopologyLoss
-from imagesets.files import Sample
 from experiments.study import LOSSES, SETS, Only, Parts, StudySet, class_weights, file_of, make_loss
-from imagesets.synthetic import write_yeast
+from imagesets.changes import WeightMap, separate_cells
+from imagesets.files import Sample
+from imagesets.yeast import write_yeast
+from losses import TopologyLoss
 
 
 @pytest.fixture

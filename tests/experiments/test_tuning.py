@@ -16,16 +16,15 @@ import optuna
 import pytest
 import torch
 from optuna.trial import TrialState
-from tests.tuning_helpers import DEFAULT, PLAN, Fake, go, kill, quality, start_worker, wait_until
 
-from experiments import processes
-from experiments import tuning
 from checks import InputError
-from learner import Learner, set_seed
-from losses import cross_entropy
+from experiments import processes, tuning
 from experiments.search_space import Factor, LogRange, digest, with_values
 from experiments.tuning import open_study, recover, tune
 from experiments.tuning_tables import epoch_rows, trial_rows
+from learner import Learner, set_seed
+from losses import cross_entropy
+from tests.tuning_helpers import DEFAULT, PLAN, Fake, go, kill, quality, start_worker, wait_until
 from unet import UNet
 
 SHORT = {"epochs": 3, "minutes": 1.0, "startup": 4}

@@ -17,13 +17,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from tests.experiments.test_tuning import check_search
-from tests.tuning_helpers import ROOT, go, kill, start_worker, wait_until
 
 from checks import InputError
 from experiments.tuning import open_study
 from experiments.tuning_journal import Journal, locked, open_storage
 from experiments.tuning_tables import trial_rows
+from tests.experiments.test_tuning import check_search
+from tests.tuning_helpers import ROOT, go, kill, start_worker, wait_until
 
 
 def records(path: Path) -> list[dict]:

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 
 import run
-from experiments import tuning_study
 from checks import InputError
+from experiments import tuning_study
 from experiments.comparison import read_table
 from experiments.search_space import LogRange, searched, with_fixed
-from imagesets.synthetic import write_yeast
 from experiments.tuning_study import DEFAULT, PLAN, builder, chosen_settings, final_test, make_model, narrowed, winner
+from imagesets.yeast import write_yeast
 
 
 @pytest.fixture

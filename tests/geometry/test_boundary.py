@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from geometry.boundary import border_distance, boundary_weights, find_cells, separation_weights, signed_distance
 from checks import InputError
+from geometry.boundary import border_distance, boundary_weights, find_cells, separation_weights, signed_distance
 from transforms import apply_symmetry
 
 

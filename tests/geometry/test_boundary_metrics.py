@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from geometry.boundary_metrics import BoundaryCounts, boundary_distances
 from checks import IGNORE_INDEX, InputError
+from geometry.boundary_metrics import BoundaryCounts, boundary_distances
 
 SEEDS = st.integers(0, 2**31)
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from skimage.measure import euler_number, label
 
-from geometry import defects
 from checks import InputError
+from geometry import defects
 from geometry.structure_metrics import topology_counts
 from geometry.topology import KINDS, critical_regions
 

@@ -23,8 +23,8 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from skimage.measure import euler_number, label
 
-from geometry import topology
 from checks import IGNORE_INDEX, InputError
+from geometry import topology
 from geometry.topology import KINDS, betti_numbers, critical_regions
 
 CASES = int(os.environ.get("TOPOLOGY_CASES", "200"))

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 
+from checks import InputError
 from imagesets import archives
 from imagesets.archives import unpack
-from checks import InputError
 
 DATA = random.Random(0).randbytes(200_000)  # does not pack well
 GOOD = {"box/a.bin": DATA, "box/b.bin": DATA}

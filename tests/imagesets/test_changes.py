@@ -14,7 +14,7 @@ from checks import InputError
 from geometry.boundary import boundary_weights, separation_weights
 from imagesets.changes import HalfOfTestValidates, PartsByName, Relabel, Resize, WeightMap, separate_cells
 from imagesets.files import Sample
-from imagesets.synthetic import yeast_scene
+from imagesets.yeast import yeast_scene
 from losses import BoundaryWeightedLoss, cross_entropy
 from tests.data_helpers import make_folder, mask, refused, save
 from transforms import apply_symmetry

@@ -25,8 +25,8 @@ from pathlib import Path
 
 import pytest
 
-from imagesets import download
 from checks import InputError
+from imagesets import download
 from imagesets.download import faults, locate, reachable
 from imagesets.sources import SOURCES, RemoteFile, Source
 

@@ -8,14 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
-from tests.data_helpers import MIRROR, colour_picture, mask, needs_mirror, picture, refused, save
 from PIL import Image
 from skimage.measure import regionprops
 
-from imagesets.files import MAX_PIXELS
+from imagesets.files import MAX_PIXELS, PARTS, Sample
 from imagesets.readers import READERS, YEAST_COLUMNS, pet_species, read_dataset
-from imagesets.files import PARTS, Sample
 from imagesets.sources import SOURCES
+from tests.data_helpers import MIRROR, colour_picture, mask, needs_mirror, picture, refused, save
 
 NEW = ("kitti_road", "oxford_pets", "camvid")
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagesets import synthetic_scenes
 from checks import InputError
-from imagesets.synthetic import Scene
-from imagesets.synthetic_pets import pet_scene
+from imagesets import synthetic_scenes
+from imagesets.pets import pet_scene
+from imagesets.streets import street_scene
 from imagesets.synthetic_scenes import road_label, write_pets, write_roads, write_streets
-from imagesets.synthetic_streets import street_scene
+from imagesets.yeast import Scene
 
 WRITERS = [write_streets, write_roads, write_pets]
 SMALL = {"num_images": 2, "seed": 7, "height": 64, "width": 80}

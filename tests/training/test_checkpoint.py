@@ -14,11 +14,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.disk_helpers import AtCall, in_a_child, kill_myself, send_through
 
-from training import checkpoint
-from training import locks
 from checks import InputError
+from tests.disk_helpers import AtCall, in_a_child, kill_myself, send_through
+from training import checkpoint, locks
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, which this system does not have")
 

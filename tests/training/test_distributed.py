@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from training import distributed
 from checks import InputError
+from training import distributed
 
 SCRIPT = Path(__file__).with_name("distributed_run.py")
 LAUNCH = {1: [], 2: ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]}

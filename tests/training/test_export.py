@@ -10,14 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from tests.data_helpers import refused
-from tests.net_helpers import random, trained_looking
 from torch import nn
 
-from training import export
-from training import modelfile
 from networks.baselines import Shrunk
 from networks.fcn import FCN
+from tests.data_helpers import refused
+from tests.net_helpers import random, trained_looking
+from training import export, modelfile
 from unet import UNet
 
 NEEDS_ONNX = pytest.mark.skipif(

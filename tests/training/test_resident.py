@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tests.data_helpers import build_normalised, make_samples
 
-from training import resident
 from data import SegmentationDataset, make_loader
+from tests.data_helpers import build_normalised, make_samples
+from training import resident
 from training.resident import ResidentLoader, on_device
 from transforms import RandomRotate90
 

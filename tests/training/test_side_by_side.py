@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from training import side_by_side
 from checks import InputError
 from learner import Learner
 from losses import cross_entropy
+from training import side_by_side
 from training.side_by_side import fit_all
 from unet import UNet
 

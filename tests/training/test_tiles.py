@@ -8,12 +8,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.net_helpers import random, trained_looking
 from torch import nn
 
-from networks.baselines import DilatedNet, RoadNet, Shrunk
 from checks import InputError
+from networks.baselines import DilatedNet, RoadNet, Shrunk
 from networks.fcn import FCN
+from tests.net_helpers import random, trained_looking
 from training.tiles import GRID, margin_of, predict_tiled
 from unet import UNet
 

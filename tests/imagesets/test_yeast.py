@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage
 
-from imagesets import synthetic
 from checks import InputError
-from imagesets.synthetic import YeastScene, write_yeast, yeast_scene
+from imagesets import yeast as synthetic
+from imagesets.yeast import YeastScene, write_yeast, yeast_scene
 
 LAYERS = ["images", "labels", "instances", "dead"]
 

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from imagesets import synthetic_pets
 from checks import InputError
+from imagesets import pets as synthetic_pets
 from imagesets.painting import swept_balls
-from imagesets.synthetic import Scene
-from imagesets.synthetic_pets import SPECIES, pet_scene
+from imagesets.pets import SPECIES, pet_scene
+from imagesets.yeast import Scene
 
 PINNED = [  # scene, mean colour, share of every class
     (0, [138.91, 149.1, 80.44], [0.8308, 0.092, 0.0772]),

@@ -20,7 +20,7 @@ from numpy.random import Generator
 
 from checks import IGNORE_INDEX
 from imagesets.painting import palette, photograph, pick_colour, soft_noise
-from imagesets.synthetic import Scene, check_whole_numbers
+from imagesets.yeast import Scene, check_whole_numbers
 
 SKY, BUILDING, TREE, ROAD, PAVEMENT, CAR = range(6)  # TREE is all that is green: grass too
 

@@ -19,7 +19,7 @@ from scipy import ndimage
 
 from checks import InputError
 from imagesets.painting import cloth, lit, paint_balls, palette, photograph, pick_colour, soft_noise, swept_balls
-from imagesets.synthetic import Scene, check_whole_numbers
+from imagesets.yeast import Scene, check_whole_numbers
 
 SPECIES = ("dog", "cat")
 FUR = palette("CC8542 734D30 2A2827 E6DED1 807D7D DBC294 AD855C 4D4540")

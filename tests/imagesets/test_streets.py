@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from imagesets import synthetic_streets
 from checks import IGNORE_INDEX
-from imagesets.synthetic import Scene
-from imagesets.synthetic_streets import BUILDING, CAR, PAVEMENT, ROAD, SKY, TREE, street_scene
+from imagesets import streets as synthetic_streets
+from imagesets.streets import BUILDING, CAR, PAVEMENT, ROAD, SKY, TREE, street_scene
+from imagesets.yeast import Scene
 
 CLASSES = [SKY, BUILDING, TREE, ROAD, PAVEMENT, CAR, IGNORE_INDEX]
 PINNED = [  # scene, mean colour, share of every class
