@@ -22,10 +22,15 @@ from skimage.metrics import adapted_rand_error, variation_of_information
 from skimage.morphology import skeletonize
 
 from checks import IGNORE_INDEX
-from geometry.boundary_metrics import boundary_distances
-from geometry.instance_metrics import match_objects, partition
-from geometry.objects import class_objects, overlaps
-from geometry.structure_metrics import centre_lines, topology_counts
+from geometry.objects import (
+    boundary_distances,
+    centre_lines,
+    class_objects,
+    match_objects,
+    overlaps,
+    partition,
+    topology_counts,
+)
 from metrics import confusion_matrix
 
 warnings.filterwarnings("ignore")  # the peers speak of deprecations when they are imported

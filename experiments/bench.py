@@ -25,7 +25,7 @@ from torch import Tensor
 
 import losses
 import metrics
-from geometry import boundary, boundary_metrics, defects, instance_metrics, objects, structure_metrics
+from geometry import boundary, defects, objects
 from geometry.topology import critical_regions
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -59,17 +59,17 @@ def broken() -> dict[str, Map]:
 def judge(pred: Map) -> dict[str, float]:
     """All metrics of a prediction (H, W) of the truth, by name: pixels, borders, centre lines, objects, counts."""
     confusion = metrics.confusion_matrix(torch.from_numpy(pred)[None], TARGET, 2)
-    borders = boundary_metrics.boundary_distances(pred, TRUTH)
+    borders = objects.boundary_distances(pred, TRUTH)
     table = objects.overlaps(*objects.class_objects(pred, TRUTH))
-    match, parts = instance_metrics.match_objects(table), instance_metrics.partition(table)
-    counts = structure_metrics.topology_counts(pred, TRUTH)
+    match, parts = objects.match_objects(table), objects.partition(table)
+    counts = objects.topology_counts(pred, TRUTH)
     return {
         "pixel accuracy": metrics.accuracy(confusion),
         "mean IoU": metrics.mean_iou(confusion),
         "Dice = F1 of the pixels": metrics.f1_per_class(confusion)[1].item(),
         "boundary F1 within 1 px": borders.within(1).f1,
         "Hausdorff 95 %, px": borders.hausdorff(),
-        "clDice": structure_metrics.centre_lines(pred, TRUTH).cl_dice,
+        "clDice": objects.centre_lines(pred, TRUTH).cl_dice,
         "F1 of the objects": match.f1,
         "panoptic quality": match.panoptic_quality,
         "ARAND": parts.arand,

@@ -5,7 +5,7 @@
 
 A run is one network: a data set, a loss, a seed.  With one seed all losses share the first weights, images, crops,
 augmentation, number of steps and learning rate, and the network after the last step is judged.  For every network alike
-`scoring.choose_threshold` takes a threshold from the validation images.  The test images are judged at this threshold
+`objects.choose_threshold` takes a threshold from the validation images.  The test images are judged at this threshold
 and at 0.5, once as they are and once with the predictions for their four reflections averaged.
 
 A finished run is kept in `runs/study`, and its rows go into `figures/study.csv` (each set, loss, seed, number of views
@@ -36,7 +36,7 @@ import plots
 import transforms
 from checks import InputError
 from experiments.comparison import read_table
-from geometry.scoring import Row, choose_threshold, dice, judge, topology_row
+from geometry.objects import Row, choose_threshold, dice, judge, topology_row
 from geometry.topology import KINDS, critical_regions
 from imagesets.changes import WeightMap, separate_cells
 from imagesets.files import Sample

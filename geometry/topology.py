@@ -36,8 +36,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import breadth_first_order
 
 from checks import IGNORE_INDEX, InputError
 
@@ -111,7 +109,10 @@ class CriticalRegions:
         return np.flatnonzero(chosen[self.kind[self.run_region]])
 
     def _pixels(self, runs: Ints) -> Ints:
-        return _pixels_of_runs(self.run_start[runs], self.run_length[runs])
+        """All pixels that the runs cover, run after run."""
+        length = self.run_length[runs]
+        end = np.cumsum(length)
+        return np.repeat(self.run_start[runs] - end + length, length) + np.arange(length.sum())
 
     def _sum_by_kind(self, value: Ints) -> Ints:
         total = np.zeros((*self.betti_pred.shape[:2], len(KINDS)), np.int64)
@@ -126,7 +127,6 @@ def critical_regions(
     classes: Sequence[int] = (1,),
     connectivity: int = 8,
     strict: bool = False,
-    cut: bool = False,
 ) -> CriticalRegions:
     """Find all regions where `pred` merges, splits, invents or misses objects or holes of `target`.
 
@@ -138,9 +138,6 @@ def critical_regions(
         between two objects is one pixel wide and predicted one pixel beside its place.  The objects are still
         two, so by default nothing is critical; with `strict` the filled gap is a merge, the new gap a split.
         `strict` only adds: what touches nothing in T and at most one object in all stays spurious or missed.
-    `cut`: a merge keeps only its *frontier*, the pixels where its parts nearest to different objects meet
-        (nearest in steps inside of the region).  The weight then rests on the thin line that has to go, to
-        part the objects again.  Merged holes likewise.  A split stays whole: all of its gap must be filled.
 
     Raises `InputError` for shapes that differ, labels that are not integers, and wrong options.
 
@@ -149,7 +146,8 @@ def critical_regions(
     >>> regions.counts()[0, 0, KINDS.index("merge")].item(), regions.weights(["merge"]).tolist()
     (1, [[[0.0, 0.0, 1.0, 0.0, 0.0]]])
     """
-    pred, target = _check_maps(pred, target)
+    # numpy is slow at comparing booleans with numbers; the same bytes read as uint8 are fast
+    pred, target = (m.view(np.uint8) if m.dtype == np.bool_ else m for m in check_maps(pred, target))
     if connectivity not in (4, 8):
         raise InputError(f"connectivity is {connectivity!r}; expected 4 or 8, that of the objects.")
     if not classes or len(set(classes)) < len(classes) or IGNORE_INDEX in classes:
@@ -161,8 +159,6 @@ def critical_regions(
     patches = _join_runs(runs, rule)
     kind, severity, first, run, region = _judge(runs, patches, rule)
     start, length = runs.start[run], runs.length[run]
-    if cut:
-        start, length, region = _keep_frontiers(kind, start, length, region, runs, patches, rule)
     class_index, image = np.divmod(_locate(patches.start[first], pred.shape)[0], len(pred))
     return CriticalRegions(
         shape=pred.shape,
@@ -194,19 +190,18 @@ def betti_numbers(mask: ArrayLike, *, connectivity: int = 8) -> Ints:
     return critical_regions(objects, objects, connectivity=connectivity).betti_target[:, 0]
 
 
-def _check_maps(pred: ArrayLike, target: ArrayLike) -> list[NDArray]:
-    """Both label maps as integer arrays of one shape (B, H, W)."""
-    maps = [np.asarray(pred), np.asarray(target)]
+def check_maps(pred: ArrayLike, target: ArrayLike, axes: str = "B, H, W") -> tuple[NDArray, NDArray]:
+    """Both label maps as arrays; raises `InputError` unless they are integer or boolean, of one shape (axes)."""
+    maps = np.asarray(pred), np.asarray(target)
     for name, labels in zip(("pred", "target"), maps):
-        if labels.ndim != 3 or labels.dtype.kind not in "iub":
+        if labels.ndim != axes.count(",") + 1 or labels.dtype.kind not in "iub":
             raise InputError(
-                f"{name} has shape {labels.shape} and dtype {labels.dtype}; expected integers (B, H, W).\n"
-                "Take logits.argmax(dim=1) first; for a single map use labels[None]."
+                f"{name} has shape {labels.shape} and dtype {labels.dtype}; expected integers ({axes}).\n"
+                "Labels of a batch are logits.argmax(dim=1); labels[i] is one image of it, label[None] a batch of one."
             )
     if maps[0].shape != maps[1].shape:
-        raise InputError(f"pred has shape {maps[0].shape}, target {maps[1].shape}; expected one shape (B, H, W).")
-    # numpy is slow at comparing booleans with numbers; the same bytes read as uint8 are fast
-    return [labels.view(np.uint8) if labels.dtype == np.bool_ else labels for labels in maps]
+        raise InputError(f"pred has shape {maps[0].shape}, target {maps[1].shape}; expected one shape ({axes}).")
+    return maps
 
 
 def _encode(pred: NDArray, target: NDArray, classes: Sequence[int]) -> Codes:
@@ -432,71 +427,3 @@ def _count_components(patches: _Patches, bit: int, shape: tuple[int, ...], K: in
     hole = 1 - (patches.code[first] >> bit & 1)
     problem = _locate(patches.start[first], shape)[0]
     return np.bincount(2 * problem + hole, minlength=2 * K * shape[0]).reshape(K, -1, 2).swapaxes(0, 1)
-
-
-def _pixels_of_runs(start: Ints, length: Ints) -> Ints:
-    """All positions that the runs cover, run after run."""
-    end = np.cumsum(length)
-    return np.repeat(start - end + length, length) + np.arange(length.sum())
-
-
-def _keep_frontiers(
-    kind: Ints, start: Ints, length: Ints, region: Ints, runs: _Runs, patches: _Patches, rule: _Rule
-) -> tuple[Ints, Ints, Ints]:
-    """Start, length and region of the runs, with pixels of the frontier in place of the runs of merges."""
-    right, below = 1, rule.stride
-    sides = np.array([right, -right, below, -below])
-    corners = np.array([below + right, below - right, right - below, -below - right])
-    rest = np.flatnonzero(kind[region] % 4 != KINDS.index("merge"))
-    pixels, owners = [start[rest]], [region[rest]]
-    for hole in (0, 1):
-        merge = np.flatnonzero(kind[region] == 4 * hole)
-        pixel = _pixels_of_runs(start[merge], length[merge])
-        owner = np.repeat(region[merge], length[merge])
-        near = pixel[:, None] + (sides if hole == rule.eight else np.append(sides, corners))
-        slot = np.searchsorted(pixel, near).clip(max=pixel.size - 1)
-        inside = pixel[slot] == near  # and in one region, as neighbours of one code are
-        patch = patches.of_run[np.searchsorted(runs.start, near, side="right") - 1]
-        is_object = patches.code >> 1 != hole if rule.strict else patches.code == (TN if hole else TP)
-        touched = np.where(is_object[patch], patches.component[1][patch], -1)
-        kept = np.flatnonzero(_is_frontier(slot, inside, touched)) if pixel.size else merge
-        pixels.append(pixel[kept])
-        owners.append(owner[kept])
-    single = np.ones(sum(map(len, pixels[1:])), np.int64)
-    return np.concatenate(pixels), np.append(length[rest], single), np.concatenate(owners)
-
-
-def _is_frontier(slot: Ints, inside: Bools, touched: Ints) -> Bools:
-    """Which of M pixels lie where waves meet that start at the objects and run through the region in steps.
-
-    Neighbour j of pixel i is pixel slot[i, j] where `inside`, and it belongs to object touched[i, j] unless
-    that is −1.  A pixel is frontier if the waves of two objects reach it first, or if the wave of one object
-    reaches it first and that of another one its neighbour.
-    """
-    here, step = np.nonzero(touched >= 0)
-    _, number = np.unique(touched[here, step], return_inverse=True)  # the objects become 0 … last
-    last = number.max()
-    lowest = _first_arrival(slot, inside, here, number)
-    highest = last - _first_arrival(slot, inside, here, last - number)
-    alone = lowest == highest
-    return ~alone | (inside & alone[slot] & (lowest[slot] != lowest[:, None])).any(axis=1)
-
-
-def _first_arrival(slot: Ints, inside: Bools, here: Ints, number: Ints) -> Ints:
-    """The object whose wave reaches each pixel first (M,); of several, the one with the lowest number.
-
-    A breadth-first search starts at the objects in their order; its queue keeps this order in every wave.
-    """
-    pixels_from = number.max() + 2  # node 0 starts all; then one node an object, then the pixels
-    objects = np.arange(1, pixels_from)
-    pixel, step = np.nonzero(inside)
-    source = np.concatenate([np.zeros_like(objects), 1 + number, pixels_from + slot[pixel, step]])
-    goal = np.concatenate([objects, pixels_from + here, pixels_from + pixel])
-    nodes = pixels_from + len(slot)
-    edges = source.astype(np.int32), goal.astype(np.int32)  # older releases of csgraph take no other integers
-    graph = coo_array((np.ones(source.size), edges), shape=(nodes, nodes)).tocsr()
-    owner = breadth_first_order(graph, 0)[1].astype(np.int64)  # the node from which each node was reached
-    owner[:pixels_from] = np.arange(pixels_from)
-    while not np.array_equal(further := owner[owner], owner):
-        owner = further
-    return owner[pixels_from:] - 1
