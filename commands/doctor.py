@@ -27,7 +27,7 @@ import plots
 from checks import IGNORE_INDEX, InputError
 from commands import rehearsal
 from data import NUM_CLASSES, extra_maps, source_folder
-from imagesets.files import PARTS, LabelMap, Sample, read_each, split_parts
+from imagesets.files import PARTS, BadFiles, LabelMap, Problem, Sample, read_each, split_parts
 from imagesets.hdf5 import sample_problems
 from imagesets.readers import READERS, read_dataset
 from learner import pick_device
@@ -35,57 +35,6 @@ from learner import pick_device
 NUM_EXAMPLES = 8
 SHOWN = 20  # files of one kind of problem
 RARE = 0.01  # share of the pixels below which a class is hard to learn
-
-# What a message of the readers says → what was expected, what to do.  The first one that fits counts.
-ADVICE = (
-    ("has no label", "a label with the name of the image", "Add the label, or take the image away."),
-    ("has no image", "an image with the name of the label", "Add the image, or take the label away."),
-    ("has no map in", "a map for each image", "Add the map, or take the folder of maps away."),
-    ("is none of", "image files only", "Move the file to another place, or save it as PNG or TIFF."),
-    ("have one name before", "one file for each name", "Rename one of the two, or delete it."),
-    ("is empty (0 bytes)", "an image", "Copy or download the file again."),
-    ("a saved web page", "an image", "Open the address in a browser, log in if asked, and download the file again."),
-    ("cannot be read", "a sound image that may be read", "Copy or download the file again; check its permissions."),
-    ("damaged TIFF", "a sound TIFF", "Save it again with the program that made it, or download it again."),
-    ("is a JPEG", "PNG or TIFF, which keep each value", "Export the mask again as PNG; a new name is not enough."),
-    ("is a colour image", "one class number a pixel", "Give the class of each colour: --map 255-0-255=1,0-0-0=0."),
-    ("label_map entry", "value=class, or red-green-blue=class", "Correct --map; all masks must be of one kind."),
-    ("not in label_map", "a class for each value", "Add the values to --map; class 255 means ignored."),
-    ("alpha channel", "one channel of class numbers", "Export the mask without transparency."),
-    ("transparent pixels", "no transparency", "Export the image without an alpha channel."),
-    ("16-bit colour PNG", "8-bit PNG, or TIFF", "Save it as TIFF: the reader of PNG would drop half of the bits."),
-    ("pages", "one image in a file", "Save each page as a file of its own."),
-    ("stored turned", "an upright image", "Open it and save it upright."),
-    ("declares", "at most 8192 × 8192 pixels", "Cut the image into tiles."),
-    ("too large", "at most 8192 × 8192 pixels", "Cut the image into tiles."),
-    ("has size", "image, label and maps of one size", "Export the label again; never stretch one by interpolation."),
-    ("has shape", "a picture (H, W) or (H, W, C)", "Save it as an ordinary picture."),
-    ("the label has dtype", "integers", "Save class numbers, as 8-bit PNG."),
-    ("mask must hold integers", "integers", "Save class numbers, as 8-bit PNG."),
-    ("has dtype", "uint8, uint16 or float", "Save it as 8-bit or 16-bit PNG or TIFF."),
-    ("NaN or Inf", "finite numbers", "Find out where they come from, and replace them."),
-    ("label pixels are not in", "class numbers, or 255: ignored", "Set --classes; map values by --map; no soft edge."),
-    ("255 but no class", "0, 1, … for classes; 255 is ignored", "If 255 is a class: --map 0=0,255=1."),
-    ("but the first", "one kind for all: grey or colour, integers or floats", "Convert those that differ."),
-    ("it has the maps", "the same maps for all images", "Add the maps that are missing."),
-    ("two different labels", "one label for an image", "Keep the right one of the two pairs."),
-    ("are the same image", "each image in one part only", "Delete one of the two: the score would be too good."),
-    ("too few for the parts", "three different images or more", "Add images."),
-    ("no image where", "the layout of the official set", "Unpack the set again, or give the folder above or below."),
-    ("there is no image", "images and labels", "Put images into images/ and their labels into labels/."),
-    ("expected the sub-folders", "images/ and labels/ (or masks/)", "Make these two folders in the one you name."),
-)  # fmt: skip
-_FILE = re.compile(r"^([^:]+?(?:\.\w{1,5}(?= (?:and|is|has|have|hold|holds|declares|cannot)\b)|/(?= cannot\b)))")
-
-
-@dataclass(frozen=True)
-class Problem:
-    """One thing that is wrong: where, what was found, what was expected, and what to do."""
-
-    file: str
-    found: str
-    expected: str
-    advice: str
 
 
 @dataclass
@@ -120,11 +69,11 @@ def examine(source: str | Path, *, num_classes: int | None = None, label_map: La
     names: dict[str, list[tuple[str, str, str | None]]] = defaultdict(list)  # image → (name, label, part)
     chosen: dict[str, Sample] = {}
     for found in _samples(source, label_map):
-        if isinstance(found, str):
-            report.problems.append(as_problem(found))
+        if isinstance(found, Problem):
+            report.problems.append(found)
             continue
         wrong = sample_problems(found, next(iter(chosen.values()), None), report.num_classes)
-        report.problems += [as_problem(text, file=found.name) for text in wrong]
+        report.problems += wrong
         if wrong:
             continue
         here = np.bincount(found.label.ravel(), minlength=256)
@@ -143,8 +92,8 @@ def examine(source: str | Path, *, num_classes: int | None = None, label_map: La
     return report
 
 
-def _samples(source: str | Path, label_map: LabelMap | None) -> Iterator[Sample | str]:
-    """Each sound sample, and each problem as a text."""
+def _samples(source: str | Path, label_map: LabelMap | None) -> Iterator[Sample | Problem]:
+    """Each sound sample, and each problem."""
     folder = Path(source)
     try:
         folder = source_folder(source, say=lambda line: None)
@@ -153,28 +102,12 @@ def _samples(source: str | Path, label_map: LabelMap | None) -> Iterator[Sample 
         else:
             yield from read_each(folder, label_map, extra_maps(folder))
     except InputError as error:
-        yield from (text.removeprefix(f"{folder}: ") for text in _texts(error))
+        yield from _problems(error)
 
 
-def _texts(error: InputError) -> list[str]:
-    """The problems that one error lists."""
-    first, *others = str(error).split("\n- ")
-    return others or [first]
-
-
-def as_problem(text: str, file: str = "") -> Problem:
-    """Divide a message of the readers into file, value found, value expected and advice.
-
-    >>> as_problem("labels/a.png is a JPEG, which invents values: 9 different values; save it as PNG").found
-    'is a JPEG, which invents values: 9 different values'
-    """
-    text = " ".join(text.split()).rstrip(".")
-    named = None if file else _FILE.match(text)
-    file, found = (named[1], text[named.end() :].strip(" :")) if named else (file, text)
-    expected, advice = next(
-        ((e, a) for phrase, e, a in ADVICE if phrase in text), ("", "Correct this, then check again.")
-    )
-    return Problem(file, found.partition("; ")[0], expected, advice)
+def _problems(error: InputError) -> Sequence[Problem]:
+    """Those that the error lists, or the one that it is."""
+    return error.problems if isinstance(error, BadFiles) else [Problem("", str(error))]
 
 
 def _count_classes(report: Report, counts: np.ndarray) -> None:
@@ -195,9 +128,8 @@ def _compare_copies(report: Report, names: Mapping[str, Sequence[tuple[str, str,
         if len(same) > 1:
             report.duplicates.append(tuple(name for name, _, _ in same))
             if len({label for _, label, _ in same}) > 1:
-                report.problems.append(
-                    as_problem("the same image with two different labels", " = ".join(report.duplicates[-1]))
-                )
+                file, found = " = ".join(report.duplicates[-1]), "is the same image with two different labels"
+                report.problems.append(Problem(file, found, "keep the right one of the two pairs"))
     flat = [(image, name, part) for image, same in names.items() for name, _, part in same]
     if flat:
         images, labels, given = zip(*flat)
@@ -205,7 +137,7 @@ def _compare_copies(report: Report, names: Mapping[str, Sequence[tuple[str, str,
             found = split_parts(images, given=given, names=labels)
             report.parts = {part: found.count(part) for part in PARTS}
         except InputError as error:
-            report.problems += [as_problem(text) for text in _texts(error)]
+            report.problems += _problems(error)
 
 
 # --- the command ---
@@ -257,12 +189,13 @@ def describe(report: Report) -> list[str]:
     """The report as lines: the problems by kind, then what the sound samples are like."""
     bad = len(report.problems)
     lines = [f"{report.source}: {report.num_sound} sound pairs, {bad} problem{'s' * (bad != 1)}"]
-    kinds = sorted(report.problems, key=lambda problem: (problem.expected, problem.advice))
-    for (expected, advice), group in groupby(kinds, lambda problem: (problem.expected, problem.advice)):
+    for advice, group in groupby(sorted(report.problems, key=lambda p: p.advice), lambda problem: problem.advice):
         same = list(group)
-        lines += [f"- Expected: {expected}. {advice}"]
+        lines += [f"- {advice or 'Correct this, then check again'}:"]
         lines += [f"    {problem.file or report.source}: {problem.found}" for problem in same[:SHOWN]]
         lines += [f"    … and {len(same) - SHOWN} more"] if len(same) > SHOWN else []
+    if any("label_map" in problem.advice for problem in report.problems):
+        lines.append("On the command line, a label_map is written like this: --map 0=0,255=1")
     if report.num_sound:
         shares = [f"{k}: {share:.1%} (in {report.images_with.get(k, 0)})" for k, share in report.frequencies.items()]
         lines.append(f"Classes     {', '.join(shares)}; ignored {report.ignored:.1%}")

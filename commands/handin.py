@@ -188,8 +188,8 @@ def missing_modules(report: Report) -> Iterator[str]:
         names |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
         for name in sorted({name.partition(".")[0] for name in names} - known):
             known.add(name)
-            places = (report.root / f"{name}.py", *(report.root / name).glob("*.py"))
-            modules = [path for path in places if is_there(path)]
+            inside = sorted((report.root / name).glob("*.py")) if name in FOLDERS else []
+            modules = [path for path in (report.root / f"{name}.py", *inside) if is_there(path)]
             waiting += [(path.relative_to(report.root).as_posix(), path) for path in modules]
             if not modules and importlib.util.find_spec(name) is None:
                 yield f"{where} imports {name}, but there is no {name}.py and no such package: add the file"

@@ -3,8 +3,8 @@
     python3 run.py train synthetic_yeast --output runs/yeast
     python3 run.py predict runs/yeast/model.pt2 my_images
 
-    torchrun --nproc-per-node 4 train.py dsb2018                     # four GPUs of this machine (or four CPU processes)
-    torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d --rdzv-endpoint HOST:29500 train.py NAME
+    torchrun --nproc-per-node 4 run.py train dsb2018                     # four GPUs of this machine (or four CPU processes)
+    torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d --rdzv-endpoint HOST:29500 run.py train NAME
 
 The recipe is that of the notebook: random crops, the eight symmetries, changes of brightness, AdamW with a rising and
 falling learning rate, the epoch of the best validation.  A run that is cut off goes on when the command is repeated.
@@ -100,7 +100,3 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     options.output = options.output or Path("runs") / Path(options.source).resolve().name
     return options
-
-
-if __name__ == "__main__":  # torchrun starts a file
-    sys.exit(main(sys.argv[1:]))

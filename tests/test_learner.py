@@ -515,9 +515,9 @@ def test_an_exception_after_an_epoch_ends_the_run_and_leaves_it_resumable(tmp_pa
 
 
 def test_the_mode_of_a_run_is_kept_when_it_is_continued(tmp_path, monkeypatch):
-    monkeypatch.setattr("modes.fastest", lambda *args, **kw: Mode("bfloat16", channels_last=False))
+    monkeypatch.setattr("training.modes.fastest", lambda *args, **kw: Mode("bfloat16", channels_last=False))
     make(tmp_path, precision="auto").fit(1)
-    monkeypatch.setattr("modes.fastest", lambda *args, **kw: pytest.fail("chosen again"))
+    monkeypatch.setattr("training.modes.fastest", lambda *args, **kw: pytest.fail("chosen again"))
     again = make(tmp_path, precision="auto")
     again.fit(2)
     assert again.mode == Mode("bfloat16", channels_last=False)

@@ -574,7 +574,7 @@ def test_check_looks_at_a_folder_named_from_where_the_user_stands(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine" / "images").mkdir(parents=True)
     assert run.main(["check", "mine", "--classes", "3", "--no-times"]) == 1
-    assert "mine: 0 sound pairs, 1 problem\n- Expected: images/ and labels/" in capsys.readouterr().out
+    assert "mine: 0 sound pairs, 1 problem\n- give a folder with images/ and labels/" in capsys.readouterr().out
     assert Path.cwd() == tmp_path and not (tmp_path / "data_check.png").exists()
 
 

@@ -15,7 +15,7 @@ import torch
 from commands import train
 from training import modelfile
 
-ROOT = Path(train.__file__).parent
+ROOT = Path(train.__file__).parents[1]
 SMALL = ["--epochs", "2", "--repeats", "1", "--crop", "16", "--batch", "4", "--widths", "4", "8", "--lr", "0.02"]
 
 
@@ -58,7 +58,7 @@ def test_two_processes_train_and_end_a_mistake_together(folder, tmp_path):
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
     def start(*arguments):
-        command = [*launch, str(ROOT / "train.py"), *map(str, arguments)]
+        command = [*launch, str(ROOT / "run.py"), "train", *map(str, arguments)]
         return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=200)
 
     done = start(folder, *SMALL)

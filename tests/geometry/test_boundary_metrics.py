@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from checks import IGNORE_INDEX, InputError
-from geometry.boundary_metrics import BoundaryCounts, boundary_distances
+from geometry.objects import BoundaryCounts, boundary_distances
 
 SEEDS = st.integers(0, 2**31)
 

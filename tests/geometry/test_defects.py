@@ -6,7 +6,7 @@ from skimage.measure import euler_number, label
 
 from checks import InputError
 from geometry import defects
-from geometry.structure_metrics import topology_counts
+from geometry.objects import topology_counts
 from geometry.topology import KINDS, critical_regions
 
 TRUTH, PREDICTIONS = defects.truth(), defects.predictions()

@@ -13,8 +13,7 @@ from skimage.metrics import adapted_rand_error, variation_of_information
 from test_objects import random_instances
 
 from checks import InputError
-from geometry.instance_metrics import THRESHOLDS, match_curve, match_objects, partition
-from geometry.objects import label_objects, overlaps
+from geometry.objects import THRESHOLDS, label_objects, match_curve, match_objects, overlaps, partition
 
 SEEDS = st.integers(0, 2**31)
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from checks import InputError
-from geometry.ranking import precision_recall
+from geometry.objects import precision_recall
 
 
 @given(st.integers(0, 10_000))

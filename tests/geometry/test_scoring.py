@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from skimage.measure import label as label_components
 
-from geometry.scoring import choose_threshold, dice, judge, topology_row
+from geometry.objects import choose_threshold, dice, judge, topology_row
 
 
 def test_the_threshold_with_the_fewest_errors_wins_and_in_a_tie_the_one_next_to_a_half() -> None:

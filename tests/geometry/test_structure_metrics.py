@@ -11,7 +11,7 @@ from skimage.measure import euler_number, label
 from skimage.morphology import skeletonize
 
 from checks import IGNORE_INDEX, InputError
-from geometry.structure_metrics import CentreLineCounts, centre_lines, topology_counts
+from geometry.objects import CentreLineCounts, centre_lines, topology_counts
 
 SEEDS = st.integers(0, 2**31)
 FLIPS = (np.fliplr, np.flipud, np.transpose)

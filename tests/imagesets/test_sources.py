@@ -10,7 +10,7 @@ import pytest
 
 from imagesets.sources import SOURCES, RemoteFile
 
-README = (Path(__file__).parent.parent / "data" / "README.md").read_text(encoding="utf-8")
+README = (Path(__file__).parents[2] / "data" / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("name", sorted(SOURCES))

@@ -369,13 +369,13 @@ def test_fault_24_a_failure_at_the_kth_file_leaves_nothing(
 
 def test_fault_24_a_run_killed_in_the_middle_leaves_no_half_set(tmp_path: Path) -> None:
     program = (
-        "import os, sys, synthetic; from pathlib import Path; draw, drawn = synthetic.yeast_scene, []\n"
+        "import os, sys; from imagesets import yeast as synthetic; from pathlib import Path; draw, drawn = synthetic.yeast_scene, []\n"
         "def die_at_third(rng, *size):\n"
         "    drawn.append(size); return draw(rng, *size) if len(drawn) < 3 else os._exit(9)\n"
         "synthetic.yeast_scene = die_at_third\n"
         "synthetic.write_yeast(Path(sys.argv[1]) / 'yeast', num_images=4, height=64, width=64)"
     )
-    root = Path(synthetic.__file__).parent
+    root = Path(synthetic.__file__).parents[1]
     done = subprocess.run([sys.executable, "-c", program, str(tmp_path)], cwd=root, check=False)
     assert done.returncode == 9  # no clean-up code ran
     assert not (tmp_path / "yeast").exists()
