@@ -3,7 +3,7 @@
     python3 run.py train synthetic_yeast --output runs/yeast
     python3 run.py predict runs/yeast/model.pt2 my_images
 
-    torchrun --nproc-per-node 4 run.py train dsb2018                     # four GPUs of this machine (or four CPU processes)
+    torchrun --nproc-per-node 4 run.py train dsb2018    # four GPUs of this machine (or four CPU processes)
     torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d --rdzv-endpoint HOST:29500 run.py train NAME
 
 The recipe is that of the notebook: random crops, the eight symmetries, changes of brightness, AdamW with a rising and

@@ -369,7 +369,8 @@ def test_fault_24_a_failure_at_the_kth_file_leaves_nothing(
 
 def test_fault_24_a_run_killed_in_the_middle_leaves_no_half_set(tmp_path: Path) -> None:
     program = (
-        "import os, sys; from imagesets import yeast as synthetic; from pathlib import Path; draw, drawn = synthetic.yeast_scene, []\n"
+        "import os, sys; from imagesets import yeast as synthetic; from pathlib import Path\n"
+        "draw, drawn = synthetic.yeast_scene, []\n"
         "def die_at_third(rng, *size):\n"
         "    drawn.append(size); return draw(rng, *size) if len(drawn) < 3 else os._exit(9)\n"
         "synthetic.yeast_scene = die_at_third\n"
