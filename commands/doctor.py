@@ -107,7 +107,7 @@ def _samples(source: str | Path, label_map: LabelMap | None) -> Iterator[Sample 
 
 def _problems(error: InputError) -> Sequence[Problem]:
     """Those that the error lists, or the one that it is."""
-    return error.problems if isinstance(error, BadFiles) else [Problem("", str(error))]
+    return error.problems if isinstance(error, BadFiles) else [Problem("", str(error).partition(";")[0])]
 
 
 def _count_classes(report: Report, counts: np.ndarray) -> None:

@@ -141,7 +141,7 @@ def test_fault_20_empty_missing_and_misplaced_folders(tmp_path):
     (tmp_path / "images").mkdir()
     (tmp_path / "labels").mkdir()
     (problem,) = examine(tmp_path).problems
-    assert problem.found == "there is no image and no label"
+    assert problem.found == "holds no image"
 
 
 def test_many_problems_of_one_kind_are_counted_and_the_report_has_all(tmp_path):

@@ -1,20 +1,50 @@
-"""Objects and their overlaps: pictures solved by hand, and a dictionary that counts pixel by pixel as the judge."""
+"""Objects, borders and structures: pictures solved by hand, and slow or independent judges beside every metric.
 
+Judges are a dictionary of pixels, every possible matching, all pairs of pixels, scikit-image, the distance from each
+crack to each crack, and thresholds tried one by one.
+"""
+
+import itertools
 import math
 from collections import Counter
 from dataclasses import dataclass
-from typing import ClassVar
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from skimage.measure import label
+from scipy.ndimage import binary_dilation, gaussian_filter, generate_binary_structure
+from scipy.optimize import linear_sum_assignment
+from skimage.measure import euler_number, label
+from skimage.metrics import adapted_rand_error, variation_of_information
+from skimage.morphology import skeletonize
 
-from checks import InputError
-from geometry.objects import Counts, class_masks, class_objects, harmonic_mean, label_objects, overlaps, ratio
+from checks import IGNORE_INDEX, InputError
+from geometry.objects import (
+    IOU_THRESHOLDS,
+    BoundaryCounts,
+    CentreLineCounts,
+    Counts,
+    boundary_distances,
+    centre_lines,
+    choose_threshold,
+    class_masks,
+    class_objects,
+    dice,
+    judge,
+    label_objects,
+    match_curve,
+    match_objects,
+    overlaps,
+    partition,
+    precision_recall,
+    topology_counts,
+    topology_row,
+)
 
 SEEDS = st.integers(0, 2**31)
+FLIPS = (np.fliplr, np.flipud, np.transpose)
+EMPTY, FULL = np.zeros((5, 5), int), np.ones((5, 5), int)
 
 
 def random_instances(rng, objects=6, largest=16):
@@ -32,6 +62,96 @@ def random_instances(rng, objects=6, largest=16):
     noise = rng.random(shape) < 0.1
     pred[noise] = rng.integers(0, objects + 1, noise.sum())
     return pred, target
+
+
+def random_classes(seed, largest=24):
+    """Blobs with classes 0, 1, 2 and a disturbed copy; some pixels ignored."""
+    rng = np.random.default_rng(seed)
+    shape, sigma = rng.integers(1, largest + 1, 2), rng.choice([0.5, 1.0, 2.0])
+    field = gaussian_filter(rng.normal(size=shape), sigma)
+    cuts = np.quantile(field, [0.5, 0.8])
+    target = np.digitize(field, cuts)
+    pred = np.digitize(field + gaussian_filter(rng.normal(size=shape), sigma) * rng.choice([0.1, 0.5]), cuts)
+    return pred, np.where(rng.random(shape) < rng.choice([0, 0.1]), IGNORE_INDEX, target)
+
+
+# ---------------------------------------------------------------- counts, masks, overlaps
+
+
+def test_counts_add_up_but_not_their_settings():
+    @dataclass(frozen=True)
+    class Example(Counts):
+        settings = ("limit",)
+        limit: float
+        hits: int
+
+    assert sum([Example(0.5, 1), Example(0.5, 2)]) == Example(0.5, 3)
+    with pytest.raises(InputError, match="limit is 0.5 in one and 0.7"):
+        Example(0.5, 1) + Example(0.7, 1)
+    for add in (lambda: Example(0.5, 1) + 1, lambda: 1 + Example(0.5, 1)):
+        with pytest.raises(TypeError):
+            add()
+
+
+def scores_of(pred, target):
+    """The scores of all kinds of counts, by name, and the counts of topology."""
+    table, borders = overlaps(*class_objects(pred, target)), boundary_distances(pred, target, 1).within(1)
+    found = {}
+    for counts in (match_objects(table), match_objects(table, 0.1), centre_lines(pred, target), borders):
+        names = [name for name, value in vars(type(counts)).items() if isinstance(value, property)]
+        found |= {f"{type(counts).__name__}.{name}": getattr(counts, name) for name in names}
+    return found, partition(table), topology_counts(pred, target)
+
+
+def test_nothing_in_truth_and_prediction_has_no_score():
+    found, parts, counts = scores_of(EMPTY, EMPTY)
+    values = [*found.values(), parts.arand, parts.rand_precision, parts.rand_recall, parts.voi]
+    assert len(values) == 17 and all(math.isnan(value) for value in values)
+    assert math.isnan(counts.errors_per_object)
+
+
+@pytest.mark.parametrize("exchange", [False, True])
+def test_something_in_truth_or_prediction_only_scores_zero(exchange):
+    block = np.pad(np.ones((3, 3), int), 1)
+    found, parts, counts = scores_of(*((block, EMPTY) if exchange else (EMPTY, block)))
+    assert math.isnan(found.pop("MatchCounts.segmentation_quality"))  # the mean over no hit
+    assert len(found) == 12 and set(found.values()) == {0}
+    assert math.isnan(parts.arand) == exchange  # as documented, the background of the truth is not counted
+    assert counts.errors_per_object == (math.inf if exchange else 1)
+
+
+def test_ignored_pixels_are_in_no_mask_no_object_no_skeleton_and_no_border():
+    pred, target = np.array([[1, 1, 1, 0, 2]]), np.array([[1, 255, 1, 255, 1]])
+    assert [m.tolist() for m in class_masks(pred, target)] == [[[1, 0, 1, 0, 0]], [[1, 0, 1, 0, 1]]]
+    assert [m.tolist() for m in class_objects(pred, target)] == [[[1, 0, 2, 0, 0]], [[1, 0, 2, 0, 3]]]
+    assert class_objects(pred, target, of_class=2)[0].tolist() == [[0, 0, 0, 0, 1]]
+    target = np.array([[1, 1, 1, 255, 255]])
+    assert centre_lines(np.ones_like(target), target).cl_dice == 1
+    assert topology_counts(np.array([[1, 1, 1, 0, 1]]), target).errors == 0
+    pred, target = np.array([[0, 1, 1, 0, 0]]), np.array([[0, 255, 1, 0, 255]])
+    counts = boundary_distances(pred, target).within(0)
+    assert counts == BoundaryCounts(0, 1, 1, 1, 1)  # only the crack between columns 2 and 3 is left
+    assert boundary_distances(pred, target, 1).within(0) == counts
+
+
+def test_wrong_maps_are_refused_and_good_ones_are_not_changed():
+    good = np.eye(4, dtype=int)[:3]
+    for metric in (overlaps, class_masks, centre_lines, topology_counts, boundary_distances):
+        for bad, words in ((good[None], "shape"), (good.astype(float), "dtype"), (good.T, "one shape")):
+            with pytest.raises(InputError, match=words):
+                metric(good, bad)
+        kept = good.copy()
+        metric(good, good)
+        assert np.array_equal(good, kept)
+    for metric in (class_masks, centre_lines, topology_counts):
+        with pytest.raises(InputError, match="255"):
+            metric(good, good, IGNORE_INDEX)
+    with pytest.raises(InputError, match="negative"):
+        overlaps(good - 1, good)
+    with pytest.raises(InputError, match="connectivity is 6"):
+        label_objects(good, connectivity=6)
+    with pytest.raises(InputError, match="mask has shape"):
+        label_objects(good[None])
 
 
 @given(SEEDS)
@@ -52,14 +172,6 @@ def test_overlaps_against_a_dictionary(seed):
         assert p > 0 and t > 0 and iou == (a & b).sum() / (a | b).sum()
 
 
-def test_overlaps_by_hand():
-    # pred  1 1 0      target  5 5 5     object 1 and 5 share 3 pixels, their union has 5
-    #       1 2 2              5 0 9     object 2 and 9 share 1, their union has 2
-    table = overlaps(np.array([[1, 1, 0], [1, 2, 2]]), np.array([[5, 5, 5], [5, 0, 9]]))
-    assert [values.tolist() for values in table.ious()] == [[1, 2], [1, 2], [3 / 4, 1 / 2]]
-    assert table.pred_size.tolist() == [1, 3, 2] and table.target_size.tolist() == [1, 4, 1]
-
-
 def test_overlaps_of_large_numbers_and_of_nothing():
     big = np.array([[2**62, 2**62]])
     assert overlaps(big, big).pixels.tolist() == [2]
@@ -75,48 +187,528 @@ def test_label_objects_against_scikit_image(seed, connectivity):
     assert len(pairs) == ours.max() + 1 == theirs.max() + 1  # one to one, up to the names
 
 
-def test_fault_50_ignored_pixels_are_in_no_mask_and_no_object():
-    pred, target = np.array([[1, 1, 1, 0, 2]]), np.array([[1, 255, 1, 255, 1]])
-    assert [m.tolist() for m in class_masks(pred, target)] == [[[1, 0, 1, 0, 0]], [[1, 0, 1, 0, 1]]]
-    assert [m.tolist() for m in class_objects(pred, target)] == [[[1, 0, 2, 0, 0]], [[1, 0, 2, 0, 3]]]
-    assert class_objects(pred, target, of_class=2)[0].tolist() == [[0, 0, 0, 0, 1]]
+# ---------------------------------------------------------------- matching
+
+# pred    1 1 1 1 0 3 3 3     object 1 and 6 share 3 of 4 pixels: IoU 3/4
+#         0 0 2 2 2 3 0 0     object 2 covers 7 exactly:           IoU 1
+# target  6 6 6 0 0 8 0 0     object 3 and 8 share 1 of 4 pixels:  IoU 1/4
+#         0 0 7 7 7 0 0 9     object 9 is missed
+PRED = np.array([[1, 1, 1, 1, 0, 3, 3, 3], [0, 0, 2, 2, 2, 3, 0, 0]])
+TRUE = np.array([[6, 6, 6, 0, 0, 8, 0, 0], [0, 0, 7, 7, 7, 0, 0, 9]])
 
 
-def test_ratios():
-    assert ratio(3, 4, absent=False) == 0.75 and ratio(0, 0, absent=False) == 0
-    assert math.isnan(ratio(0, 0, absent=True))
-    assert harmonic_mean(0.5, 0.25) == pytest.approx(1 / 3)  # 2 / (2 + 4)
-    assert math.isnan(harmonic_mean(math.nan, math.nan))
+def test_matching_by_hand():
+    table = overlaps(PRED, TRUE)
+    assert [values.tolist() for values in table.ious()] == [[1, 2, 3], [1, 2, 3], [3 / 4, 1, 1 / 4]]
+    half = match_objects(table)
+    # TP 2, FP 1 (object 3), FN 2 (8 and 9)
+    assert (half.hits, half.pred, half.target, half.iou_sum) == (2, 3, 4, 1.75)
+    assert (half.precision, half.recall, half.f1, half.ap) == (2 / 3, 2 / 4, 4 / 7, 2 / 5)
+    assert half.segmentation_quality == 0.875  # (3/4 + 1) / 2
+    assert half.panoptic_quality == 0.5  # 1.75 / (2 + 1/2 + 2/2)
+    assert match_objects(table, 0.75).hits == 1  # an IoU equal to the threshold is no hit
+    assert match_objects(table, 0.2).hits == 3
+    # above 0.5, 0.55 … 0.70 two hits (AP 2/5), from 0.75 to 0.95 one (AP 1/6)
+    curve = match_curve(table)
+    assert [counts.threshold for counts in curve] == list(IOU_THRESHOLDS) == pytest.approx(np.arange(0.5, 0.99, 0.05))
+    assert [counts.ap for counts in curve] == [2 / 5] * 5 + [1 / 6] * 5
+    for threshold in (-0.1, 1, math.nan):
+        with pytest.raises(InputError, match="threshold is"):
+            match_objects(table, threshold)
 
 
-def test_counts_add_up_but_not_their_settings():
-    @dataclass(frozen=True)
-    class Example(Counts):
-        settings: ClassVar[tuple[str, ...]] = ("limit",)
-        limit: float
-        hits: int
-
-    assert sum([Example(0.5, 1), Example(0.5, 2)]) == Example(0.5, 3)
-    with pytest.raises(InputError, match="limit is 0.5 in one and 0.7"):
-        Example(0.5, 1) + Example(0.7, 1)
-    with pytest.raises(TypeError):
-        Example(0.5, 1) + 1
-    with pytest.raises(TypeError):
-        1 + Example(0.5, 1)
+def test_below_one_half_more_hits_win_over_a_higher_iou():
+    # pred 1 shares 4 pixels with true 1 (IoU 4/7) and 2 with true 2 (2/8); pred 2 shares 1 with true 1 (1/6)
+    pred, target = np.array([[2, 1, 1, 1, 1, 1, 1, 0, 0]]), np.array([[1, 1, 1, 1, 1, 2, 2, 2, 2]])
+    counts = match_objects(overlaps(pred, target), 0.1)
+    assert counts.hits == 2 and counts.iou_sum == pytest.approx(1 / 5 + 2 / 8)
+    # greedy would take the best pair first, and then nothing would be left for pred 2
 
 
-def test_wrong_input():
-    good = np.zeros((3, 4), int)
-    for bad, words in ((good[None], "shape"), (good.astype(float), "dtype"), (good.T, "one shape")):
-        with pytest.raises(InputError, match=words):
-            overlaps(bad, good)
-        with pytest.raises(InputError, match=words):
-            class_masks(good, bad)
-    with pytest.raises(InputError, match="negative"):
-        overlaps(good - 1, good)
-    with pytest.raises(InputError, match="of_class is 255"):
-        class_masks(good, good, of_class=255)
-    with pytest.raises(InputError, match="connectivity is 6"):
-        label_objects(good, connectivity=6)
-    with pytest.raises(InputError, match="mask has shape"):
-        label_objects(good[None])
+def sets_of(labels):
+    return [set(zip(*np.nonzero(labels == name), strict=True)) for name in np.unique(labels[labels > 0])]
+
+
+@given(SEEDS, st.sampled_from([0, 0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9]))
+def test_matching_against_every_possible_matching(seed, threshold):
+    pred, target = random_instances(np.random.default_rng(seed), objects=4)
+    a, b = sorted((sets_of(pred), sets_of(target)), key=len)
+    iou = [[len(p & t) / len(p | t) for t in b] for p in a]
+    choices = itertools.permutations(range(len(b)), len(a))
+    kept = [[row[k] for row, k in zip(iou, choice) if row[k] > threshold] for choice in choices]
+    hits, iou_sum = max((len(values), sum(values)) for values in kept)
+    counts = match_objects(overlaps(pred, target), threshold)
+    assert counts.hits == hits and counts.iou_sum == pytest.approx(iou_sum)
+    P, T = len(sets_of(pred)), len(sets_of(target))
+    assert (counts.pred, counts.target) == (P, T)
+    if P + T:
+        assert counts.ap == hits / (P + T - hits) and counts.f1 == 2 * hits / (P + T)
+        assert counts.panoptic_quality == pytest.approx(iou_sum / (hits + (P - hits) / 2 + (T - hits) / 2))
+
+
+@pytest.mark.parametrize("threshold", [0, 0.1, 0.3, 0.5, 0.7])
+def test_matching_of_many_objects_against_the_dense_assignment(threshold):
+    rng = np.random.default_rng(0)
+    for _ in range(10):
+        table = overlaps(*(label_objects(rng.random((24, 24)) < 0.6, connectivity=4) for _ in range(2)))
+        pred, target, iou = table.ious()
+        value = np.zeros((table.pred_size.size, table.target_size.size))
+        value[pred, target] = np.where(iou > threshold, 1 + iou / 1000, 0)  # fewer than 1000 objects
+        expected = value[linear_sum_assignment(value, maximize=True)].sum()
+        counts = match_objects(table, threshold)
+        assert counts.hits + counts.iou_sum / 1000 == pytest.approx(expected)
+
+
+# ---------------------------------------------------------------- partitions
+
+
+def test_partition_by_hand():
+    # true 1 (4 pixels) cut in halves, one of which (3) also holds true 2 (2 pixels)
+    #          pred   2 2 3 3 3 3 9         n: (1,2) = 2, (1,3) = 2, (2,3) = 2
+    #          true   1 1 1 1 2 2 0         the false object 9 is on the background
+    table = overlaps(np.array([[2, 2, 3, 3, 3, 3, 9]]), np.array([[1, 1, 1, 1, 2, 2, 0]]))
+    counts = partition(table)
+    # ordered pairs: joint 3 · 2·1 = 6, pred 2·1 + 4·3 = 14, true 4·3 + 2·1 = 14
+    assert (counts.pixels, counts.joint_pairs, counts.pred_pairs, counts.target_pairs) == (6, 6, 14, 14)
+    assert counts.rand_precision == counts.rand_recall == 6 / 14 and counts.arand == pytest.approx(8 / 14)
+    # split: the four pixels of true 1 need one bit each, merge: so do the four of pred 3
+    assert counts.voi_split == counts.voi_merge == pytest.approx(4 / 6) and counts.voi == pytest.approx(8 / 6)
+    assert partition(table, background=True).pixels == 7
+
+
+def test_precision_falls_with_merges_and_recall_with_splits():
+    one, two = np.array([[1, 1, 1, 1]]), np.array([[1, 1, 2, 2]])
+    merge, split = partition(overlaps(one, two)), partition(overlaps(two, one))
+    assert (merge.rand_precision, merge.rand_recall, merge.voi_split, merge.voi_merge) == (4 / 12, 1, 0, 1)
+    assert (split.rand_precision, split.rand_recall, split.voi_split, split.voi_merge) == (1, 4 / 12, 1, 0)
+
+
+def test_objects_of_single_pixels_have_bits_but_no_pairs():
+    pixels, one = np.array([[1, 2]]), np.array([[1, 1]])
+    assert partition(overlaps(pixels, one)).arand == 1 and partition(overlaps(pixels, one)).rand_precision == 0
+    perfect = partition(overlaps(pixels, pixels))
+    assert math.isnan(perfect.arand) and perfect.voi == 0
+
+
+@given(SEEDS, st.booleans())
+def test_partition_against_scikit_image(seed, background):
+    pred, target = random_instances(np.random.default_rng(seed))
+    counts = partition(overlaps(pred, target), background=background)
+    ignored = () if background else (0,)
+    if counts.pixels:
+        assert [counts.voi_split, counts.voi_merge] == pytest.approx(
+            variation_of_information(target, pred, ignore_labels=ignored), abs=1e-12
+        )
+    if counts.pred_pairs and counts.target_pairs:  # scikit-image gives the recall as precision
+        error, recall, precision = adapted_rand_error(target, pred, ignore_labels=ignored)
+        assert [counts.arand, counts.rand_precision, counts.rand_recall] == pytest.approx([error, precision, recall])
+
+
+@given(SEEDS)
+def test_partition_against_all_pairs_of_pixels(seed):
+    pred, target = random_instances(np.random.default_rng(seed), largest=7)
+    pred, target = pred[target > 0], target[target > 0]
+    counts = partition(overlaps(pred[None], target[None]))
+    pairs = itertools.permutations(range(len(pred)), 2)
+    together = [(pred[i] == pred[j], target[i] == target[j]) for i, j in pairs]
+    assert counts.joint_pairs == sum(p and t for p, t in together)
+    assert counts.pred_pairs == sum(p for p, _ in together) and counts.target_pairs == sum(t for _, t in together)
+
+
+# ---------------------------------------------------------------- properties of matching and partitions
+
+
+def all_scores(pred, target):
+    table = overlaps(pred, target)
+    counts, parts = match_objects(table), partition(table)
+    return [counts.f1, counts.ap, counts.panoptic_quality, match_objects(table, 0.2).f1, parts.arand, parts.voi]
+
+
+@given(SEEDS)
+def test_renaming_moving_and_swapping_change_no_score(seed):
+    rng = np.random.default_rng(seed)
+    pred, target = random_instances(rng)
+    names = [np.append(0, 1 + rng.permutation(300)) for _ in range(2)]
+    before = all_scores(pred, target)
+    assert all_scores(names[0][pred], names[1][target]) == pytest.approx(before, nan_ok=True)
+    for move in FLIPS:
+        assert all_scores(move(pred), move(target)) == pytest.approx(before, nan_ok=True)
+    there, back = (partition(overlaps(*maps), background=True) for maps in ((pred, target), (target, pred)))
+    assert [there.rand_precision, there.voi_split] == pytest.approx([back.rand_recall, back.voi_merge], nan_ok=True)
+    there, back = (match_objects(overlaps(*maps)) for maps in ((pred, target), (target, pred)))
+    assert [there.precision, there.ap] == pytest.approx([back.recall, back.ap], nan_ok=True)
+
+
+@given(SEEDS)
+def test_a_perfect_prediction_has_perfect_scores_under_any_names(seed):
+    _, target = random_instances(np.random.default_rng(seed))
+    table = overlaps(2 * target, target)
+    if target.any():
+        for counts in match_curve(table):
+            assert counts.f1 == counts.ap == counts.panoptic_quality == counts.segmentation_quality == 1
+        assert partition(table).voi == 0 and not partition(table).arand > 0
+
+
+@given(SEEDS)
+def test_two_images_count_as_one_with_objects_of_its_own_below(seed):
+    rng = np.random.default_rng(seed)
+    (pred, target), (pred2, target2) = (random_instances(rng, objects=3) for _ in range(2))
+    pred, pred2 = pred + 1, pred2 + 101  # the background of a prediction is one segment in each image
+    target2 = np.where(target2 > 0, target2 + 100, 0)
+    width = max(pred.shape[1], pred2.shape[1])
+    wide = [[np.pad(m, ((0, 0), (0, width - m.shape[1]))) for m in maps] for maps in ((pred, pred2), (target, target2))]
+    whole, tables = overlaps(*map(np.vstack, wide)), (overlaps(pred, target), overlaps(pred2, target2))
+    for threshold in (0.2, 0.5):
+        added, once = sum(match_objects(t, threshold) for t in tables), match_objects(whole, threshold)
+        assert (added.hits, added.pred, added.target) == (once.hits, once.pred, once.target)
+        assert added.iou_sum == pytest.approx(once.iou_sum)
+    added, once = sum(map(partition, tables)), partition(whole)
+    assert (added.pixels, added.joint_pairs, added.pred_pairs) == (once.pixels, once.joint_pairs, once.pred_pairs)
+    assert [added.voi_split, added.voi_merge] == pytest.approx([once.voi_split, once.voi_merge], nan_ok=True)
+
+
+# ---------------------------------------------------------------- topology
+
+
+def errors_of(mine, others, connectivity):
+    """Severities (two or more, none) of the components of mine ∖ others, by the others that they touch."""
+    errors = label(mine & ~others, connectivity=connectivity // 4)
+    names = label(others, connectivity=connectivity // 4)
+    reach = generate_binary_structure(2, connectivity // 4)
+    joined = alone = 0
+    for number in range(1, errors.max() + 1):
+        touched = np.unique(names[binary_dilation(errors == number, reach) & mine & others]).size
+        joined += max(touched - 1, 0)
+        alone += touched == 0
+    return joined, alone
+
+
+def topology_by_scikit_image(pred, target, connectivity):
+    """All counts of two boolean masks, from the definition."""
+    p, g = np.pad(pred, 1), np.pad(target, 1)
+    dual = 12 - connectivity
+    errors = [*errors_of(p, g, connectivity), *errors_of(g, p, connectivity)]
+    errors += [*errors_of(~p, ~g, dual), *errors_of(~g, ~p, dual)]
+    betti = []
+    for mask in (p, g):
+        objects = label(mask, connectivity=connectivity // 4).max()
+        betti.append((objects, objects - euler_number(mask, connectivity=connectivity // 4)))
+    return [*betti[1], *errors, *(abs(a - b) for a, b in zip(*betti, strict=True))]
+
+
+@given(SEEDS, st.sampled_from([4, 8]), st.sampled_from([0, 1, 2]))
+def test_topology_against_scikit_image(seed, connectivity, of_class):
+    pred, target = random_classes(seed)
+    counts = topology_counts(pred, target, of_class, connectivity=connectivity)
+    masks = (pred == of_class) & (target != IGNORE_INDEX), target == of_class
+    values = list(counts.per_image().values())
+    assert values == topology_by_scikit_image(*masks, connectivity)
+    assert (counts.errors, counts.hole_errors) == (sum(values[2:6]), sum(values[6:10]))
+
+
+def test_topology_by_hand():
+    picture = "##+##..##-##", ".....+......", "-....+..###.", "........#+#.", "........###."
+    signs = np.array([list(row) for row in picture])
+    # row 0: the + joins two objects (merge), the - cuts one (split); the other two + touch nothing by a side
+    # (spurious); the single - is missed; the ring's hole is filled.  Truth: three bars, the missed one, the ring.
+    pred, target = np.isin(signs, ["#", "+"]), np.isin(signs, ["#", "-"])
+    counts = topology_counts(pred, target, connectivity=4)
+    assert (counts.objects, counts.holes, counts.images) == (5, 1, 1)
+    assert (counts.merges, counts.splits, counts.spurious, counts.missed) == (1, 1, 1, 1)
+    # predicted are five objects as well: the merged bar, two halves, the false one, the ring.  β0 sees no error.
+    assert (counts.beta0_error, counts.beta1_error, counts.hole_missed) == (0, 1, 1)
+    assert counts.errors == 4 and counts.errors_per_object == 4 / 5
+
+
+def test_the_connectivity_is_stated_and_matters():
+    pred, target = np.array([[1, 0], [0, 1]]), np.array([[1, 1], [0, 1]])
+    assert topology_counts(pred, target, connectivity=8).splits == 0
+    assert topology_counts(pred, target, connectivity=4).splits == 1
+    with pytest.raises(InputError, match="connectivity is 8 in one and 4"):
+        topology_counts(pred, target) + topology_counts(pred, target, connectivity=4)
+
+
+def test_errors_of_images_do_not_cancel_out():
+    more, less = np.array([[1, 0, 1]]), np.array([[1, 0, 0]])
+    both = topology_counts(more, less) + topology_counts(less, more)
+    assert both.beta0_error == 2 and both.per_image()["spurious"] == 0.5
+
+
+# ---------------------------------------------------------------- centre lines
+
+
+def test_centre_lines_by_hand():
+    # The true line has 9 pixels, the predicted one is cut in the middle and has a false pixel far away.
+    target = np.zeros((5, 9), int)
+    target[2] = 1
+    pred = target.copy()
+    pred[2, 4], pred[0, 0] = 0, 1
+    counts = centre_lines(pred, target)
+    assert counts == CentreLineCounts(pred_inside=8, pred_length=9, target_inside=8, target_length=9)
+    assert counts.precision == counts.sensitivity == 8 / 9 and counts.cl_dice == pytest.approx(8 / 9)
+
+
+def test_a_thick_line_is_as_good_as_a_thin_one_but_not_one_beside_it():
+    target = np.zeros((9, 20), int)
+    target[4] = 1
+    pred = np.zeros_like(target)
+    pred[3:6] = 1
+    # three times as thick (Dice is 1/2), but the middle is right; only at one end its skeleton bends into the corner
+    assert centre_lines(pred, target).cl_dice > 0.97
+    assert centre_lines(np.roll(target, 2, axis=0), target).cl_dice == 0
+
+
+@given(SEEDS, st.sampled_from([0, 1, 2]))
+def test_centre_lines_against_the_formula(seed, of_class):
+    pred, target = random_classes(seed)
+    P, G = (pred == of_class) & (target != IGNORE_INDEX), target == of_class
+    counts = centre_lines(pred, target, of_class)
+    if P.any() and G.any():
+        precision, sensitivity = G[skeletonize(P)].mean(), P[skeletonize(G)].mean()
+        assert (counts.precision, counts.sensitivity) == pytest.approx((precision, sensitivity))
+        both = precision + sensitivity
+        assert counts.cl_dice == pytest.approx(2 * precision * sensitivity / both if both else 0)
+
+
+def test_flips_change_centre_lines_only_a_little():
+    pairs = [random_classes(seed, largest=64) for seed in range(20)]
+    before = sum(centre_lines(*pair) for pair in pairs).cl_dice
+    for move in FLIPS:
+        moved = sum(centre_lines(move(pred), move(target)) for pred, target in pairs)
+        assert moved.cl_dice == pytest.approx(before, abs=0.01)
+
+
+# ---------------------------------------------------------------- borders
+
+
+def cracks(labels, ignored):
+    """All sides between two pixels of different label, as segments (y0, x0, y1, x1)."""
+    height, width = labels.shape
+    found = []
+    for y, x in itertools.product(range(height), range(width)):
+        right, below = (y, x + 1), (y + 1, x)
+        if x + 1 < width and labels[y, x] != labels[right] and not (ignored[y, x] or ignored[right]):
+            found.append((y, x + 1, y + 1, x + 1))
+        if y + 1 < height and labels[y, x] != labels[below] and not (ignored[y, x] or ignored[below]):
+            found.append((y + 1, x, y + 1, x + 1))
+    return found
+
+
+def from_crack_to_crack(labels, others, ignored):
+    """Sorted distances from the middle of each crack to the nearest point of the other's cracks."""
+    distances, segments = [], cracks(others, ignored)
+    for y0, x0, y1, x1 in cracks(labels, ignored):
+        y, x = (y0 + y1) / 2, (x0 + x1) / 2
+        # the nearest point of a segment along the axes is found by clipping
+        away = [math.hypot(y - min(max(y, a), c), x - min(max(x, b), d)) for a, b, c, d in segments]
+        distances.append(min(away, default=math.inf))
+    return sorted(distances)
+
+
+def random_borders(seed, classes=3):
+    rng = np.random.default_rng(seed)
+    shape = rng.integers(1, 10, 2)
+    target = np.kron(rng.integers(0, classes, (5, 5)), np.ones((2, 2), int))[: shape[0], : shape[1]]
+    pred = np.where(rng.random(shape) < 0.15, rng.integers(0, classes, shape), np.roll(target, 1, axis=rng.integers(2)))
+    target = np.where(rng.random(shape) < rng.choice([0, 0.2]), IGNORE_INDEX, target)
+    return pred, target
+
+
+@given(SEEDS, st.sampled_from([None, 0, 1]))
+def test_borders_against_the_distance_from_each_crack_to_each_crack(seed, of_class):
+    pred, target = random_borders(seed)
+    found = boundary_distances(pred, target, of_class)
+    ignored = target == IGNORE_INDEX
+    maps = (pred, target) if of_class is None else (pred == of_class, target == of_class)
+    expected = from_crack_to_crack(*maps, ignored), from_crack_to_crack(*maps[::-1], ignored)
+    assert (sorted(found.pred.tolist()), sorted(found.target.tolist())) == expected  # exact, to the last bit
+    for tolerance in (0, 0.5, math.sqrt(2), 2):
+        counts = found.within(tolerance)
+        near = [sum(d <= tolerance for d in side) for side in expected]
+        assert [counts.pred_near, counts.target_near] == near
+        if all(expected):
+            precision, recall = near[0] / len(expected[0]), near[1] / len(expected[1])
+            f1 = 2 * precision * recall / (precision + recall) if sum(near) else 0
+            assert counts.f1 == pytest.approx(f1)
+            assert counts.surface_dice == sum(near) / (len(expected[0]) + len(expected[1]))
+            assert found.hausdorff(100) == max(expected[0][-1], expected[1][-1])
+
+
+def test_a_border_moved_by_hand():
+    # 20 rows: pred has columns 0 … 4, target columns 0 … 6.  Two borders of length 20, everywhere 2 apart.
+    pred, target = np.zeros((2, 20, 12), int)
+    pred[:, :5], target[:, :7] = 1, 1
+    distances = boundary_distances(pred, target)
+    assert set(distances.pred) == set(distances.target) == {2.0}
+    assert distances.within(2).f1 == 1 and distances.within(1.99).f1 == 0
+    assert distances.hausdorff() == distances.hausdorff(100) == 2
+    assert distances.within(2) == BoundaryCounts(2, 20, 20, 20, 20)
+
+
+def test_a_tooth_by_hand():
+    # target: a straight border of length 6.  pred: one pixel of it sticks out, cracks 5 + 1 + 2 = 8.
+    # The two sides of the tooth have their middles at 0.5 from the straight border, its top at 1.
+    target = np.zeros((6, 8), int)
+    target[:, :4] = 1
+    pred = target.copy()
+    pred[3, 4] = 1
+    distances = boundary_distances(pred, target)
+    assert sorted(distances.pred) == [0, 0, 0, 0, 0, 0.5, 0.5, 1]
+    assert sorted(distances.target) == [0, 0, 0, 0, 0, 0.5]  # from the covered crack to the end of its neighbour
+    counts = distances.within(0.5)
+    assert (counts.precision, counts.recall, counts.surface_dice) == (7 / 8, 1, 13 / 14)
+    assert counts.f1 == pytest.approx(14 / 15)  # 2 · 7/8 / (15/8)
+    # eight numbers, the 95th percentile lies at 0.95 · 7 = 6.65, between 0.5 and 1: 0.5 + 0.65 · 0.5
+    assert distances.hausdorff(100) == 1 and distances.hausdorff(95) == pytest.approx(0.825)
+
+
+def test_a_corner_is_seen_at_an_angle():
+    # single pixels, (0, 0) and (2, 2): between the corners (1, 1) and (2, 2) √2, from the middle (1, 0.5) √(1 + 2.25)
+    pred, target = np.zeros((2, 3, 3), int)
+    pred[0, 0], target[2, 2] = 1, 1
+    assert boundary_distances(pred, target).pred.tolist() == [math.sqrt(3.25)] * 2  # the frame is no border
+
+
+def test_the_hausdorff_distance_to_no_border_is_infinite_and_that_of_none_is_no_number():
+    half = np.eye(5, dtype=int)
+    assert boundary_distances(EMPTY, half).hausdorff() == boundary_distances(half, EMPTY).hausdorff() == math.inf
+    assert math.isnan(boundary_distances(FULL, EMPTY).hausdorff())  # each map is of one class: no border
+
+
+@given(SEEDS)
+def test_moving_both_maps_or_renaming_their_labels_changes_no_distance(seed):
+    pred, target = random_borders(seed)
+    before = boundary_distances(pred, target)
+    names = np.arange(256)
+    names[:3] = 7, 200, 1000
+    for move in (*FLIPS, names.__getitem__):
+        after = boundary_distances(move(pred), move(target))
+        assert np.array_equal(np.sort(before.pred), np.sort(after.pred))
+        assert np.array_equal(np.sort(before.target), np.sort(after.target))
+
+
+def test_lengths_of_images_add_up():
+    # two images beside each other, with an ignored column in between, are one data set
+    pred, target = random_borders(3)
+    pred2, target2 = pred[::-1, ::-1], np.roll(target, 1, axis=1)
+    gap = np.full((len(pred), 40), IGNORE_INDEX)
+    whole = boundary_distances(np.hstack([pred, gap, pred2]), np.hstack([target, gap, target2]), 1).within(1)
+    assert sum(boundary_distances(p, t, 1).within(1) for p, t in ((pred, target), (pred2, target2))) == whole
+
+
+def test_a_tolerance_or_percentile_that_makes_no_sense_is_refused():
+    distances = boundary_distances(EMPTY, EMPTY)
+    for tolerance in (-1, math.nan, math.inf):  # the last one would match a border with nothing
+        with pytest.raises(InputError, match=f"tolerance is {tolerance}"):
+            distances.within(tolerance)
+    with pytest.raises(InputError, match="percentile is 101"):
+        distances.hausdorff(101)
+
+
+# ---------------------------------------------------------------- all scores in one row
+
+
+def test_the_threshold_with_the_fewest_errors_wins_and_in_a_tie_the_one_next_to_a_half():
+    target = np.array([[1, 1, 1, 0, 1, 1, 1]] * 3)
+    probs = np.where(target == 1, 0.92, 0.62).astype(np.float32)  # one bridge at 0.60 and below
+    best, rows = choose_threshold([probs], [target])
+    assert best == 0.65
+    assert [row["merges"] for row in rows] == [1] * 12 + [0] * 7  # 0.05 … 0.60 | 0.65 … 0.95
+    assert rows[-1]["missed"] == 2  # nothing is left above 0.92
+
+
+def test_scores_in_one_row_are_those_of_independent_counts():
+    rng = np.random.default_rng(0)
+    labels = [(rng.random((24, 24)) > 0.6).astype(np.int64) for _ in range(3)]
+    guesses = [target.astype(bool) ^ (rng.random((24, 24)) > 0.9) for target in labels]
+    row = judge(guesses, labels, 1)
+    a, b = np.concatenate(guesses), np.concatenate(labels) == 1
+    assert row["dice"] == pytest.approx(2 * (a & b).sum() / (a.sum() + b.sum())) == dice(guesses, labels)
+    assert row["mean_iou"] == pytest.approx(np.mean([(x & y).sum() / (x | y).sum() for x, y in ((a, b), (~a, ~b))]))
+    objects = [abs(label(g).max() - label(y).max()) for g, y in zip(guesses, labels)]
+    assert row["beta0_error"] == pytest.approx(np.mean(objects))  # scikit-image: 8-connected in 2-D by default
+    errors = [row[f"{holes}{kind}"] for holes in ("", "hole_") for kind in ("merges", "splits", "spurious", "missed")]
+    assert row["all_errors"] == pytest.approx(sum(errors))
+
+
+@pytest.mark.parametrize("object_class", [0, 1])
+def test_perfect_predictions_have_perfect_scores_and_ignored_pixels_no_say(object_class):
+    target = np.kron(np.eye(3, dtype=np.int64), np.ones((5, 5), np.int64))
+    guess = target == 1
+    target[:, 6:8] = IGNORE_INDEX
+    other = guess.copy()
+    other[:, 6:8] ^= True
+    row = judge([guess], [target], object_class)
+    assert row["all_errors"] == row["beta0_error"] == row["arand"] == row["voi_split"] == row["hd95"] == 0
+    assert row["dice"] == row["panoptic_quality"] == row["object_f1"] == row["boundary_f1"] == row["cl_dice"] == 1
+    assert judge([other], [target], object_class) == row
+
+
+def test_bricks_are_four_connected_as_the_background_is():
+    target = np.array([[0, 0, 1], [0, 1, 1], [1, 0, 0]])  # two bricks that share only a corner
+    assert judge([target == 1], [target], 0)["object_f1"] == 1.0
+    merged = np.array([[0, 0, 1], [0, 0, 1], [1, 0, 0]], np.bool_)
+    assert judge([merged], [target], 0)["object_f1"] < 1.0
+
+
+def test_counts_in_a_row_are_per_image_and_hold_holes():
+    ring = np.pad(np.zeros((1, 1), np.int64), 2, constant_values=1)
+    row = topology_row([ring >= 0, ring == 1], [ring, ring])
+    assert (row["hole_missed"], row["all_errors"], row["objects"], row["holes"]) == (0.5, 0.5, 1.0, 1.0)
+
+
+# ---------------------------------------------------------------- ranking
+
+
+@given(SEEDS)
+def test_every_entry_of_the_curve_is_that_of_its_threshold(seed):
+    rng = np.random.default_rng(seed)
+    probs = [rng.integers(0, 6, (3, 5)) / 5 for _ in range(2)]  # with ties
+    labels = [rng.choice([0, 1, 255], (3, 5)) for _ in range(2)]
+    labels[0][0, 0] = 1
+    curve = precision_recall(probs, labels)
+    score, truth = np.stack(probs), np.stack(labels)
+    assert list(curve.thresholds) == sorted(np.unique(score[truth != 255]), reverse=True)
+    for threshold, precision, recall in zip(curve.thresholds, curve.precision, curve.recall):
+        said = (score >= threshold) & (truth != 255)
+        hits = (said & (truth == 1)).sum()
+        assert precision == pytest.approx(hits / said.sum())
+        assert recall == pytest.approx(hits / (truth == 1).sum())
+    f1 = [2 * p * r / max(p + r, 1e-9) for p, r in zip(curve.precision, curve.recall)]
+    assert curve.max_f == pytest.approx(max(f1))
+    eleven = [max(p for p, r in zip(curve.precision, curve.recall) if r >= k / 10 - 1e-9) for k in range(11)]
+    assert curve.average_precision_11 == pytest.approx(np.mean(eleven))
+
+
+def test_a_perfect_ranking_scores_one_and_a_constant_one_the_prevalence():
+    target = np.array([[0, 0, 0, 1]])
+    perfect, constant = (precision_recall([p], [target]) for p in (target * 0.2, target * 0.0 + 0.7))
+    assert (perfect.max_f, perfect.average_precision, perfect.average_precision_11) == (1, 1, 1)
+    # One threshold, all is road: precision 1/4, recall 1, F1 = 2·(1/4) / (5/4) = 0.4
+    assert constant.max_f == pytest.approx(0.4)
+    assert constant.average_precision == constant.average_precision_11 == 0.25
+
+
+def test_step_area_by_hand():
+    # Ranked 1 0 1: precision 1, 1/2, 2/3 at recall 1/2, 1/2, 1: 1/2·1 + 0·1/2 + 1/2·2/3 = 5/6
+    curve = precision_recall([np.array([[0.9, 0.5, 0.4]])], [np.array([[1, 0, 1]])])
+    assert curve.average_precision == pytest.approx(5 / 6)
+    assert curve.best == 2 and curve.thresholds[curve.best] == 0.4
+    whole = precision_recall([np.array([[250, 200, 100]], np.uint8)], [np.array([[1, 0, 1]])])
+    assert np.array_equal(whole.precision, curve.precision)  # whole numbers may rank
+
+
+@pytest.mark.parametrize(
+    ("probs", "labels"),
+    [
+        ([[[0.1, 0.2]]], [[[0, 1, 1]]]),  # other shapes
+        ([[[0.1, np.nan]]], [[[0, 1]]]),
+        ([[[0.1, 0.2]]], [[[0, 2]]]),
+        ([[[0.1, 0.2]]], [[[0, 255]]]),  # no pixel of class 1
+        ([[[0.1, 0.2]]], []),
+        ([], []),
+    ],
+)
+def test_what_cannot_be_ranked_is_refused(probs, labels):
+    with pytest.raises(InputError, match="precision_recall"):
+        precision_recall(list(map(np.array, probs)), list(map(np.array, labels)))

@@ -1,13 +1,11 @@
-"""Critical regions: pictures solved by hand, a slow oracle that floods pixel by pixel, and the seven properties.
+"""Critical regions: pictures solved by hand, a slow oracle that floods pixel by pixel, and properties.
 
-The oracle is plain Python on sets of pixels and shares no line with the module.  The properties are checked
-against scikit-image, by flipping regions and counting again.  The long run, of a few minutes, is
-TOPOLOGY_CASES=2500 python -m pytest tests/test_topology.py
+The oracle is plain Python on sets of pixels and shares no line with the module.  The properties are checked against
+scikit-image, by flipping regions and counting again.  A long run: set TOPOLOGY_CASES=2500.
 """
 
 import csv
 import os
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -58,26 +56,7 @@ def flood(pixels, connectivity):
     return components
 
 
-def frontier(region, objects, connectivity):
-    """Waves in the colours of the objects: frontier is a pixel of two colours, or one colour beside another."""
-    colours, wave = {}, {}
-    for p in region:
-        seen = {i for i, o in enumerate(objects) if neighbours(p, connectivity) & o}
-        if seen:
-            wave[p] = seen
-    while wave:
-        colours |= wave
-        following = {}
-        for p, seen in wave.items():
-            for q in neighbours(p, connectivity) & region - colours.keys():
-                following[q] = following.get(q, set()) | seen
-        wave = following
-    alone = {p for p in region if len(colours[p]) == 1}
-    mixed = {p for p in alone if any(colours[q] != colours[p] for q in neighbours(p, connectivity) & alone)}
-    return frozenset(region - alone | mixed)
-
-
-def judge(pred, true, connectivity, strict, cut):
+def judge(pred, true, connectivity, strict):
     """(kind 0 … 3, severity, pixels) of each critical region of one view, straight from the definition."""
     both, found = pred & true, []
     for kind, mine, others in ((0, pred, true), (2, true, pred)):
@@ -90,20 +69,17 @@ def judge(pred, true, connectivity, strict, cut):
                 degree = degree_strict
             if degree == 1:
                 continue
-            pixels = region
-            if cut and kind == 0 and degree >= 2:
-                pixels = frontier(region, [o if strict else o & both for o in objects], connectivity)
-            found.append((kind + (degree == 0), abs(degree - 1), pixels))
+            found.append((kind + (degree == 0), abs(degree - 1), region))
     return found
 
 
-def oracle(pred, true, connectivity, strict=False, cut=False):
+def oracle(pred, true, connectivity, strict=False):
     """All critical regions of two boolean images as {(kind, severity, pixels)}, and β0, β1 of both."""
     height, width = pred.shape
     plane = {(y, x) for y in range(-1, height + 1) for x in range(-1, width + 1)}
     p, g = ({(int(y), int(x)) for y, x in np.argwhere(m)} for m in (pred, true))
-    objects = judge(p, g, connectivity, strict, cut)
-    holes = judge(plane - p, plane - g, 12 - connectivity, strict, cut)
+    objects = judge(p, g, connectivity, strict)
+    holes = judge(plane - p, plane - g, 12 - connectivity, strict)
     regions = [(KINDS[k], s, c) for k, s, c in objects] + [(KINDS[4 + k], s, c) for k, s, c in holes]
     betti = [[len(flood(m, connectivity)), len(flood(plane - m, 12 - connectivity)) - 1] for m in (p, g)]
     return Counter(regions), betti
@@ -253,12 +229,8 @@ def test_example_against_diu():
     # (1-3) are one bar each, so DIU = 0, though the prediction has one object too many.  The blob touches
     # nothing of T, so it is spurious; the missed piece (4-5) touches one predicted object in T: neutral.
     pred, target = maps(".###--++.")
-    for betti in (
-        betti_numbers(pred | (target == 1)),
-        betti_numbers(pred & (target == 1)),
-        betti_numbers(target),
-    ):
-        assert betti.tolist() == [[1, 0]]
+    for mask in (pred | (target == 1), pred & (target == 1), target):
+        assert betti_numbers(mask).tolist() == [[1, 0]]
     assert betti_numbers(pred).tolist() == [[2, 0]]
     regions = critical_regions(pred, target)
     assert as_counter(regions) == {("spurious", 1, frozenset({(0, 6), (0, 7)})): 1}
@@ -284,31 +256,11 @@ def test_strict_sees_a_gap_that_moved_by_one_pixel():
     assert strict == [1, 0, 1, 0, 0, 0, 0, 0]  # the filled gap merges, the new one splits
 
 
-@pytest.mark.parametrize(
-    ("drawing", "expected"),
-    [
-        ("#+++++#", [0, 0, 0, 1, 0, 0, 0]),  # odd: the pixel that both waves reach together
-        ("#++++#", [0, 0, 0.5, 0.5, 0, 0]),  # even: the last pixel of either wave
-        ("#---#", [0, 1 / 3, 1 / 3, 1 / 3, 0]),  # a split keeps its whole gap
-        (".++..", [0, 0.5, 0.5, 0, 0]),
-    ],
-)
-def test_cut_keeps_the_frontier_of_merges_only(drawing, expected):
-    weights = critical_regions(*maps(drawing), cut=True).weights()
-    np.testing.assert_allclose(weights, [[expected]], rtol=1e-6)
-
-
-def test_cut_of_a_merged_hole_is_the_missing_wall():
-    # The ring lacks all of its left side, three pixels thick: the frontier is the middle column of the gap.
-    regions = critical_regions(*maps("###### ---.## ######"), cut=True)
-    assert as_counter(regions) == {("hole_merge", 1, frozenset({(1, 1)})): 1}
-
-
-# ---------------------------------------------------------------- faults
+# ---------------------------------------------------------------- extremes and refusals
 
 
 @pytest.mark.parametrize("shape", [(2, 5, 4), (1, 1, 1), (0, 3, 3), (2, 0, 3), (2, 3, 0)])
-def test_fault_55_nothing_against_nothing(shape):
+def test_nothing_against_nothing_has_no_region(shape):
     regions = critical_regions(np.zeros(shape, int), np.zeros(shape, int), classes=(1, 2))
     assert regions.kind.size == 0 and regions.weights().shape == shape and not regions.weights().any()
     assert regions.counts().shape == (shape[0], 2, 8) and not regions.counts().any()
@@ -317,21 +269,12 @@ def test_fault_55_nothing_against_nothing(shape):
 
 @pytest.mark.parametrize("value", [0, 1])
 @pytest.mark.parametrize("connectivity", [4, 8])
-def test_fault_56_constant_maps(value, connectivity):
+def test_a_constant_map_is_one_object_missed_or_invented(value, connectivity):
     constant, target = np.full((2, 6, 7), value), np.full((2, 6, 7), 1 - value)
     assert not critical_regions(constant, constant, connectivity=connectivity).kind.size
     regions = critical_regions(constant, target, connectivity=connectivity)
     assert regions.counts()[:, 0].tolist() == [[0, value, 0, 1 - value, 0, 0, 0, 0]] * 2
     np.testing.assert_allclose(regions.weights(), 1 / 42, rtol=1e-6)
-
-
-def test_fault_56_ties_are_resolved_the_same_way_each_time():
-    pred, target = (np.random.default_rng(3).random((2, 3, 30, 30)) < 0.5).astype(int)
-    for options in ({}, {"strict": True, "cut": True}):
-        first, again = (critical_regions(pred, target, **options) for _ in range(2))
-        for field in ("kind", "image", "severity", "size", "run_start", "run_length", "run_region"):
-            np.testing.assert_array_equal(getattr(first, field), getattr(again, field))
-            assert getattr(first, field).dtype == np.int64
 
 
 def serpentine(size):
@@ -352,28 +295,24 @@ def worst_cases(size):
     yield serpentine(size), serpentine(size).T
 
 
-@pytest.mark.parametrize("options", [{}, {"connectivity": 4, "strict": True, "cut": True}])
-def test_fault_57_noise_and_long_paths_take_bounded_time(options):
+def test_noise_and_long_paths_agree_with_scikit_image():
     for pred, target in worst_cases(256):
-        start = time.perf_counter()
-        find(pred, target, **options)
-        assert time.perf_counter() - start < 2  # about 0.05 s on one core; repeated max-pooling would need minutes
+        for connectivity in (4, 8):
+            regions = find(pred, target, connectivity=connectivity)
+            for mask, betti in ((pred, regions.betti_pred), (target, regions.betti_target)):
+                assert betti[0, 0].tolist() == betti_by_scikit_image(mask, connectivity)
 
 
 @pytest.mark.parametrize(
     ("pred", "target", "message"),
     [
-        (
-            np.zeros((1, 4, 4), int),
-            np.zeros((2, 4, 4), int),
-            r"pred has shape \(1, 4, 4\), target \(2, 4, 4\)",
-        ),
+        (np.zeros((1, 4, 4), int), np.zeros((2, 4, 4), int), r"pred has shape \(1, 4, 4\), target \(2, 4, 4\)"),
         (np.zeros((4, 4), int), np.zeros((4, 4), int), r"pred has shape \(4, 4\)"),
         (np.zeros((1, 4, 4)), np.zeros((1, 4, 4), int), "pred .* float64"),
         (np.zeros((1, 4, 4), int), np.zeros((1, 4, 4)), "target .* float64"),
     ],
 )
-def test_fault_58_wrong_maps_are_refused(pred, target, message):
+def test_wrong_maps_are_refused(pred, target, message):
     with pytest.raises(InputError, match=message):
         critical_regions(pred, target)
 
@@ -396,10 +335,9 @@ def test_wrong_options_are_refused(options, message):
 @pytest.mark.parametrize("kinds", [["merge", "merg"], "merge"])
 def test_wrong_kinds_are_refused(kinds):
     regions = critical_regions(*maps("#+#"))
-    with pytest.raises(InputError, match="kinds is"):
-        regions.weights(kinds)
-    with pytest.raises(InputError, match="kinds is"):
-        regions.mask(kinds)
+    for pixels in (regions.weights, regions.mask):
+        with pytest.raises(InputError, match="kinds is"):
+            pixels(kinds)
 
 
 # ---------------------------------------------------------------- ignored pixels, input types, batches, symmetries
@@ -428,14 +366,14 @@ def test_any_integer_type_layout_and_tensor_gives_the_same():
 def test_inputs_are_not_changed():
     pred, target = (m[None].copy() for m in make_pair(12))
     kept = pred.copy(), target.copy()
-    critical_regions(pred, target, strict=True, cut=True)
+    critical_regions(pred, target, strict=True)
     assert np.array_equal(pred, kept[0]) and np.array_equal(target, kept[1])
 
 
 def test_a_batch_is_the_same_as_its_images():
     rng = np.random.default_rng(0)
     pred, target = rng.integers(0, 3, (2, 5, 17, 23))
-    for options in ({}, {"strict": True, "cut": True, "connectivity": 4}):
+    for options in ({}, {"strict": True, "connectivity": 4}):
         batch = critical_regions(pred, target, classes=(0, 1, 2), **options)
         singles = [critical_regions(p[None], t[None], classes=(0, 1, 2), **options) for p, t in zip(pred, target)]
         for image, single in enumerate(singles):
@@ -448,19 +386,19 @@ def test_a_batch_is_the_same_as_its_images():
 SYMMETRIES = [lambda m, k=k, f=f: np.rot90(m[..., ::-1] if f else m, k, (-2, -1)) for k in range(4) for f in (0, 1)]
 
 
-@pytest.mark.parametrize("options", [{}, {"strict": True}, {"cut": True}, {"strict": True, "cut": True}])
-def test_property_6_the_eight_symmetries_move_the_weights_along(options):
+@pytest.mark.parametrize("strict", [False, True])
+def test_the_eight_symmetries_move_the_weights_along(strict):
     for seed in range(max(CASES // 4, 1)):
         pred, target, connectivity = random_case(seed)
-        expected = find(pred, target, connectivity=connectivity, **options)
+        expected = find(pred, target, connectivity=connectivity, strict=strict)
         for move in SYMMETRIES:
-            moved = find(move(pred), move(target), connectivity=connectivity, **options)
+            moved = find(move(pred), move(target), connectivity=connectivity, strict=strict)
             np.testing.assert_array_equal(moved.severities(), expected.severities(), err_msg=f"seed {seed}")
             for kind in KINDS:
                 np.testing.assert_array_equal(moved.weights([kind]), move(expected.weights([kind])))
 
 
-def test_property_6_many_classes_are_one_against_the_rest_under_any_names():
+def test_many_classes_are_one_against_the_rest_under_any_names():
     for seed in range(CASES):
         rng = np.random.default_rng(seed)
         target = rng.integers(0, 4, (2, *rng.integers(1, 12, 2)))
@@ -477,7 +415,7 @@ def test_property_6_many_classes_are_one_against_the_rest_under_any_names():
             np.testing.assert_array_equal(alone.betti_pred[:, 0], together.betti_pred[:, k])
 
 
-def test_property_6_nothing_is_critical_where_prediction_and_truth_agree():
+def test_nothing_is_critical_where_prediction_and_truth_agree():
     for seed in range(CASES):
         _, target, connectivity = random_case(seed)
         for strict in (False, True):
@@ -495,7 +433,7 @@ def overlap_is_a_perfect_matching(pred, target, connectivity):
     return partners.keys() == nodes and set(partners.values()) <= {1}
 
 
-def test_property_1_no_critical_object_means_that_objects_pair_up_one_to_one():
+def test_no_critical_object_means_that_objects_pair_up_one_to_one():
     seen = Counter()
     for seed in range(CASES):
         pred, target, connectivity = random_case(seed)
@@ -529,7 +467,7 @@ def merges(regions, kind="merge"):
     return {pixels: severity for name, severity, pixels in as_counter(regions) if name == kind}
 
 
-def test_property_2_a_merge_is_what_joins_objects_when_it_is_flipped_on():
+def test_a_merge_is_what_joins_objects_when_it_is_flipped_on():
     # Default: T with the region joins severity + 1 objects.  Strict: the whole truth with it has that many fewer.
     total = 0
     for seed in range(CASES):
@@ -560,7 +498,7 @@ def repair(pred, target, connectivity, extra, lacking):
     return pred, rounds
 
 
-def test_property_3_and_4_repair_ends_and_then_the_betti_numbers_agree():
+def test_repair_ends_and_then_the_betti_numbers_agree():
     # Each flip corrects a pixel, so repair must end.  That it ends within a few rounds is an observation.
     changed = 0
     for seed in range(CASES):
@@ -575,23 +513,6 @@ def test_property_3_and_4_repair_ends_and_then_the_betti_numbers_agree():
     assert changed > CASES / 2
 
 
-@pytest.mark.parametrize("strict", [False, True])
-def test_property_5_without_their_frontiers_all_merges_are_gone(strict):
-    smaller = 0
-    for seed in range(CASES):
-        pred, target, connectivity = random_case(seed)
-        options = {"connectivity": connectivity, "strict": strict}
-        whole, cut = find(pred, target, **options), find(pred, target, cut=True, **options)
-        np.testing.assert_array_equal(cut.severities(), whole.severities())
-        parted = pred & ~cut.mask(["merge"])[0]
-        assert "merge" not in [KINDS[k] for k in find(parted, target, **options).kind], f"seed {seed}"
-        closed = pred | cut.mask(["hole_merge"])[0]
-        assert "hole_merge" not in [KINDS[k] for k in find(closed, target, **options).kind], f"seed {seed}"
-        assert not (cut.mask() & ~whole.mask()).any()
-        smaller += cut.mask(["merge"]).sum() < whole.mask(["merge"]).sum()
-    assert smaller > CASES / 10
-
-
 @st.composite
 def small_maps(draw):
     shape = draw(hnp.array_shapes(min_dims=2, max_dims=2, max_side=9))
@@ -600,24 +521,23 @@ def small_maps(draw):
     return target ^ changed, target
 
 
-@pytest.mark.parametrize("cut", [False, True])
 @pytest.mark.parametrize("strict", [False, True])
 @settings(max_examples=CASES)
 @given(pair=small_maps(), connectivity=st.sampled_from([4, 8]))
-def test_property_7_equals_the_oracle(strict, cut, pair, connectivity):
-    regions = find(*pair, connectivity=connectivity, strict=strict, cut=cut)
-    expected, betti = oracle(*pair, connectivity, strict, cut)
+def test_equals_the_oracle(strict, pair, connectivity):
+    regions = find(*pair, connectivity=connectivity, strict=strict)
+    expected, betti = oracle(*pair, connectivity, strict)
     assert as_counter(regions) == expected
     assert [regions.betti_pred[0, 0].tolist(), regions.betti_target[0, 0].tolist()] == betti
 
 
-def test_property_7_equals_the_oracle_on_whole_batches_of_larger_maps():
+def test_equals_the_oracle_on_whole_batches_of_larger_maps():
     for seed in range(CASES // 4):
         rng = np.random.default_rng(seed)
         target = rng.integers(0, 3, (2, *rng.integers(1, 15, 2)))
         pred = np.where(rng.random(target.shape) < 0.6 * rng.random(), rng.integers(0, 3, target.shape), target)
         target[rng.random(target.shape) < 0.05] = IGNORE_INDEX
-        options = {"connectivity": (4, 8)[seed % 2], "strict": seed % 3 == 0, "cut": seed % 5 == 0}
+        options = {"connectivity": (4, 8)[seed % 2], "strict": seed % 3 == 0}
         regions = critical_regions(pred, target, classes=(2, 1), **options)
         for image, (p, t) in enumerate(zip(pred, target)):
             for class_index, label_of_class in enumerate((2, 1)):
@@ -631,13 +551,12 @@ def test_property_7_equals_the_oracle_on_whole_batches_of_larger_maps():
 def test_weights_sum_to_the_severities():
     for seed in range(CASES):
         pred, target, connectivity = random_case(seed)
-        for cut in (False, True):
-            regions = find(pred, target, connectivity=connectivity, cut=cut)
-            for k, kind in enumerate(KINDS):
-                total = regions.weights([kind]).sum(dtype=np.float64)
-                np.testing.assert_allclose(total, regions.severities()[0, 0, k], rtol=1e-5)
-            assert regions.weights().dtype == np.float32
-            np.testing.assert_array_equal(regions.mask(), regions.weights() > 0)
+        regions = find(pred, target, connectivity=connectivity)
+        for k, kind in enumerate(KINDS):
+            total = regions.weights([kind]).sum(dtype=np.float64)
+            np.testing.assert_allclose(total, regions.severities()[0, 0, k], rtol=1e-5)
+        assert regions.weights().dtype == np.float32
+        np.testing.assert_array_equal(regions.mask(), regions.weights() > 0)
 
 
 def test_betti_numbers_equal_those_of_scikit_image():
@@ -648,12 +567,9 @@ def test_betti_numbers_equal_those_of_scikit_image():
             assert betti_numbers(pair, connectivity=connectivity).tolist() == expected
 
 
-def test_betti_numbers_need_a_batch_axis():
+def test_betti_numbers_take_masks_of_0_and_255_with_a_batch_axis():
     with pytest.raises(InputError, match=r"mask has shape \(3, 3\)"):
         betti_numbers(np.zeros((3, 3)))
-
-
-def test_betti_numbers_of_a_mask_with_values_0_and_255():
     assert betti_numbers(np.array([[[255, 255, 255], [255, 0, 255], [255, 255, 255]]], np.uint8)).tolist() == [[1, 1]]
 
 
@@ -679,9 +595,7 @@ def test_union_find_equals_scipy():
         pairs = rng.integers(0, nodes, (2, int(rng.integers(0, 2 * nodes))))
         some = rng.integers(0, pairs.shape[1] + 1)
         found = topology._unite(np.arange(nodes), *pairs[:, :some])
-        found = topology._unite(
-            found, *pairs[:, some:]
-        )  # in two steps: the second starts from the components of the first
+        found = topology._unite(found, *pairs[:, some:])  # the second step starts from the components of the first
         graph = coo_array((np.ones(pairs.shape[1]), tuple(pairs.astype(np.int32))), shape=(nodes, nodes))
         _, number = connected_components(graph, directed=False)
         smallest = np.full(nodes, nodes)
@@ -690,12 +604,10 @@ def test_union_find_equals_scipy():
 
 
 @pytest.mark.parametrize("order", ["forward", "backward", "random", "star"])
-def test_union_find_ends_quickly_on_long_paths_and_stars(order):
+def test_union_find_ends_on_long_paths_and_stars(order):
     nodes = 200_000
     path = np.arange(nodes) if order != "random" else np.random.default_rng(0).permutation(nodes)
     first, second = (path[:-1], path[1:]) if order != "backward" else (path[1:][::-1], path[:-1][::-1])
     if order == "star":
         first, second = np.full(nodes - 1, nodes - 1), np.arange(nodes - 1)
-    start = time.perf_counter()
     assert not topology._unite(np.arange(nodes), first, second).any()
-    assert time.perf_counter() - start < 2
