@@ -21,11 +21,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from checks import IGNORE_INDEX, InputError
-from imagesets.download import locate
 from imagesets.files import FRACTIONS, PARTS, LabelMap, Sample, is_junk, read_folder
 from imagesets.hdf5 import build_hdf5, build_settings, normalise_hdf5, open_hdf5
-from imagesets.readers import READERS, read_dataset
-from imagesets.synthetic_scenes import write_pets, write_roads, write_streets
+from imagesets.pets import write_pets
+from imagesets.real import READERS, locate, read_dataset
+from imagesets.streets import write_roads, write_streets
 from imagesets.yeast import write_yeast
 
 SYNTHETIC = "synthetic_yeast"

@@ -5,15 +5,18 @@ The loop is forward, loss, backward, stop if the loss is not finite, step.  Ever
 only its weights, its optimiser and the number of its epoch to continue as if nothing had happened: bit for bit on a
 CPU, on a GPU up to the rounding of sums whose order is not fixed there.
 
-Within an epoch the host never waits for a GPU: losses, counts and the watch for NaN stay on the device until its end.
+Within an epoch the host never waits for a GPU: losses and counts stay on the device until its end.
 """
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import hashlib
+import inspect
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,18 +25,16 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
 
+import metrics
 import plots
-from checks import InputError, check_images, check_weights, dead_worker, two_or_more
+from checks import IGNORE_INDEX, InputError, check_images, two_or_more
 from networks import inspection
-from training import checkpoint, distributed, modes
-from training.progress import LiveLine
-from training.resident import on_device
-from training.run_settings import data_settings, image_names, model_hash, name_of
-from training.tally import Tally, Watch
-from training.tiles import margin_of, predict_tiled
+from training import checkpoint, parallel
+from training.modelfile import margin_of, predict_tiled
 
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 Batch = Sequence[Tensor]  # images (B, C, H, W), target (B, H, W), and further maps that the loss takes
+Row = dict[str, float]
 
 
 class Augment(Protocol):
@@ -69,12 +70,12 @@ class Learner:
         folder: where a checkpoint is written after every epoch and taken up again; None keeps the run in memory.
         seed: what everything random in the training follows from.
         device: default `pick_device()`.
-        precision: "float32", "bfloat16", "float16" (channels last), or "auto": the fastest way here (`modes.py`).
+        precision: "float32", "bfloat16", "float16", or "auto": that of `fastest_precision`.
         verbose: show one line of progress.
 
     Attributes:
         history: one dict for each epoch; see `fit`.
-        mode: number format, memory layout and compiler in use, once `fit` has chosen them.
+        number_format: the precision in use, once `fit` has chosen it.
     """
 
     def __init__(
@@ -98,28 +99,23 @@ class Learner:
             raise InputError(f"Learner: schedule={schedule!r}; choose 'cosine' or 'constant'.")
         if precision not in PRECISIONS:
             raise InputError(f"Learner: precision={precision!r}; choose one of {', '.join(PRECISIONS)}.")
-        distributed.start()
-        modes.keep_freed_memory()
-        self.device = distributed.local_device(torch.device(device) if device is not None else pick_device())
-        self.model = model.to(self.device)
+        self.device = parallel.local_device(torch.device(device) if device is not None else pick_device())
+        self.model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.loss, self.train_loader, self.val_loader = loss, train_loader, val_loader
         self.lr, self.weight_decay, self.schedule, self.augment = lr, weight_decay, schedule, augment
         self.folder = Path(folder) if folder is not None else None
         self.seed, self.precision, self.verbose = seed, precision, verbose
-        self.history: list[dict[str, float]] = []
+        self.history: list[Row] = []
+        self.number_format = precision if precision != "auto" else "float32"
+        self._parts = 1  # into which a batch is cut
+        self._model_hash = model_hash(model)
         self._initial: Any = None  # state of model and loss before the first step
         self._state: dict[str, Any] | None = None  # the run as of its last epoch, as it is in the checkpoint
-        self._model_hash = model_hash(model)
-        self._train_model: Callable[[Tensor], Tensor] = model  # with what `fit` wraps round it
-        self._batches: Any = None  # the training loader, or one of the same batches on the GPU
-        self._parts = 1  # into which a batch is cut
-        self._use(modes.Mode(precision if precision != "auto" else "float32"), parts=1)  # until `fit` has chosen
+        self._train_model: nn.Module = self.model  # averages gradients over all processes, once `fit` has started them
 
     # ---- training ---------------------------------------------------------------------------------------------------
 
-    def fit(
-        self, epochs: int, after_epoch: Callable[[dict[str, float]], object] | None = None
-    ) -> list[dict[str, float]]:
+    def fit(self, epochs: int, after_epoch: Callable[[Row], object] | None = None) -> list[Row]:
         """Train until `epochs` epochs are done in all, and leave the model with the best weights seen.
 
         The best epoch is the one of highest validation mean IoU (the last epoch if there is no validation).  A run
@@ -138,28 +134,24 @@ class Learner:
         """
         if self.train_loader is None or len(self.train_loader) == 0:
             raise InputError("Learner.fit: there is no training data; give a train_loader with at least one batch.")
-        if self.folder is None or distributed.rank() > 0:
+        parallel.start()
+        if self.folder is None or parallel.rank() > 0:
             return self._fit(epochs, after_epoch, "")
         with checkpoint.locked(self.folder) as warning:
             return self._fit(epochs, after_epoch, warning)
 
-    def _fit(
-        self, epochs: int, after_epoch: Callable[[dict[str, float]], object] | None, note: str
-    ) -> list[dict[str, float]]:
-        line = LiveLine(self.verbose and distributed.rank() == 0)
-        fused = self.device.type in ("cpu", "cuda", "mps")  # one call for all weights, which can also leave a step out
+    def _fit(self, epochs: int, after_epoch: Callable[[Row], object] | None, note: str) -> list[Row]:
+        line = parallel.LiveLine(self.verbose and parallel.rank() == 0)
         optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=self.lr, weight_decay=self.weight_decay, fused=fused or None
-        )
+            self.model.parameters(), lr=self.lr, weight_decay=self.weight_decay, fused=True
+        )  # fused: one call for all weights
         state, found = self._resume(optimizer, epochs)
         note += found
-        self._batches = on_device(self.train_loader, self.device)
         if self._train_model is self.model:
-            self._train_model = distributed.together(self.model, self.device)
-            self._train_model = torch.compile(self._train_model) if self.mode.compiled else self._train_model
+            self._train_model = parallel.together(self.model, self.device)
         if state["epoch"] < epochs:
             line.show(f"{note}epoch {state['epoch'] + 1}/{epochs} …")
-        scaler = GradScaler(self.device.type, enabled=self.mode.precision == "float16")
+        scaler = GradScaler(self.device.type, enabled=self.number_format == "float16")
         if state["scaler"]:
             scaler.load_state_dict(state["scaler"])
         try:
@@ -173,54 +165,51 @@ class Learner:
                 line.show(f"epoch {epoch + 1}/{epochs} · {self._summary(state)}")
                 if after_epoch is not None:
                     after_epoch(row)
-        except RuntimeError as error:
-            raise dead_worker(error) or error from None
         finally:  # also when the student presses stop, or the loss is not finite
             self.model.load_state_dict(state["best_model"] if state["history"] else self._initial[0])
             self.history = list(state["history"])
             line.show(note + self._summary(state, finished=True))
         return self.history
 
-    def _train_epoch(self, epoch: int, epochs: int, optimizer: Optimizer, scaler: GradScaler) -> dict[str, float]:
+    def _train_epoch(self, epoch: int, epochs: int, optimizer: Optimizer, scaler: GradScaler) -> Row:
         seed = self.seed * 100_003 + epoch
         torch.manual_seed(seed)  # dropout
         generator = torch.Generator().manual_seed(seed)  # augmentation
         if hasattr(getattr(self.train_loader, "batch_sampler", None), "set_epoch"):
             self.train_loader.batch_sampler.set_epoch(epoch)
         self.model.train()
-        steps, tally, watch = len(self._batches), Tally(), Watch(self.device)
-        for step, batch in enumerate(self._batches):
+        steps, tally = len(self.train_loader), _Tally()
+        losses: list[Tensor] = []
+        for step, batch in enumerate(self.train_loader):
             lr = self.lr * self._lr_factor((epoch * steps + step) / (epochs * steps), 1 / (epochs * steps))
             for group in optimizer.param_groups:
                 group["lr"] = lr
             images, target, *maps = self._to_device(batch)
             if self.augment is not None:
                 images, target, *maps = self.augment(images, target, *maps, generator=generator)
-            pieces = self._backward([images, target, *maps], optimizer, scaler)
-            watch.see([loss for loss, _, _ in pieces], step)
+            pieces = self._backward([images, target, *maps], scaler)
+            losses.append(torch.stack([loss for loss, _, _ in pieces]).sum())
             if self.device.type != "cuda":  # a GPU is not asked before the end of the epoch
-                self._stop_if_not_finite(watch, epoch)
-            if self.device.type != "mps" and not scaler.is_enabled():  # float16 has its own watch, in the scaler
-                optimizer.found_inf = watch.found()  # type: ignore[attr-defined]  # 1: the step changes nothing
+                self._stop_if_not_finite(losses[-1:], epoch, step)
             scaler.step(optimizer)
             scaler.update()
             for piece in pieces:
                 tally.add(*piece)
-        self._stop_if_not_finite(watch, epoch)
+        self._stop_if_not_finite(losses, epoch)
         return {"epoch": epoch + 1, "lr": lr} | {f"train_{name}": value for name, value in tally.scores().items()}
 
-    def _backward(self, batch: Batch, optimizer: Optimizer, scaler: GradScaler) -> list[tuple[Tensor, Tensor, Tensor]]:
+    def _backward(self, batch: Batch, scaler: GradScaler) -> list[tuple[Tensor, Tensor, Tensor]]:
         """Leave the gradient of the batch in the weights; return loss, logits and target of each of its pieces."""
-        mine = distributed.shared(batch)
-        weight = distributed.weight_of_share(len(batch[0]))
+        mine = parallel.shared(batch)
+        weight = parallel.weight_of_share(len(batch[0]))
         counters = {name: value.clone() for name, value in (self._loss_state() or {}).items()}
         while True:
-            optimizer.zero_grad(set_to_none=True)
+            self.model.zero_grad(set_to_none=True)
             try:
                 pieces = []
                 for images, target, *maps in zip(*(tensor.chunk(self._parts) for tensor in mine)):
                     self._load_loss(counters)  # a loss that counts its steps counts this batch once
-                    with self.mode.autocast(self.device):
+                    with self.autocast():
                         logits = self._train_model(images)
                     loss = self.loss(logits, target, *maps)
                     scaler.scale(loss * (len(images) / len(mine[0]) * weight)).backward()
@@ -233,7 +222,7 @@ class Learner:
 
     def _cut_batch(self, size: int) -> None:
         """The memory was full: take the batch in twice as many pieces from now on."""
-        if self._parts >= size or distributed.world_size() > 1:
+        if self._parts >= size or parallel.world_size() > 1:
             raise InputError(
                 f"The memory of {self.device} does not hold {'one image' if self._parts >= size else 'a share'} "
                 f"of the batch of {size}.\nTake a smaller crop, a smaller batch, or a model with smaller widths."
@@ -242,15 +231,18 @@ class Learner:
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    def _stop_if_not_finite(self, watch: Watch, epoch: int) -> None:
-        step = watch.first_step()
-        if step is not None:
-            names = ", ".join(image_names(self.train_loader, step)[:16])
-            raise FloatingPointError(
-                f"The loss became NaN or infinite in epoch {epoch + 1}, step {step + 1}; no weight was changed by it."
-                + (f"\nImages of this batch: {names}." if names else "")
-                + f"\nUse a smaller learning rate (now {self.lr:.2g}) or look at these images and labels."
-            )
+    def _stop_if_not_finite(self, losses: list[Tensor], epoch: int, step: int = 0) -> None:
+        """Raise if a loss of the steps from `step` on is not finite, in any process; `fit` restores good weights."""
+        finite = torch.isfinite(parallel.total(torch.stack(losses)))
+        if finite.all():
+            return
+        step += int(finite.int().argmin())
+        names = ", ".join(_image_names(self.train_loader, step)[:16])
+        raise FloatingPointError(
+            f"The loss became NaN or infinite in epoch {epoch + 1}, step {step + 1}; the weights before it stay."
+            + (f"\nImages of this batch: {names}." if names else "")
+            + f"\nUse a smaller learning rate (now {self.lr:.2g}) or look at these images and labels."
+        )
 
     def _lr_factor(self, progress: float, one_step: float) -> float:
         if self.schedule == "constant":
@@ -258,15 +250,46 @@ class Learner:
         warm_up = min(1.0, (progress + one_step) / 0.05)
         return warm_up * 0.5 * (1 + math.cos(math.pi * progress))
 
+    # ---- the number format ------------------------------------------------------------------------------------------
+
+    def fastest_precision(self) -> str:
+        """The number format in which this model trains fastest here; model and loss stay as they are.
+
+        An NVIDIA GPU has units for bfloat16 from capability 8 on, older ones for float16.  Some CPUs have units for
+        bfloat16 and others emulate it slowly, so there two training steps in each of both formats are timed.
+        """
+        if self.device.type == "cuda":
+            return "bfloat16" if torch.cuda.get_device_capability(self.device)[0] >= 8 else "float16"
+        if self.device.type != "cpu":
+            return "float32"
+        before, chosen = _copy_to_cpu([self.model.state_dict(), self._loss_state()]), self.number_format
+        batch, seconds = self._to_device(next(iter(self.train_loader))), {"float32": math.inf, "bfloat16": math.inf}
+        self.model.train()
+        with torch.random.fork_rng(devices=[]):  # dropout draws here too
+            for name in (*seconds, *seconds):
+                self.number_format, began = name, time.process_time()  # what other programs take does not count
+                self._backward(batch, GradScaler("cpu", enabled=False))
+                seconds[name] = min(seconds[name], time.process_time() - began)
+        self.number_format = chosen
+        self.model.zero_grad(set_to_none=True)
+        self.model.load_state_dict(before[0])
+        self._load_loss(before[1])
+        return min(seconds, key=lambda name: seconds[name])
+
+    def autocast(self) -> torch.autocast:
+        """The context in which the forward pass runs in `number_format`."""
+        lower = self.number_format != "float32"
+        return torch.autocast(self.device.type, getattr(torch, self.number_format) if lower else None, enabled=lower)
+
     # ---- the run as it lies in memory and in the checkpoint ---------------------------------------------------------
 
     def _resume(self, optimizer: Optimizer, epochs: int) -> tuple[dict[str, Any], str]:
         """The state to start from (a new one, or that of an interrupted run) and what to say about it."""
         if self._initial is None:
             own = _copy_to_cpu([self.model.state_dict(), self._loss_state()])
-            self._initial = distributed.from_rank_0(own)  # all processes begin, and begin again, with the same weights
-        state, note = distributed.from_rank_0(self._find_state(epochs) if distributed.rank() == 0 else None)
-        self._use(modes.Mode(**state["mode"]), state["parts"])
+            self._initial = parallel.from_rank_0(own)  # all processes begin, and begin again, with the same weights
+        state, note = parallel.from_rank_0(self._find_state(epochs) if parallel.rank() == 0 else None)
+        self.number_format, self._parts = state["number_format"], state["parts"]
         if state["epoch"] == 0:
             self.model.load_state_dict(self._initial[0])
             self._load_loss(self._initial[1])
@@ -280,14 +303,16 @@ class Learner:
         settings, state, note = self.settings(), self._state, ""
         if state is None and self.folder is not None:
             state, note = checkpoint.load(self.folder)
+        if state is not None and "number_format" not in state:
+            note, state = f"{note}the checkpoint is of an older version of this course: started over. ", None
         if state is not None and state["settings"] != settings:
             changed = [key for key in settings if state["settings"].get(key) != settings[key]]
-            note += f"settings changed ({', '.join(changed)}): started over. "
-            state = None
+            note, state = f"{note}settings changed ({', '.join(changed)}): started over. ", None
         if state is None:
-            mode = asdict(self._pick_mode(epochs))
-            state = {"settings": settings, "epochs": epochs, "mode": mode, "parts": 1, "scaler": None}
-            return state | {"epoch": 0, "history": []}, note
+            self._parts = 1
+            chosen = self.fastest_precision() if self.precision == "auto" else self.precision
+            state = {"settings": settings, "epochs": epochs, "epoch": 0, "history": [], "scaler": None}
+            return state | {"number_format": chosen, "parts": self._parts}, note
         if self._state is None:
             note += f"continued after epoch {state['epoch']}. " if state["epoch"] < epochs else "trained before. "
         if state["epochs"] != epochs:
@@ -296,9 +321,7 @@ class Learner:
             )
         return state, note
 
-    def _close_epoch(
-        self, state: dict[str, Any], row: dict[str, float], optimizer: Optimizer, scaler: GradScaler
-    ) -> None:
+    def _close_epoch(self, state: dict[str, Any], row: Row, optimizer: Optimizer, scaler: GradScaler) -> None:
         """Note the finished epoch in `state`, all at once, and write it to the folder."""
         score, model = row.get("val_mean_iou", float(row["epoch"])), _copy_to_cpu(self.model.state_dict())
         update = {"model": model, "optimizer": _copy_to_cpu(optimizer.state_dict()), "scaler": scaler.state_dict()}
@@ -308,7 +331,7 @@ class Learner:
             update |= {"best_score": score, "best_epoch": row["epoch"], "best_model": model}
         state |= update
         self._state = dict(state)
-        if self.folder is not None and distributed.rank() == 0:
+        if self.folder is not None and parallel.rank() == 0:
             checkpoint.save(self.folder, state)
 
     def settings(self) -> dict[str, Any]:
@@ -333,8 +356,13 @@ class Learner:
         state, note = checkpoint.load(self.folder) if self.folder is not None else (None, "")
         if state is None:
             raise InputError(f"Learner.restore: no finished epoch in folder={self.folder}. {note}Train it with fit.")
-        check_weights(self.model, state["best_model"])
-        self.model.load_state_dict(state["best_model"])
+        weights, own = state["best_model"], self.model.state_dict()
+        if wrong := [name for name in own if name not in weights or weights[name].shape != own[name].shape]:
+            raise InputError(
+                f"Learner.restore: the weights in {self.folder} belong to another architecture: "
+                f"{len(wrong)} of {len(own)} differ, {wrong[0]} first.\nBuild the model as it was trained."
+            )
+        self.model.load_state_dict(weights)
         self.history = list(state["history"])
 
     def _loss_state(self) -> dict[str, Any] | None:
@@ -359,7 +387,7 @@ class Learner:
         if not finished:
             return text
         name = f"{self.folder.name}: " if self.folder is not None else ""
-        return f"{name}{len(rows)} epochs in {seconds:.0f} s ({self.mode} on {self.device.type}) · {text}"
+        return f"{name}{len(rows)} epochs in {seconds:.0f} s ({self.number_format} on {self.device.type}) · {text}"
 
     # ---- evaluation and prediction ----------------------------------------------------------------------------------
 
@@ -367,9 +395,9 @@ class Learner:
     def evaluate(self, loader: Iterable[Batch]) -> dict[str, float]:
         """Loss and all scores of `metrics.scores` over a whole set, from one confusion matrix."""
         self.model.eval()
-        tally = Tally()
+        tally = _Tally()
         for batch in loader:
-            mine = distributed.shared(self._to_device(batch))
+            mine = parallel.shared(self._to_device(batch))
             for images, target, *maps in zip(*(tensor.chunk(self._parts) for tensor in mine if len(tensor))):
                 logits = self._forward(images)
                 tally.add(self.loss(logits, target, *maps), logits, target)
@@ -428,24 +456,41 @@ class Learner:
         images, *maps = batch
         if images.device.type == "cpu":  # on a GPU the check would wait for it
             check_images(images)
-        images = images.to(self.device, torch.float32, non_blocking=True, memory_format=self.mode.memory_format)
+        images = images.to(self.device, torch.float32, non_blocking=True, memory_format=torch.channels_last)
         return [images, *(m.to(self.device, non_blocking=True) for m in maps)]
 
     def _forward(self, images: Tensor) -> Tensor:
-        with self.mode.autocast(self.device):
+        with self.autocast():
             return self.model(images)
 
-    def _use(self, mode: modes.Mode, parts: int) -> None:
-        """Run the model in this mode from now on, and batches in that many pieces."""
-        self.mode, self._parts = mode, parts
-        self.model.to(memory_format=mode.memory_format)  # type: ignore[call-overload]
 
-    def _pick_mode(self, epochs: int) -> modes.Mode:
-        if self.precision != "auto":
-            return modes.Mode(self.precision)
-        (images,) = self._to_device(next(iter(self.train_loader))[:1])
-        memory = self.folder.parent / modes.MEMORY if self.folder is not None else None
-        return modes.fastest(self.model, images, steps=epochs * len(self.train_loader), memory=memory)
+class _Tally:
+    """Sums loss and confusion matrix over the batches of an epoch, on their device until the end."""
+
+    def __init__(self) -> None:
+        self.losses: list[Tensor] = []
+        self.pixels: list[Tensor] = []
+        self.confusion: Tensor | None = None
+
+    def add(self, loss: Tensor, logits: Tensor, target: Tensor) -> None:
+        """Count one batch: its mean loss, logits (B, K, H, W), target (B, H, W)."""
+        confusion = metrics.confusion_matrix(logits, target)
+        self.losses.append(loss.detach())
+        self.pixels.append((target != IGNORE_INDEX).sum())
+        self.confusion = confusion if self.confusion is None else self.confusion + confusion
+
+    def scores(self) -> Row:
+        """The mean loss of a pixel and all scores of `metrics.scores`, over the batches of all processes."""
+        if parallel.world_size() > 1:  # rank 0 has one image of each batch at least, the others may have none
+            classes = parallel.from_rank_0(None if self.confusion is None else len(self.confusion))
+            self.confusion = torch.zeros(classes, classes).long() if self.confusion is None else self.confusion
+        if self.confusion is None:
+            raise InputError("There is no batch to score: the loader is empty. Give one with at least one image.")
+        # In float64 on the CPU: Apple's GPU has none.
+        nothing = torch.zeros(0, dtype=torch.float64)
+        losses, pixels = (torch.stack(v).cpu().double() if v else nothing for v in (self.losses, self.pixels))
+        loss, pixels = parallel.total(torch.stack([(losses * pixels).sum(), pixels.sum()]))
+        return {"loss": float(loss / pixels)} | metrics.scores(parallel.total(self.confusion))
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
@@ -460,3 +505,52 @@ def _copy_to_cpu(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _copy_to_cpu(entry) for key, entry in value.items()}
     return [_copy_to_cpu(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+
+
+# ---- what a run is made of: so that only the same one is continued --------------------------------------------------
+
+
+def name_of(function: Any) -> str:
+    """What a loss or augmentation is called, with its settings.
+
+    >>> name_of(functools.partial(round, ndigits=2)), name_of(nn.Identity()), name_of(None)
+    ('round(ndigits=2)', 'Identity()', 'NoneType')
+    """
+    if isinstance(function, functools.partial):
+        settings = {**{str(i): value for i, value in enumerate(function.args)}, **function.keywords}
+        return f"{name_of(function.func)}({', '.join(f'{k}={v}' for k, v in sorted(settings.items()))})"
+    if getattr(function, "__module__", "") == "__main__" and inspect.isfunction(function):
+        with contextlib.suppress(OSError):  # a function of the notebook may have been edited: its text counts
+            text = inspect.getsource(function)
+            return f"{function.__name__}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+    return getattr(function, "__name__", None) or (
+        repr(function) if isinstance(function, nn.Module) else type(function).__name__
+    )
+
+
+def model_hash(model: nn.Module) -> str:
+    """A short hash of the architecture as `print(model)` shows it."""
+    return hashlib.sha256(repr(model).encode()).hexdigest()[:16]
+
+
+def data_settings(loader: Any) -> dict[str, Any]:
+    """What a loader yields and in which order: number of batches, sampling, transform, content."""
+    dataset = getattr(loader, "dataset", None)
+    sampler = getattr(loader, "batch_sampler", None)
+    drawn = [getattr(sampler, name, None) for name in ("batch_size", "shuffle", "seed", "repeats")]
+    drawn += [getattr(dataset, name, None) for name in ("part", "crop", "maps", "seed")]
+    return {
+        "batches": len(loader),
+        "sampling": str(drawn),
+        "transform": name_of(getattr(dataset, "transform", None)),
+        "data": str(getattr(dataset, "fingerprint", None)),
+    }
+
+
+def _image_names(loader: Any, step: int) -> list[str]:
+    """The names of the images in batch number `step` of the loader's epoch; nothing where they have none."""
+    names, batches = getattr(getattr(loader, "dataset", None), "names", None), getattr(loader, "batch_sampler", None)
+    if names is None or batches is None:
+        return []
+    draws = list(batches)[step]
+    return [names[draw[1] if isinstance(draw, tuple) else draw] for draw in draws]

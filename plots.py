@@ -1,14 +1,15 @@
 """Drawing, and nothing but drawing: every function takes arrays and axes, and returns the axes.
 
 Colours are those of Okabe and Ito (jfly.uni-koeln.de/color), which colour-blind readers can tell apart; maps of numbers
-use viridis.  Classes are drawn as contours as well as colours.
+use viridis.  Classes are drawn as contours as well as colours.  Of a search, complete trials are filled dots, pruned
+ones (stopped early) hollow, failed ones crosses.
 """
 
 from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
-from itertools import cycle
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import PIL.Image
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import FancyArrowPatch, Patch, Rectangle
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from checks import IGNORE_INDEX
 
@@ -29,6 +30,7 @@ PALETTE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK, YELLOW)
 GREY = "#777777"
 CLASS_COLOURS = (*PALETTE, "#999999", "#882255", "#DDDDDD")  # up to eleven classes
 REGION_COLOURS = {"merge": VERMILION, "split": BLUE, "spurious": ORANGE, "missed": PURPLE, "hole": GREEN}
+Row = Mapping[str, Any]
 
 
 def use_style() -> None:
@@ -71,6 +73,56 @@ def save(path: str | Path) -> None:
     _with_palette(PIL.Image.open(buffer).convert("RGB")).save(path, optimize=True)
 
 
+def _with_palette(picture: PIL.Image.Image) -> PIL.Image.Image:
+    """The picture in 128 colours, the ones of this module among them exactly."""
+    ours = [[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in (*CLASS_COLOURS, "#FFFFFF")]
+    found = picture.quantize(128 - len(ours)).getpalette() or []
+    palette = PIL.Image.new("P", (1, 1))
+    palette.putpalette([*np.ravel(ours).tolist(), *found][: 3 * 128])
+    result = picture.quantize(palette=palette, dither=PIL.Image.Dither.NONE)
+    index, pixels = np.array(result), np.asarray(picture)
+    for number, colour in enumerate(ours):  # the search for the nearest colour is not exact: white came out greyish
+        index[(pixels == colour).all(axis=-1)] = number
+    result.putdata(index.ravel().tolist())
+    return result
+
+
+class Table(str):
+    """A table in Markdown, which a notebook shows as a table, and whatever knows no Markdown as its text."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def _repr_markdown_(self) -> str:
+        return str(self)
+
+
+def table(rows: Sequence[Row] | Sequence[Sequence[Any]], columns: Sequence[str] = (), *, digits: int = 3) -> Table:
+    """A table of rows, floats with that many digits behind the point, and "–" for NaN.
+
+    Args:
+        rows: dicts, or lists of the entries.
+        columns: the head; of dicts also which entries are shown, by default those of the first row.
+
+    >>> table([{"loss": "CE", "Dice": 0.91234}, {"loss": "both", "Dice": float("nan")}])
+    | loss | Dice |
+    |---|---|
+    | CE | 0.912 |
+    | both | – |
+    """
+    columns = columns or [str(name) for name in (rows[0] if rows else [])]
+    cells = [[row[name] for name in columns] if isinstance(row, Mapping) else row for row in rows]
+    texts = [[_spelled(value, digits) for value in row] for row in cells]
+    lines = [f"| {' | '.join(row)} |" for row in [columns, *texts]]
+    return Table("\n".join([lines[0], "|---" * len(columns) + "|", *lines[1:]]))
+
+
+def _spelled(value: Any, digits: int) -> str:
+    if not isinstance(value, (float, np.floating)):
+        return str(value)
+    return f"{value:.{digits}f}" if np.isfinite(value) else "–"
+
+
 def grid(rows: int, columns: int, *, size: float = 1.7, title: str = "") -> np.ndarray:
     """A grid of axes for square pictures, always as a two-dimensional array."""
     figure, axes = plt.subplots(rows, columns, figsize=(size * columns, (size + 0.2) * rows + 0.3), squeeze=False)
@@ -100,6 +152,16 @@ def show_image(ax: Axes, image: np.ndarray, title: str = "", **options: Any) -> 
         options["vmin"], options["vmax"] = np.percentile(image, (0.5, 99.5))
     ax.imshow(image, interpolation="nearest", **options)
     return _frame(ax, title)
+
+
+def _frame(ax: Axes, title: str) -> Axes:
+    ax.set(xticks=[], yticks=[])
+    for spine in ax.spines.values():
+        spine.set_visible(True)
+        spine.set_linewidth(0.5)
+    if title:
+        ax.set_title(title, fontsize=9)
+    return ax
 
 
 def draw_contours(ax: Axes, label: np.ndarray, color: str, label_class: int = 1, width: float = 1.0) -> Axes:
@@ -157,19 +219,20 @@ def show_classes(ax: Axes, label: np.ndarray, title: str = "", num_classes: int 
     return _frame(ax, title)
 
 
+def _legend_below(ax: Axes, handles: Sequence[Any], columns: int = 6) -> Axes:
+    ax.figure.legend(handles=handles, loc="outside lower left", ncols=min(len(handles), columns), fontsize=8)
+    return ax
+
+
 def class_legend(ax: Axes, names: Sequence[str]) -> Axes:
     """Name the colours of `show_classes` below the figure that `ax` belongs to."""
-    handles = [Patch(facecolor=colour, label=name) for name, colour in zip(names, CLASS_COLOURS)]
-    ax.figure.legend(handles=handles, loc="outside lower left", ncols=min(len(names), 6), fontsize=8)
-    return ax
+    return _legend_below(ax, [Patch(facecolor=colour, label=name) for name, colour in zip(names, CLASS_COLOURS)])
 
 
 def error_legend(ax: Axes) -> Axes:
     """Explain the colours of `show_errors` below the figure that `ax` belongs to."""
-    handles: list[Any] = [Patch(color=ORANGE, label="false alarm"), Patch(color=BLUE, label="missed")]
-    handles.append(plt.Line2D([], [], color=SKY, label="outline of the label"))
-    ax.figure.legend(handles=handles, loc="outside lower left", ncols=3, fontsize=8)
-    return ax
+    handles = [Patch(color=ORANGE, label="false alarm"), Patch(color=BLUE, label="missed")]
+    return _legend_below(ax, [*handles, plt.Line2D([], [], color=SKY, label="outline of the label")])
 
 
 def show_regions(
@@ -193,29 +256,18 @@ def show_regions(
 
 def region_legend(ax: Axes) -> Axes:
     """Explain the colours of `show_regions` below the figure that `ax` belongs to."""
-    handles: list[Any] = [Patch(color=colour, label=kind) for kind, colour in REGION_COLOURS.items()]
-    handles.append(plt.Line2D([], [], color=SKY, label="outline of the label"))
-    ax.figure.legend(handles=handles, loc="outside lower left", ncols=6, fontsize=8)
-    return ax
+    handles = [Patch(color=colour, label=kind) for kind, colour in REGION_COLOURS.items()]
+    return _legend_below(ax, [*handles, plt.Line2D([], [], color=SKY, label="outline of the label")])
 
 
-def curves(
-    axes: Sequence[Axes], histories: Mapping[str, Sequence[Mapping[str, float]]], metric: str = "mean_iou"
-) -> Sequence[Axes]:
+def curves(axes: Sequence[Axes], histories: Mapping[str, Sequence[Row]], metric: str = "mean_iou") -> Sequence[Axes]:
     """Loss (first axes) and a metric (second axes) over the epochs: training dashed, validation solid."""
     for ax, key in zip(axes, ("loss", metric), strict=True):
         for (name, history), colour in zip(histories.items(), cycle(PALETTE)):
-            epochs = [row["epoch"] for row in history]
-            for part, line in (("train", "--"), ("val", "-")):
+            for part, word, line in (("train", "training", "--"), ("val", "validation", "-")):
                 if history and f"{part}_{key}" in history[0]:
                     values = [row[f"{part}_{key}"] for row in history]
-                    ax.plot(
-                        epochs,
-                        values,
-                        line,
-                        color=colour,
-                        label=f"{name} {'training' if part == 'train' else 'validation'}",
-                    )
+                    ax.plot([row["epoch"] for row in history], values, line, color=colour, label=f"{name} {word}")
         ax.set(xlabel="epoch", ylabel=key.replace("_", " ").replace("iou", "IoU"))
         if key == "loss":
             ax.set_yscale("log")
@@ -254,13 +306,7 @@ def show_pooling(
 
 
 def show_receptive_field(
-    ax: Axes,
-    image: np.ndarray,
-    field: np.ndarray,
-    box: Sequence[int],
-    title: str = "",
-    *,
-    level: float = 1 - 0.9545,
+    ax: Axes, image: np.ndarray, field: np.ndarray, box: Sequence[int], title: str = "", *, level: float = 1 - 0.9545
 ) -> Axes:
     """The image with what one output pixel sees of it: the theoretical field framed, the effective one as heat.
 
@@ -282,10 +328,8 @@ def show_receptive_field(
 
 def field_legend(ax: Axes) -> Axes:
     """Explain the lines of `show_receptive_field` below the figure that `ax` belongs to."""
-    handles = [plt.Line2D([], [], color=VERMILION, linestyle="--", label="theoretical field")]
-    handles.append(plt.Line2D([], [], color=ORANGE, label="effective field"))
-    ax.figure.legend(handles=handles, loc="outside lower left", ncols=2, fontsize=8)
-    return ax
+    frame = plt.Line2D([], [], color=VERMILION, linestyle="--", label="theoretical field")
+    return _legend_below(ax, [frame, plt.Line2D([], [], color=ORANGE, label="effective field")])
 
 
 def contact_sheet(
@@ -310,14 +354,9 @@ def contact_sheet(
 
 
 def draw_unet(
-    stages: Sequence[Any],
-    *,
-    input_channels: int = 1,
-    num_classes: int = 2,
-    skip: str = "concat",
-    upsampling: str = "",
-    ax: Axes | None = None,
-) -> Axes:
+    stages: Sequence[Any], *, input_channels: int = 1, num_classes: int = 2, skip: str = "concat",
+    upsampling: str = "", ax: Axes | None = None,
+) -> Axes:  # fmt: skip
     """Draw the U from the maps of its blocks: height = size of the map, width ~ channels, numbers as measured.
 
     Args:
@@ -345,14 +384,8 @@ def draw_unet(
             start, end = (left[0] + left[2] / 2, middle), (right[0] - right[2] / 2, middle)
             _arrow(ax, start, end, GREY, "-" if skip != "none" else "--")
     x, y, w, h = boxes[0]
-    ax.text(
-        x - w / 2 - 0.12,
-        y + h / 2,
-        f"image\n{input_channels} channel{'s' * (input_channels > 1)}",
-        ha="right",
-        va="center",
-        fontsize=8,
-    )
+    text = f"image\n{input_channels} channel{'s' * (input_channels > 1)}"
+    ax.text(x - w / 2 - 0.12, y + h / 2, text, ha="right", va="center", fontsize=8)
     x, y, w, h = boxes[-1]
     ax.text(x + w / 2 + 0.12, y + h / 2, f"1×1 →\n{num_classes} logits", ha="left", va="center", fontsize=8)
     links = {"concat": "skip: concatenation", "sum": "short-cut: sum"}.get(skip)
@@ -373,40 +406,161 @@ def draw_unet(
     return ax
 
 
-def _with_palette(picture: PIL.Image.Image) -> PIL.Image.Image:
-    """The picture in 128 colours, the ones of this module among them exactly."""
-    ours = [[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in (*CLASS_COLOURS, "#FFFFFF")]
-    found = picture.quantize(128 - len(ours)).getpalette() or []
-    palette = PIL.Image.new("P", (1, 1))
-    palette.putpalette([*np.ravel(ours).tolist(), *found][: 3 * 128])
-    result = picture.quantize(palette=palette, dither=PIL.Image.Dither.NONE)
-    index, pixels = np.array(result), np.asarray(picture)
-    for number, colour in enumerate(ours):  # the search for the nearest colour is not exact: white came out greyish
-        index[(pixels == colour).all(axis=-1)] = number
-    result.putdata(index.ravel().tolist())
-    return result
-
-
 def _arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], colour: str, style: str) -> None:
-    ax.add_patch(
-        FancyArrowPatch(
-            start,
-            end,
-            arrowstyle="-|>",
-            mutation_scale=9,
-            color=colour,
-            linestyle=style,
-            shrinkA=2,
-            shrinkB=2,
-        )
-    )
+    line: dict[str, Any] = {"color": colour, "linestyle": style, "shrinkA": 2, "shrinkB": 2}
+    ax.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=9, **line))
 
 
-def _frame(ax: Axes, title: str) -> Axes:
-    ax.set(xticks=[], yticks=[])
-    for spine in ax.spines.values():
-        spine.set_visible(True)
-        spine.set_linewidth(0.5)
-    if title:
-        ax.set_title(title, fontsize=9)
+# ---- a search for hyper-parameters ----------------------------------------------------------------------------------
+
+_STATES: dict[str, dict[str, Any]] = {
+    "complete": {"marker": "o", "linestyle": "", "color": BLUE, "markersize": 5},
+    "pruned": {"marker": "o", "linestyle": "", "color": BLUE, "markersize": 4, "markerfacecolor": "none", "alpha": 0.6},
+    "failed": {"marker": "x", "linestyle": "", "color": BLACK, "markersize": 5},
+}
+
+
+def range_curve(
+    ax: Axes, rows: Sequence[Row], smooth: Sequence[float], limits: tuple[float, float], default: float | None = None
+) -> Axes:
+    """Range test: the loss of each step over its learning rate, smoothed, and the suggested range as a band."""
+    rates = [row["lr"] for row in rows]
+    ax.axvspan(*limits, color=SKY, alpha=0.25, linewidth=0, label=f"searched: {limits[0]:g} … {limits[1]:g}")
+    ax.plot(rates, [row["train_loss"] for row in rows], color=GREY, linewidth=0.8, label="each step")
+    ax.plot(rates, smooth, color=BLUE, linewidth=2, label="median of 9 steps")
+    if default is not None:
+        ax.axvline(default, color=VERMILION, linestyle="--", linewidth=1, label=f"default: {default:g}")
+    top = 1.3 * max(smooth[: max(len(smooth) // 2, 1)])
+    ax.set(xscale="log", xlabel="learning rate", ylabel="training loss", ylim=(0, top))
+    ax.legend(fontsize=8)
+    return ax
+
+
+def history(ax: Axes, rows: Sequence[Row], best: Sequence[float], startup: int = 0) -> Axes:
+    """Scores in the order of the trials, and the best so far; the first `startup` trials were random."""
+    bottom = min((row["score"] for row in rows if np.isfinite(row["score"])), default=0.0)  # of failures without score
+    for state, style in _STATES.items():
+        if chosen := [row for row in rows if row["state"] == state]:
+            scores = [row["score"] if np.isfinite(row["score"]) else bottom for row in chosen]
+            ax.plot([row["trial"] for row in chosen], scores, label=f"{state} ({len(chosen)})", **style)
+    ax.step([row["trial"] for row in rows], best, where="post", color=VERMILION, linewidth=1.5, label="best so far")
+    if 0 < startup < len(rows):
+        ax.axvline(startup - 0.5, color=GREY, linestyle=":", linewidth=1)
+        ax.text(startup, 0.3, "TPE →", fontsize=8, color=GREY, transform=ax.get_xaxis_transform())
+    ax.set(xlabel="trial", ylabel="validation mean IoU")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.legend(fontsize=8, loc="lower right")
+    return ax
+
+
+def learning_curves(ax: Axes, epochs: Sequence[Row], trials: Sequence[Row], score: str = "val_mean_iou") -> Axes:
+    """The score after each epoch: complete trials in blue, pruned ones in grey up to their end, the best in red."""
+    complete = {row["trial"]: row["score"] for row in trials if row["state"] == "complete"}
+    best = max(complete, key=lambda trial: complete[trial], default=None)
+    for trial in sorted((row["trial"] for row in trials), key=lambda trial: (trial == best, trial in complete)):
+        points = [(row["epoch"], row[score]) for row in epochs if row["trial"] == trial]
+        x, y = zip(*points) if points else ((), ())
+        if trial == best:
+            ax.plot(x, y, "o-", color=VERMILION, linewidth=2, markersize=4, label=f"best: trial {trial}")
+        elif trial in complete:
+            ax.plot(x, y, color=BLUE, linewidth=1, alpha=0.7)
+        else:
+            ax.plot(x, y, color=GREY, linewidth=0.8, alpha=0.5)
+            ax.plot(x[-1:], y[-1:], "o", color=GREY, markersize=3, markerfacecolor="none")
+    ax.plot([], [], color=BLUE, linewidth=1, label="other complete trials")
+    ax.plot([], [], "o-", color=GREY, linewidth=0.8, markersize=3, markerfacecolor="none", label="pruned or failed")
+    ax.set(xlabel="epoch", ylabel="validation mean IoU")
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.legend(fontsize=8)
+    return ax
+
+
+def slices(
+    ax: Axes, rows: Sequence[Row], factor: str, means: Sequence[tuple[float, float, float]], names: Sequence[str] = ()
+) -> Axes:
+    """The scores over the values of one factor, and for groups of values the mean with its interval.
+
+    Args:
+        rows: with the factor, `state`, and `score`.
+        means: one for each group: its place on the axis, the mean, and half the width of the interval.
+        names: the values in the order of their places 0, 1, …; without them the axis is logarithmic.
+    """
+    rng = np.random.default_rng(0)
+    for row in rows:
+        x = list(names).index(str(row[factor])) + rng.uniform(-0.18, 0.18) if names else row[factor]
+        ax.plot(x, row["score"], **_STATES.get(row["state"], _STATES["failed"]))
+    for place, mean, half in means:
+        bar = half if np.isfinite(half) else None
+        ax.errorbar(place, mean, bar, fmt="_", color=VERMILION, markersize=14, capsize=4, markeredgewidth=2, zorder=5)
+    if names:
+        ax.set_xticks(range(len(names)), names)
+        ax.set_xlim(-0.5, len(names) - 0.5)
+    else:
+        ax.set_xscale("log")
+        ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.set_title(factor)
+    return ax
+
+
+def importance(ax: Axes, shares: Mapping[str, Mapping[str, tuple[float, float]]]) -> Axes:
+    """Bars: the share of the variance that each factor explains; a line that chance hardly passes.
+
+    Args:
+        shares: what was explained (such as "after epoch 1") → factor → (share, share that chance hardly passes).
+    """
+    first = next(iter(shares.values()))
+    order, height = sorted(first, key=lambda name: -first[name][0]), 0.8 / len(shares)
+    for k, ((label, entries), colour) in enumerate(zip(shares.items(), cycle((BLUE, ORANGE, SKY)))):
+        y = np.arange(len(order)) + (k - (len(shares) - 1) / 2) * height
+        share, chance = np.array([entries[name] for name in order]).T
+        ax.barh(y, share, height=0.9 * height, color=colour, label=label)
+        ax.vlines(chance, y - height / 2, y + height / 2, color=BLACK, linewidth=1.5)
+    ax.plot([], [], color=BLACK, linewidth=1.5, label="chance passes this once in 20")
+    ax.set_yticks(range(len(order)), order)
+    ax.invert_yaxis()
+    ax.set(xlabel="share of the variance explained by the factor alone", xlim=(0, 1))
+    ax.legend(fontsize=8, loc="lower right")
+    return ax
+
+
+def quality_and_time(
+    ax: Axes, rows: Sequence[Row], groups: Mapping[str, Sequence[int]], front: Sequence[int], labels: Mapping[int, str]
+) -> Axes:
+    """Score over cost, one colour and marker a group, and the trials that none beats in both joined by a line.
+
+    Args:
+        rows: with cost and score.
+        groups: name → indices into `rows`.
+        front: indices of the Pareto front, by rising cost.
+        labels: a text beside some of the points.
+    """
+    cost, score = (np.array([row[key] for row in rows]) for key in ("cost", "score"))
+    for (name, indices), colour, marker in zip(groups.items(), cycle((BLUE, ORANGE, VERMILION)), cycle("os^")):
+        chosen = list(indices)
+        ax.plot(cost[chosen], score[chosen], marker, color=colour, label=name, markersize=5, alpha=0.8)
+    ax.step(cost[list(front)], score[list(front)], where="post", color=BLACK, linewidth=1, label="front")
+    for index, text in labels.items():
+        ax.annotate(text, (cost[index], score[index]), (4, -3), textcoords="offset points", fontsize=7, va="top")
+    ax.set(xscale="log", xlabel="seconds an epoch", ylabel="validation mean IoU")
+    ax.xaxis.set(major_formatter="{x:g}", minor_formatter=NullFormatter(), major_locator=plt.LogLocator(subs=(1, 2, 5)))
+    ax.legend(fontsize=8, loc="lower right")
+    return ax
+
+
+def confirmed(
+    ax: Axes, values: Mapping[str, tuple[Sequence[float], tuple[float, float]]], xlabel: str, first_colour: int = 0
+) -> Axes:
+    """One row a candidate: a dot for each seed, and the mean with its interval beside them.
+
+    Args:
+        values: candidate → the values of its seeds, and (mean, half width).
+        first_colour: index in the palette, so that a candidate keeps its colour in another panel.
+    """
+    colours = islice(cycle(PALETTE), first_colour, None)
+    for row, ((numbers, (mean, half)), colour) in enumerate(zip(values.values(), colours)):
+        ax.plot(numbers, [row - 0.12] * len(numbers), "o", color=colour, alpha=0.6, markersize=4)
+        ax.errorbar(mean, row + 0.15, xerr=half, fmt="|", color=colour, markersize=10, capsize=4, markeredgewidth=2)
+    ax.set_yticks(range(len(values)), list(values))
+    ax.set_ylim(len(values) - 0.5, -0.5)
+    ax.set_xlabel(xlabel)
     return ax

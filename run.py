@@ -20,6 +20,7 @@ if sys.version_info < (3, 10):  # noqa: UP036 - an old Python must get this far:
     sys.exit(f"The course needs Python 3.10 or newer; this is {sys.version.split()[0]}. Install a newer one.")
 
 import argparse
+import ast
 import asyncio
 import base64
 import collections
@@ -36,29 +37,31 @@ import signal
 import subprocess
 import tempfile
 import time
-import urllib.request
 import venv
 import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
 
-from commands import handin, notebookfile
+from commands import handin
 
 ROOT = Path(__file__).resolve().parent
 NOTEBOOK = ROOT / "semantic_segmentation.ipynb"
-EXTRA_PACKAGES = ["pip", "jupyterlab"]  # for a student who opens the notebook; run.py does not need them
-WHEEL_FOLDER = Path("/usr/share/python-wheels")  # where Linux distributions put the wheel of pip
-PIP_ADDRESS = "https://bootstrap.pypa.io/pip/pip.pyz"
-MODULES = {  # command: its module, whether it runs in the folder of the course, what it does
-    "check": ("commands.doctor", False, "look at a data folder before the training"),
+EXTRA_PACKAGES = ["jupyterlab"]  # for a student who opens the notebook; run.py does not need it
+
+
+COMMANDS = {  # command: its module, whether it runs in the folder of the course, what it does
+    "check": ("commands.check", False, "look at a data folder before the training"),
     "train": ("commands.train", False, "train a U-Net on a data set or a folder"),
     "predict": ("commands.predict", False, "masks for a folder of images"),
+    "handin": ("commands.handin", False, "check an executed notebook, write its zip"),
     "study": ("experiments.study", True, "repeat the study of losses, a part at a time"),
-    "handin": ("commands.handin", False, "check a notebook that was executed elsewhere, and write its zip"),
-    "tune": ("experiments.tuning_study", True, "search for hyper-parameters, then confirm them"),
+    "tune": ("experiments.tuning", True, "search for hyper-parameters, then confirm them"),
 }
-LONGEST_RUN = 48 * 3600  # seconds; the full budget may take a slow CPU more than a day
+NEEDS_ONLY = {"handin": (), "reopen": ("nbclient", "torch")}  # as in Colab; all other commands need all packages
+
+
+# --- packages ---
 
 
 def version_numbers(version: str) -> list[int]:
@@ -71,7 +74,7 @@ def version_numbers(version: str) -> list[int]:
     return [int(number) for number in re.sub(r"(\.0)+$", "", leading).split(".") if number]
 
 
-def missing_packages(requirements: Path) -> list[str]:
+def missing_packages(requirements: Path = ROOT / "requirements.txt") -> list[str]:
     """The lines `name>=1.2` of a file that this interpreter does not fulfil; it imports none of them."""
     missing = []
     for name, bound in re.findall(r"^([\w.-]+)>=([\d.]+)", requirements.read_text(encoding="utf-8"), re.MULTILINE):
@@ -89,9 +92,10 @@ def ensure_environment(arguments: list[str], root: Path = ROOT) -> None:
     missing = missing_packages(requirements)
     if missing and Path(sys.prefix).resolve() == folder.resolve():
         sys.exit(f".venv lacks {', '.join(missing)}: delete this folder, then type: python3 run.py")
+    if missing and "LOCAL_RANK" in os.environ:  # each of its processes would make the environment
+        sys.exit(f"This torchrun lacks {', '.join(missing)}. Type python3 run.py once, then use .venv/bin/torchrun.")
     if missing:
-        python = make_environment(folder, requirements)
-        continue_as([str(python), str(root / "run.py"), *arguments])
+        continue_as([str(make_environment(folder, requirements)), str(root / "run.py"), *arguments])
 
 
 def make_environment(folder: Path, requirements: Path) -> Path:
@@ -107,40 +111,33 @@ def make_environment(folder: Path, requirements: Path) -> Path:
         return python
     if folder.exists() and any(folder.iterdir()) and not note.exists():
         sys.exit(f"The folder {folder} was not made by run.py: rename it, or install requirements.txt there.")
-    print(f"Setting up {folder.name}: the first time, torch downloads some gigabytes.", flush=True)
+    if importlib.util.find_spec("ensurepip") is None:  # Debian and Ubuntu leave it out
+        package = f"python3.{sys.version_info[1]}-venv"
+        sys.exit(f"This Python cannot make an environment: sudo apt install {package}, then try again.")
     if state in ("", "unfinished") or not python.exists():
         shutil.rmtree(folder, ignore_errors=True)
-        folder.mkdir(exist_ok=True)
+        folder.mkdir()
         note.write_text("unfinished")
-        venv.create(folder, symlinks=os.name != "nt")  # without pip: Debian's Python cannot put it there
+        venv.create(folder, symlinks=os.name != "nt", with_pip=True)
     note.write_text("unfinished")
-    with tempfile.TemporaryDirectory() as scratch:
-        pip = find_pip(Path(scratch))
-        install = ["install", "--disable-pip-version-check", "-r", str(requirements), *EXTRA_PACKAGES]
-        if subprocess.call([str(python), str(pip), *install]):
-            sys.exit("Installing the packages failed. It needs a network and 8 GB of disk; then try again.")
+    install(python, ["-r", str(requirements), *EXTRA_PACKAGES], folder / "pip.log")
     note.write_text(complete)
     return python
 
 
-def find_pip(scratch: Path) -> Path:
-    """A pip that runs without being installed: from this Python or its Linux distribution, else downloaded."""
-    bundled = importlib.util.find_spec("ensurepip")
-    folders = [Path(bundled.origin).parent / "_bundled"] if bundled and bundled.origin else []
-    wheels = [wheel for folder in [*folders, WHEEL_FOLDER] for wheel in folder.glob("pip-*.whl")]
-    return wheels[0] / "pip" if wheels else download_pip(scratch / "pip.pyz")
-
-
-def download_pip(target: Path) -> Path:
-    """Fetch pip as one executable file from the place where its authors publish it."""
-    try:
-        with urllib.request.urlopen(PIP_ADDRESS, timeout=60) as reply:
-            target.write_bytes(reply.read())
-        if not zipfile.is_zipfile(target):
-            raise OSError("what came is not pip")
-    except OSError as error:
-        sys.exit(f"There is no pip: {error}. Connect to a network, or: sudo apt install python3-venv")
-    return target
+def install(python: Path, packages: list[str], log: Path) -> None:
+    """Let pip install the packages; what it says goes to `log`, the screen shows one line with the time."""
+    command = [str(python), "-m", "pip", "install", "--disable-pip-version-check", *packages]
+    started, pause = time.monotonic(), 1 if sys.stdout.isatty() else 60
+    with log.open("w") as file, subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT) as process:
+        while process.poll() is None:
+            print(f"\rInstalling packages, once (gigabytes): {time.monotonic() - started:.0f} s ", end="", flush=True)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(pause)
+    print()
+    if process.returncode:
+        last = "".join(log.read_text(errors="replace").strip().splitlines()[-1:])
+        sys.exit(f"It failed: {last}\nIt needs a network and 8 GB of disk; then try again. All that pip said: {log}")
 
 
 def continue_as(command: list[str]) -> None:
@@ -151,38 +148,19 @@ def continue_as(command: list[str]) -> None:
     sys.exit(subprocess.call(command))
 
 
-class Progress:
-    """Prints a line for each executed cell: `[12/87]   4.1 s  A1.1a U-Net as an nn.Module`."""
-
-    def __init__(self, cells: list[Any]) -> None:
-        self.total = sum(cell.cell_type == "code" and bool(cell.source.strip()) for cell in cells)
-        self.done, self.heading, self.started = 0, "", 0.0
-
-    def read(self, cell: Any, cell_index: int) -> None:
-        """A cell comes next: remember its heading."""
-        self.heading = section(cell, self.heading)
-
-    def begin(self, cell: Any, cell_index: int) -> None:
-        """A cell starts: show it where the line can be written over."""
-        self.done, self.started = self.done + 1, time.monotonic()
-        if sys.stdout.isatty():
-            print(f"[{self.done}/{self.total}]     … s  {self.heading[:60]}", end="\r", flush=True)
-
-    def end(self, cell: Any, cell_index: int, execute_reply: Any) -> None:
-        """A cell has ended, well or not."""
-        seconds = time.monotonic() - self.started
-        print(f"[{self.done}/{self.total}] {seconds:5.1f} s  {self.heading}", flush=True)
+# --- executing a notebook ---
 
 
 def section(cell: Any, before: str) -> str:
     """The heading that holds from this cell on."""
-    return (cell.cell_type == "markdown" and notebookfile.heading(cell.source)) or before
+    return (cell.cell_type == "markdown" and handin.heading(cell.source)) or before
 
 
 def execute(path: Path, settings: dict[str, str]) -> tuple[Any, str]:
     """Run all cells in a new kernel of this interpreter; return the notebook, and what went wrong or nothing.
 
-    The kernel's folder is that of the notebook, whose file is not changed.
+    The kernel's folder is that of the notebook, whose file is not changed.  Each cell that has run is one line:
+    `[12/87]   4.1 s  A1.1a U-Net as an nn.Module`.
     """
     import nbformat
     from jupyter_client.kernelspec import KernelSpecManager
@@ -192,15 +170,28 @@ def execute(path: Path, settings: dict[str, str]) -> tuple[Any, str]:
     warnings.simplefilter("ignore")  # Jupyter's own; those of a cell stand in the notebook
     logging.getLogger("traitlets").disabled = True
     notebook = nbformat.read(path, as_version=4)
-    for cell in notebook.cells:
-        cell.update({"outputs": [], "execution_count": None} if cell.cell_type == "code" else {})
-    progress, deadline = Progress(notebook.cells), time.monotonic() + LONGEST_RUN
+    headings, order = [""], []
+    for index, cell in enumerate(notebook.cells):
+        headings.append(section(cell, headings[-1]))
+        if cell.cell_type == "code":
+            cell.update(outputs=[], execution_count=None)
+            order += [index] if cell.source.strip() else []
+    here, started = "", 0.0
+
+    def begin(cell: Any, cell_index: int) -> None:
+        nonlocal here, started
+        here, started = headings[cell_index + 1], time.monotonic()
+        if sys.stdout.isatty():  # the line is written over when the cell has ended
+            print(f"[{order.index(cell_index) + 1}/{len(order)}]     … s  {here[:60]}", end="\r", flush=True)
+
+    def end(cell: Any, cell_index: int, execute_reply: Any) -> None:
+        seconds = time.monotonic() - started
+        print(f"[{order.index(cell_index) + 1}/{len(order)}] {seconds:5.1f} s  {here}", flush=True)
+
     client: Any = NotebookClient(
         notebook, kernel_name="python3", startup_timeout=300,
-        timeout_func=lambda cell: max(1, int(deadline - time.monotonic())),
         record_timing=False, store_widget_state=False, coalesce_streams=True,
-        on_notebook_start=lambda notebook: stop_on_signals(client),
-        on_cell_start=progress.read, on_cell_execute=progress.begin, on_cell_executed=progress.end,
+        on_notebook_start=lambda notebook: stop_on_signals(client), on_cell_execute=begin, on_cell_executed=end,
     )  # fmt: skip
     # Without kernel folders "python3" means this interpreter, and not what the user's home calls so.
     client.create_kernel_manager().kernel_spec_manager = KernelSpecManager(kernel_dirs=[])
@@ -211,10 +202,10 @@ def execute(path: Path, settings: dict[str, str]) -> tuple[Any, str]:
             client.execute(cwd=str(path.parent), env=environment, stdout=nowhere, stderr=nowhere)
         except (CellControlSignal, KeyboardInterrupt) as error:
             lines = re.sub(r"\x1b\[[\d;]*m", "", str(error)).strip().splitlines()[-12:]
-            return notebook, "\n".join([f"Stopped in {progress.heading}:", *lines])
+            return notebook, "\n".join([f"Stopped in {here}:", *lines])
         except RuntimeError as error:
             reason = "Most often the memory was full: close other programs, or try --budget quick."
-            return notebook, f"Stopped in {progress.heading}: {error}.\n{reason}"
+            return notebook, f"Stopped in {here}: {error}.\n{reason}"
     return notebook, ""
 
 
@@ -257,6 +248,9 @@ def save_figures(cells: list[Any], folder: Path) -> int:
     return sum(counts.values())
 
 
+# --- the commands ---
+
+
 def make_hand_in(options: argparse.Namespace) -> int:
     """Execute the notebook and write the executed copy, its figures and the checked zip."""
     import nbformat
@@ -274,8 +268,9 @@ def make_hand_in(options: argparse.Namespace) -> int:
     failed.unlink(missing_ok=True)
     executed = failed if failure else options.output / NOTEBOOK.name
     nbformat.write(notebook, executed)
-    print(f"{failure}\n" * bool(failure) + f"Executed notebook  {executed}")
+    print(f"Executed notebook  {executed}")
     if failure:
+        print(failure)
         return 1
     minutes, seconds = divmod(round(time.monotonic() - started), 60)
     print(f"Time               {minutes} min {seconds} s")
@@ -303,26 +298,38 @@ def reopen(options: argparse.Namespace) -> int:
 
 
 def run_tests(options: argparse.Namespace) -> None:
-    """All tests; what follows on the command line is for pytest."""
+    """All tests on up to four cores, or with --quick the fast ones; what else follows is for pytest."""
+    quick = ["-m", "not slow"] if "--quick" in options.rest else []
+    rest = [argument for argument in options.rest if argument != "--quick"]
     os.chdir(ROOT)
-    continue_as([sys.executable, "-m", "pytest", *options.rest])
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread in each of the processes
+    workers = ["-n", "auto", "--maxprocesses", "4", "--dist", "loadfile"]
+    continue_as([sys.executable, "-m", "pytest", *workers, *quick, *rest])
 
 
 def run_module(options: argparse.Namespace) -> int:
     """`main` of the command's module gets all that follows on the command line."""
-    module, from_root, _ = MODULES[options.command]
+    module, from_root, _ = COMMANDS[options.command]
     if from_root:
         os.chdir(ROOT)
     try:
         return importlib.import_module(module).main(options.rest) or 0
     except ValueError as error:
-        if type(error).__name__ != "InputError":
+        if type(error).__name__ != "InputError":  # which is in checks.py, and that needs torch
             raise
         sys.exit(str(error))  # its text says all; a traceback would hide it
 
 
+def show_help(options: argparse.Namespace) -> int:
+    """What a command does, read from its file: to list its options, the packages would have to be installed."""
+    module = COMMANDS[options.command][0] if options.command in COMMANDS else "run"
+    print(ast.get_docstring(ast.parse((ROOT / f"{module.replace('.', '/')}.py").read_text(encoding="utf-8"))))
+    print(f"\nFor a list of the options: python3 run.py --budget quick, then python3 run.py {options.command} -h")
+    return 0
+
+
 def parse(arguments: list[str]) -> argparse.Namespace:
-    """The command line; each further command is one more `add_parser`."""
+    """The command line; `action` is the function that does it."""
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=layout)
     parser.add_argument("--budget", choices=["quick", "standard", "full"], default="standard", help="default: standard")
@@ -330,12 +337,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--output", default=ROOT / "handin", type=Path, metavar="FOLDER", help="default: handin")
     parser.set_defaults(action=make_hand_in)
     commands = parser.add_subparsers(title="commands", metavar="", dest="command")
-    test = commands.add_parser("test", add_help=False, help="run all tests; all that follows is for pytest")
+    test = commands.add_parser("test", add_help=False, help="all tests, or the --quick ones; the rest is for pytest")
     test.set_defaults(action=run_tests)
     again = commands.add_parser("reopen", help="run the notebook of a hand-in in an empty folder")
     again.add_argument("zip", metavar="ZIP", help="the hand-in")
     again.set_defaults(action=reopen)
-    for name, (_, _, text) in MODULES.items():
+    for name, (_, _, text) in COMMANDS.items():
         commands.add_parser(name, add_help=False, help=f"{text} (-h: how)").set_defaults(action=run_module)
     options, rest = parser.parse_known_args(arguments)
     if rest and options.command in (None, "reopen"):
@@ -348,7 +355,10 @@ def main(arguments: list[str]) -> int:
     if hasattr(sys.stdout, "reconfigure"):  # a heading may hold what this terminal cannot show
         sys.stdout.reconfigure(errors="replace")
     options = parse(arguments)
-    if options.command != "handin":  # the standard library is enough for it
+    needed = NEEDS_ONLY.get(options.command)
+    if needed is None or not all(map(importlib.util.find_spec, needed)):
+        if {"-h", "--help"} & {*options.rest} and missing_packages():
+            return show_help(options)
         ensure_environment(arguments)
     return options.action(options) or 0
 

@@ -3,7 +3,7 @@
 Three ways to bring the same batches: our `SegmentationDataset` and `make_loader` (the set is read once and held in
 memory), the usual per-item way (each item opens the .hdf5 and reads its image and label, PyTorch's `DataLoader`), the
 same with two worker processes, and all images as one tensor, indexed.  Whole epochs take turns; times are medians of
-one batch.  The step is that of our U-Net in the mode that is fastest here.
+one batch.  The step is that of our U-Net in the number format that is fastest here.
 
     python3 benchmarks/data_speed.py                                    # batches of 8 × 256²
     python3 benchmarks/data_speed.py --size 2x64 --images 16 --repetitions 2
@@ -28,8 +28,8 @@ from data import SegmentationDataset, make_loader
 from imagesets.files import Sample
 from imagesets.hdf5 import build_hdf5, normalise_hdf5
 from imagesets.yeast import yeast_scene
+from learner import Learner
 from losses import cross_entropy
-from training.modes import fastest
 from unet import UNet
 
 
@@ -90,7 +90,8 @@ def main() -> None:
         whole = [torch.stack(tensors).to(device) for tensors in zip(*(ours[i] for i in range(len(ours))))]
         images, target = whole[0][:batch], whole[1][:batch]
         unet = UNet(1, 2, WIDTHS).to(device)
-        step = Candidate(unet, cross_entropy, images, target, fastest(unet, images, steps=10_000), torch.optim.AdamW)
+        precision = Learner(unet, cross_entropy, [(images.cpu(), target.cpu())], device=device).fastest_precision()
+        step = Candidate(unet, cross_entropy, images, target, precision, torch.optim.AdamW)
         loaders = {
             "**ours**: in memory": make_loader(ours, batch, shuffle=True, seed=0),
             "per item from h5py, DataLoader": DataLoader(plain, batch, shuffle=True),

@@ -28,8 +28,8 @@ from torch import Tensor
 from training_speed import Candidate
 
 import plots
+from learner import Learner
 from losses import TopologyLoss, cross_entropy
-from training.modes import Mode, fastest
 from unet import UNet
 
 ROOT = Path(__file__).parents[1]
@@ -52,15 +52,14 @@ SERIES = {
 
 
 def step_of(side: int = 256, batch: int = 8, depth: int = 4, device: str = "cpu") -> Candidate:
-    """A training step of the U-Net of this size, in the mode that is fastest here."""
+    """A training step of the U-Net of this size, in the number format that is fastest here."""
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(batch, 1, side, side, generator=generator).to(device)
     target = torch.randint(0, 2, (batch, side, side), generator=generator).to(device)
     model = UNet(1, 2, [16 * 2**level for level in range(depth + 1)])
-    mode = fastest(model.to(device), images, steps=10_000)
-    mode = Mode(mode.precision, mode.channels_last)  # without the compiler: it would be asked anew for each size
-    return Candidate(model, cross_entropy, images, target, mode, torch.optim.AdamW)
+    precision = Learner(model, cross_entropy, [(images.cpu(), target.cpu())], device=device).fastest_precision()
+    return Candidate(model, cross_entropy, images, target, precision, torch.optim.AdamW)
 
 
 def topology_of(components: int, device: str = "cpu", side: int = 256, batch: int = 8) -> Callable[[], object]:

@@ -24,7 +24,7 @@ from batches import add_device, machine, print_table, wait_for_gpu
 from torch import Tensor
 from training_speed import WIDTHS
 
-from training.tiles import margin_of, predict_tiled
+from training.modelfile import margin_of, predict_tiled
 from unet import UNet
 
 

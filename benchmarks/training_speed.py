@@ -18,17 +18,19 @@ import importlib
 import warnings
 from collections.abc import Callable
 from importlib.metadata import version
+from typing import Any
 
 import torch
 from batches import add_device, common_arguments, interleaved, machine, milliseconds, print_table, realistic_batch
 from torch import Tensor, nn
 
+from learner import Learner
 from losses import cross_entropy
 from networks.inspection import count_parameters, layer_table
-from training.modes import Mode, fastest
 from unet import UNet
 
 WIDTHS = (16, 32, 64, 128, 256)
+AMP = "float16"  # automatic mixed precision as packages recommend it, with a scaler
 Loss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -36,17 +38,19 @@ class Candidate:
     """One way to make a training step; calling it makes one."""
 
     def __init__(
-        self, model: nn.Module, loss: Loss, images: Tensor, target: Tensor, mode: Mode, adam: type = torch.optim.Adam
+        self, model: nn.Module, loss: Loss, images: Tensor, target: Tensor, precision: str, adam: Any = torch.optim.Adam
     ) -> None:
-        self.model = model.to(images.device, memory_format=mode.memory_format).train()
-        self.images, self.target = images.to(memory_format=mode.memory_format), target
-        self.loss, self.mode, self.optimizer = loss, mode, adam(self.model.parameters())
-        self.scaler = torch.amp.GradScaler(images.device.type, enabled=mode.precision == "float16")
-        self.run = torch.compile(self.model) if mode.compiled else self.model
+        layout = torch.channels_last if adam is torch.optim.AdamW else torch.contiguous_format  # ours: the first
+        self.model = model.to(images.device, memory_format=layout).train()
+        self.images, self.target = images.to(memory_format=layout), target
+        self.loss, self.precision, self.optimizer = loss, precision, adam(self.model.parameters())
+        self.scaler = torch.amp.GradScaler(images.device.type, enabled=precision == "float16")
 
     def __call__(self) -> None:
-        with self.mode.autocast(self.images.device):
-            logits = self.run(self.images)
+        lower = self.precision != "float32"
+        dtype = getattr(torch, self.precision) if lower else None
+        with torch.autocast(self.images.device.type, dtype, enabled=lower):
+            logits = self.model(self.images)
         loss = self.loss(logits, self.target)
         self.optimizer.zero_grad()
         self.scaler.scale(loss).backward()
@@ -63,8 +67,6 @@ class Fit:
     """`Learner.fit` as a student calls it: each call trains one more epoch of a few steps; scores and all included."""
 
     def __init__(self, images: Tensor, target: Tensor, steps: int = 4) -> None:
-        from learner import Learner
-
         torch.manual_seed(0)
         loader = [(images.cpu(), target.cpu())] * steps
         settings = {"device": images.device, "verbose": False, "schedule": "constant"}
@@ -79,36 +81,32 @@ class Fit:
 
 
 def ours_and_plain(images: Tensor, target: Tensor) -> dict[str, Candidate]:
-    """Our U-Net in the mode that is fastest here, and in the loop of a tutorial."""
+    """Our U-Net in the number format that is fastest here, and in the loop of a tutorial."""
     torch.manual_seed(0)
     unet = UNet(1, 2, WIDTHS)
-    mode = fastest(unet.to(images.device), images, steps=10_000)
+    batches = [(images.cpu(), target.cpu())]
+    precision = Learner(unet, cross_entropy, batches, device=images.device).fastest_precision()
     found = {
-        f"**ours**: {mode}": Candidate(unet, cross_entropy, images, target, mode, torch.optim.AdamW),
+        f"**ours**: {precision}": Candidate(unet, cross_entropy, images, target, precision, torch.optim.AdamW),
         "our net, plain loop: float32": Candidate(
-            UNet(1, 2, WIDTHS), nn.CrossEntropyLoss(), images, target, Mode("float32", False)
+            UNet(1, 2, WIDTHS), nn.CrossEntropyLoss(), images, target, "float32"
         ),
     }
     if images.device.type == "cuda":
-        found["our net, plain loop: AMP"] = Candidate(UNet(1, 2, WIDTHS), nn.CrossEntropyLoss(), images, target, amp())
+        found["our net, plain loop: AMP"] = Candidate(UNet(1, 2, WIDTHS), nn.CrossEntropyLoss(), images, target, AMP)
     return found
-
-
-def amp() -> Mode:
-    """Automatic mixed precision as packages recommend it: float16 with a scaler."""
-    return Mode("float16", False)
 
 
 def peers(images: Tensor, target: Tensor) -> dict[str, Candidate]:
     """The nets of other packages that are installed."""
     warnings.filterwarnings("ignore")  # the peers speak of deprecations when they are imported
-    modes = {"float32": Mode("float32", False)} | ({"AMP": amp()} if images.device.type == "cuda" else {})
+    formats = {"float32": "float32"} | ({"AMP": AMP} if images.device.type == "cuda" else {})
     found = {}
     for name, make in {"monai": monai, "segmentation_models_pytorch": smp}.items():
         try:
-            for label, mode in modes.items():
+            for label, precision in formats.items():
                 model, loss, title = make()
-                found[f"{title}, {label}"] = Candidate(model, loss, images, target, mode)
+                found[f"{title}, {label}"] = Candidate(model, loss, images, target, precision)
         except ImportError as error:
             print(f"{name} is left out: {error}.\n")
     return found

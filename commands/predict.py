@@ -1,9 +1,9 @@
-"""Masks and overlays for a folder of images, from a model file of `export.save`.
+"""Masks and overlays for a folder of images, from a model file of `modelfile.save`.
 
     python3 run.py predict model.pt2 images                    # writes images_predicted/masks/… and …/overlays/…
     python3 run.py predict model.pt2 images --output results
 
-A mask is a PNG of one channel whose values are the classes, 0, 1, 2, …; it looks black, but `imagefile.read_label` and
+A mask is a PNG of one channel whose values are the classes, 0, 1, 2, …; it looks black, but `files.read_label` and
 any program for labels reads it.  An overlay shows the classes in colour on the image.  Both have the name of the image.
 Images are normalised as in training, by the numbers in the model file; large ones are cut into tiles.
 
@@ -13,8 +13,6 @@ A bad image does not stop the others: all problems are listed at the end.  Nothi
 from __future__ import annotations
 
 import argparse
-import io
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -28,9 +26,8 @@ from checks import InputError, two_or_more
 from imagesets.files import IMAGE_SUFFIXES, Problem, is_junk, raise_problems, read_image, short_name
 from imagesets.hdf5 import normalise_image
 from training import modelfile
-from training.atomic import write_atomically
-from training.modelfile import ExportedModel
-from training.tiles import predict_tiled
+from training.checkpoint import replacing
+from training.modelfile import ExportedModel, predict_tiled
 
 TILE = 1024
 
@@ -47,8 +44,8 @@ def predict_folder(
     """Write a mask and an overlay for each image of `folder`, and return the paths of the masks.
 
     Args:
-        model: NAME.pt2, as `export.save` writes it.
-        folder: images of all kinds that `imagefile.read_image` reads; folders inside are not looked at.
+        model: NAME.pt2, as `modelfile.save` writes it.
+        folder: images of all kinds that `files.read_image` reads; folders inside are not looked at.
         output: gets masks/NAME.png and overlays/NAME.png; default: beside `folder`, FOLDER_predicted.
         tile: side of the tiles of large images in pixels; smaller ones take less memory and more time.
         device: "cpu", or "cuda" for an NVIDIA GPU.
@@ -134,9 +131,8 @@ def _keep_apart(folder: Path, output: Path) -> None:
 
 
 def _write_png(path: Path, array: np.ndarray) -> Path:
-    buffer = io.BytesIO()
-    PIL.Image.fromarray(array).save(buffer, format="PNG")
-    write_atomically(path, buffer.getvalue())
+    with replacing(path) as part:
+        PIL.Image.fromarray(array).save(part, format="PNG")
     return path
 
 
@@ -147,18 +143,14 @@ def _shares(label: np.ndarray, names: Sequence[str]) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """What `run.py predict` does; 1 if something could not be done."""
+    """What `run.py predict` does; `InputError` if something could not be done."""
     layout = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(prog="run.py predict", description=__doc__, formatter_class=layout)
-    parser.add_argument("model", type=Path, help="NAME.pt2, written by export.save")
+    parser.add_argument("model", type=Path, help="NAME.pt2, written by modelfile.save")
     parser.add_argument("folder", type=Path, help="a folder of images")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="default: FOLDER_predicted beside the images")
     parser.add_argument("--tile", type=int, default=TILE, help=f"side of the tiles of large images, default {TILE}")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default cpu; cuda for an NVIDIA GPU")
     options = parser.parse_args(arguments)
-    try:
-        predict_folder(options.model, options.folder, options.output, tile=options.tile, device=options.device)
-    except InputError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
+    predict_folder(options.model, options.folder, options.output, tile=options.tile, device=options.device)
     return 0

@@ -3,7 +3,7 @@
     python3 run.py train synthetic_yeast --output runs/yeast
     python3 run.py predict runs/yeast/model.pt2 my_images
 
-    torchrun --nproc-per-node 4 run.py train dsb2018    # four GPUs of this machine (or four CPU processes)
+    torchrun --nproc-per-node 4 run.py train dsb2018                 # four GPUs of this machine (or four CPU processes)
     torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d --rdzv-endpoint HOST:29500 run.py train NAME
 
 The recipe is that of the notebook: random crops, the eight symmetries, changes of brightness, AdamW with a rising and
@@ -15,9 +15,9 @@ the same data in the same place.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -26,7 +26,7 @@ import data
 from checks import InputError
 from learner import Learner, set_seed
 from losses import cross_entropy
-from training import distributed, export
+from training import modelfile, parallel
 from transforms import random_intensity, random_symmetries
 from unet import UNet
 
@@ -50,36 +50,33 @@ def make_learner(options: argparse.Namespace, path: Path) -> Learner:
 
 def prepared(options: argparse.Namespace) -> Path:
     """The data set, built by one process while the others wait."""
-    answer: tuple[str, str] = ("", "")
-    if distributed.rank() == 0:
+    answer: Any = None
+    if parallel.rank() == 0:
         try:
-            answer = str(data.prepare(options.source, options.data, num_classes=options.classes)), ""
+            answer = data.prepare(options.source, options.data, num_classes=options.classes)
         except InputError as error:
-            answer = "", str(error)
-    path, problem = distributed.from_rank_0(answer)  # a problem too: else the others would wait for ever
-    if problem:
-        raise InputError(problem)
-    return Path(path)
+            answer = error
+    answer = parallel.from_rank_0(answer)  # a problem too: else the others would wait for ever
+    if not isinstance(answer, Path):
+        raise answer
+    return answer
 
 
 def main(arguments: list[str]) -> int:
-    """What `run.py train` does; 1 if something is wrong with the data."""
+    """What `run.py train` does; `InputError` if something is wrong with the data."""
     options = _parse(arguments)
-    distributed.start()
+    parallel.start()
     try:
         learner = make_learner(options, prepared(options))
         learner.fit(options.epochs)
         dataset = learner.train_loader.dataset
         tests = data.SegmentationDataset(dataset.path, "test") if dataset.parts["test"] else None
         scores = learner.evaluate(data.make_loader(tests, options.batch)) if tests else {}
-        if distributed.rank() == 0:
+        if parallel.rank() == 0:
             print("".join(f"test {name} {scores[name]:.4f}\n" for name in ("mean_iou", "accuracy") if scores), end="")
-            export.save(learner.model, options.output / "model.pt2", mean=dataset.mean, std=dataset.std)
-    except InputError as error:
-        sys.stderr.write(f"{error}\n")
-        return 1
+            modelfile.save(learner.model, options.output / "model.pt2", mean=dataset.mean, std=dataset.std)
     finally:
-        distributed.stop()
+        parallel.stop()
     return 0
 
 

@@ -16,11 +16,8 @@ images); rows of other runs stay.  Tables and plots are drawn from these files; 
 from __future__ import annotations
 
 import argparse
-import csv
 import functools
-import io
 import json
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from matplotlib.colors import ListedColormap
 from torch import Tensor
 
@@ -35,21 +33,16 @@ import data
 import plots
 import transforms
 from checks import InputError
-from experiments.comparison import read_table
+from experiments.statistics import read_table, write_table
 from geometry.objects import Row, choose_threshold, dice, judge, topology_row
 from geometry.topology import KINDS, critical_regions
 from imagesets.changes import WeightMap, separate_cells
 from imagesets.files import Sample
 from imagesets.yeast import write_yeast
 from learner import Learner, set_seed
-from losses import (
-    TopologyLoss,
-    WeightedSum,
-    cross_entropy,
-    dice_loss,
-    soft_cldice_loss,
-)
+from losses import TopologyLoss, WeightedSum, cross_entropy, dice_loss, soft_cldice_loss
 from networks.baselines import Shrunk
+from training.checkpoint import replacing
 from unet import UNet
 
 RUNS, FIGURES, DATA = Path("runs/study"), Path("figures"), Path("data")
@@ -116,42 +109,16 @@ class StudySet:
 # The small training set of the authors (splits_small.yaml)
 TEN_WALLS = ("001", "009", "011", "024", "036", "041", "043", "045", "048", "049")
 
-_WALLS = StudySet(
-    source="topomortar",
-    object_class=0,
-    seeds=3,
-    widths=(8, 16, 32, 64, 128),
-    channels=3,
-    shrink=2,
-    crop=256,
-    batch=8,
-    repeats=24,
-    epochs=8,
-    thickness=10,
-    strength=0.3,
-    both="border",
-    losses=_OF_WALLS,
+_YEAST = StudySet(
+    "study_yeast", object_class=1, seeds=5, repeats=18, epochs=20, changes=(Parts(train=24, val=8), separate_cells)
 )
-SETS = {
-    "yeast": StudySet(
-        source="study_yeast",
-        changes=(Parts(train=24, val=8), separate_cells),
-        object_class=1,
-        seeds=5,
-        repeats=18,
-        epochs=20,
-    ),
-    "nuclei": StudySet(
-        source="dsb2018",
-        changes=(separate_cells,),
-        object_class=1,
-        seeds=3,
-        repeats=2,
-        epochs=16,
-    ),
-    "walls": _WALLS,
-    "walls10": replace(_WALLS, changes=(Only(TEN_WALLS),), repeats=80, epochs=6),
-}
+_NUCLEI = StudySet("dsb2018", object_class=1, seeds=3, repeats=2, epochs=16, changes=(separate_cells,))
+_WALLS = StudySet(
+    "topomortar", object_class=0, seeds=3, repeats=24, epochs=8, widths=(8, 16, 32, 64, 128), channels=3, shrink=2,
+    crop=256, batch=8, thickness=10, strength=0.3, both="border", losses=_OF_WALLS,
+)  # fmt: skip
+_WALLS10 = replace(_WALLS, changes=(Only(TEN_WALLS),), repeats=80, epochs=6)
+SETS = {"yeast": _YEAST, "nuclei": _NUCLEI, "walls": _WALLS, "walls10": _WALLS10}
 
 
 def build(study_set: StudySet, weights: WeightMap | None = None) -> Path:
@@ -278,7 +245,7 @@ def run_one(set_name: str, loss_name: str, seed: int) -> None:
     truth, names = labels_of(path, "test"), data.SegmentationDataset(path, "test").names
     steps = len(learner.history) * len(learner.train_loader)
     cost: Row = {"steps": steps, "seconds": sum(row["seconds"] for row in learner.history)}
-    cost |= {"precision": learner.mode.precision}
+    cost |= {"precision": learner.number_format}
     done: dict[str, Any] = {"settings": settings, "rows": [], "images": [], "thresholds": []}
     for views in VIEWS:
         key = {"set": set_name, "loss": loss_name, "seed": seed, "views": views}
@@ -292,13 +259,15 @@ def run_one(set_name: str, loss_name: str, seed: int) -> None:
         for name, guess, label in zip(names, guesses, truth):  # at the chosen threshold
             scores: Row = {"dice": dice([guess], [label])} | topology_row([guess], [label])
             done["images"].append(key | {"image": name} | {column: scores[column] for column in CURVE[1:]})
-    write_whole(file, json.dumps(done))
+    with replacing(file) as part:
+        part.write_text(json.dumps(done), encoding="utf-8")
 
 
 # --- tables ---
 
 
-TABLES = {"rows": ("study.csv", 5), "images": ("study_images.csv", 5), "thresholds": ("study_thresholds.csv", 5)}
+TABLES = {"rows": "study.csv", "images": "study_images.csv", "thresholds": "study_thresholds.csv"}
+KEYS = 5  # so many columns say which row it is
 
 
 def collect() -> None:
@@ -306,36 +275,14 @@ def collect() -> None:
 
     A row with other columns than those of the last run, from another version of this file, is left out.
     """
-    files: list[Path] = []
-    while files != (files := sorted(RUNS.glob("*/*/*.json"), key=lambda file: file.stat().st_mtime)):
-        runs = [json.loads(file.read_text()) for file in files]  # again if another process has finished meanwhile
-        for name, (file_name, width) in TABLES.items():
+    with FileLock(RUNS / "tables.lock"):  # two processes may do a part each
+        files = sorted(RUNS.glob("*/*/*.json"), key=lambda file: file.stat().st_mtime)
+        runs = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+        for name, file_name in TABLES.items():
             columns = list(runs[-1][name][0])
             rows = [*read_table(FIGURES / file_name), *(row for run in runs for row in run[name])]
-            merged = {tuple(row.values())[:width]: row for row in rows if list(row) == columns}
+            merged = {tuple(row.values())[:KEYS]: row for row in rows if list(row) == columns}
             write_table(FIGURES / file_name, [merged[key] for key in sorted(merged)])
-
-
-def write_table(path: Path, rows: Sequence[Row]) -> None:
-    """Write rows of equal columns, numbers with five digits that count."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({key: as_text(value) for key, value in row.items()} for row in rows)
-    write_whole(path, text.getvalue())
-
-
-def as_text(value: Any) -> str:
-    """A number with five digits that count, so that tables stay small."""
-    return f"{value:.5g}" if isinstance(value, float) else str(value)
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write beside the old file and rename: a cut leaves one of both whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
 
 
 # --- examples ---
@@ -370,9 +317,8 @@ def draw_examples(set_name: str, seed: int = 0, side: int = 160) -> None:
     plots.use_style()
     axes = plots.grid(3, 3, size=2.6)
     for row, (title, index) in zip(axes, rows.items()):
-        _draw_example(
-            row, title, images[index][0].numpy(), labels[index], {k: g[index] for k, g in guesses.items()}, side
-        )
+        answers = {loss: guess[index] for loss, guess in guesses.items()}
+        _draw_example(row, title, images[index][0].numpy(), labels[index], answers, side)
     plots.region_legend(axes[0, 0])
     plots.save(picture)
 
@@ -385,12 +331,11 @@ def _draw_example(
     crop = _fullest_square(sum(r.weights()[0] for r in regions.values()), side)
     plots.show_image(axes[0], image[(..., *crop)], f"merges and splits {title}")
     plots.draw_contours(axes[0], label[crop], plots.SKY, width=0.7)
+    cmap = ListedColormap(["white", "#CCCCCC"])
     for ax, (loss, found) in zip(axes[1:], regions.items()):
         kinds = {kind: found.mask([kind])[0][crop] for kind in KINDS}
         text = f"{loss}: {found.severity.sum()} errors in the image"
-        plots.show_regions(
-            ax, guesses[loss][crop], kinds, text, cmap=ListedColormap(["white", "#CCCCCC"]), vmin=0, vmax=1
-        )
+        plots.show_regions(ax, guesses[loss][crop], kinds, text, cmap=cmap, vmin=0, vmax=1)
 
 
 def _fullest_square(marks: np.ndarray, side: int) -> tuple[slice, slice]:

@@ -1,391 +1,329 @@
-"""Search for good hyper-parameters within a number of minutes, in as many processes as there are, whatever is killed.
+"""The tuning of section A1.2: a plan, a search that does exactly this plan, confirmation, and one look at the test set.
 
-A *trial* is one training run with its own values and its own seed.  The first trial has the default values; the next
-ones follow a quasi-random sequence; then TPE proposes values that resemble the better trials.  After each epoch of a
-rung (1, 3, 9, …) only the best third of all trials that came so far goes on: successive halving.  A search is kept by
-Optuna in a journal file or a database, and every process that opens it takes part.
+    python3 run.py tune                                      # search, confirmation, test; goes on where it stopped
+    python3 run.py tune --minutes 60 --data dsb2018          # an hour of search on real images
+    python3 run.py tune --worker --storage ADDRESS           # one more process that only searches
 
-What can go wrong, and what then happens:
+1. A range test of the default network gives the range of learning rates.
+2. Trials are searched for a number of minutes (`search.py`); their score is the mean IoU on the validation images.
+3. The best few and the default are trained again with seeds that the search never used.  The score of the best trial
+   is too good: it is the largest of many numbers that all scatter.
+4. The candidate of highest mean in step 3, and the default, are judged on the test images, once.
 
-- A trial fails (the loss is not finite, the memory is full, any error): it is recorded with its reason, and skipped.
-- A process is killed: its trial counts as failed and is queued once more, with the same seed and the same folder, so
-  that the learner continues from its checkpoint.  The other processes see that, or the next one that starts.
-- The time is over: the trial is set aside in the same way and goes on with the next call.
+What was found is in `figures/tuning_range.csv`, `tuning_plan.csv`, `tuning_trials.csv`, `tuning_epochs.csv`,
+`tuning_confirm.csv`, `tuning_test.csv` and `tuning_images.csv`, a column `set` naming the data; every figure is drawn
+from these.
 
-Sources: TPE, Bergstra et al., 2011 (NeurIPS 24); successive halving without waiting (ASHA), Li et al., 2020
-(arXiv:1810.05934); Optuna, Akiba et al., 2019 (arXiv:1907.10902).
+Source: the largest of many estimates is too large, Cawley and Talbot, 2010 (JMLR 11, 2079–2107).
 """
 
 from __future__ import annotations
 
-import contextlib
-import gc
-import math
-import shutil
+import argparse
+import hashlib
+import json
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from checks import InputError
-from experiments import processes
-from experiments.search_space import Factor, LogRange, Settings, digest, quasi_random, searched, spelled, with_fixed
-from experiments.tuning_journal import open_storage
-from experiments.tuning_tables import PAUSED, SURPLUS, counted, recorded_epochs, trial_rows
+from data import SegmentationDataset, make_loader, prepare
+from experiments.search import (
+    Build,
+    Factor,
+    LogRange,
+    Row,
+    Settings,
+    best_trials,
+    epoch_rows,
+    note,
+    open_study,
+    range_test,
+    searched,
+    spelled,
+    suggested_range,
+    trial_rows,
+    tune,
+    with_fixed,
+)
+from experiments.statistics import interval, read_table, scores_of, select, write_table
+from experiments.study import augment
+from learner import Learner, pick_device, set_seed
+from losses import cross_entropy
+from metrics import confusion_matrix, mean_iou
+from networks.baselines import Shrunk
+from training.checkpoint import replacing
+from unet import UNet
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # Optuna imports a progress bar that misses its widgets in a notebook
-    import optuna
-    from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution
-    from optuna.trial import FrozenTrial, TrialState
+RUNS, FIGURES, DATA = Path("runs/tuning"), Path("figures"), Path("data")
+DEFAULT_SET = "dsb2018"
+EPOCHS = 9  # three rungs: after 1, 3 and 9 epochs
+CANDIDATES = 3  # so many of the best trials are confirmed, beside the default
 
-if TYPE_CHECKING:  # whoever builds a learner imports it anyway
-    from learner import Learner
+PLAN = [
+    Factor("shrink", "scientific", (1, 2, 4), "input resolution: so many pixels become one, along each axis"),
+    Factor("width", "scientific", (4, 8, 16), "channels of the highest level; each level below has twice as many"),
+    Factor("levels", "scientific", (2, 3, 4), "depth: levels of the U; each further one doubles what is seen"),
+    Factor("skip", "scientific", ("none", "sum", "concat"), "links from encoder to decoder"),
+    Factor("norm", "nuisance", ("none", "batch", "group"), "changes which learning rates and batch sizes work"),
+    Factor("batch", "nuisance", (4, 8, 16, 32), "noise of the gradient; goes together with the learning rate"),
+    Factor("lr", "nuisance", LogRange(1e-4, 1e-1), "step size: the one that can spoil everything; range from the test"),
+    Factor("optimiser", "fixed", ("AdamW, cosine",), "a warm-up and a cosine, as everywhere in this notebook"),
+    Factor("weight decay", "fixed", (1e-4,), "hardly matters in so short a training"),
+    Factor("loss", "fixed", ("cross-entropy",), "losses are compared in A1.3, not here"),
+    Factor("augmentation", "fixed", ("symmetries, brightness",), "always helps with few images"),
+    Factor("crop", "fixed", (64,), "side in pixels of the full image, for every resolution the same part of a cell"),
+    Factor("crops", "fixed", (200,), "about so many in an epoch, whatever the batch size"),
+]
+DEFAULT: Settings = {"shrink": 1, "width": 8, "levels": 4, "skip": "concat", "norm": "batch", "batch": 16, "lr": 5e-3}
+FIXED: Settings = {f.name: f.values[0] for f in PLAN if isinstance(f.values, tuple) and f.kind == "fixed"}
 
-Row = dict[str, Any]
-Build = Callable[[Settings, int, "Path | None"], "Learner"]  # (settings, seed, folder) → a learner, not trained yet
 
-FIRST_SEED = 1000  # trial n trains with seed FIRST_SEED + n; the seeds below are left for the confirmation
-REDUCTION = 3  # one of so many trials is promoted to the next rung
-FAILURES = 10  # so many in a row are no accident
-SILENCE = 3600.0  # seconds without an epoch after which a process on another machine is taken for dead
-COLUMNS = ("epoch", "lr", "train_loss", "val_loss", "seconds")  # kept of each epoch, beside the score
+# ---- one training ---------------------------------------------------------------------------------------------------
 
 
-# ---- the study and where it is kept ---------------------------------------------------------------------------------
+def make_model(settings: Settings, channels: int, num_classes: int) -> Shrunk:
+    """The U-Net of some settings, at their resolution; labels and scores are always in full resolution."""
+    widths = [settings["width"] * 2**level for level in range(settings["levels"])]
+    net = UNet(channels, num_classes, widths, skip=settings["skip"], norm=settings["norm"])
+    return Shrunk(net, settings["shrink"])
 
 
-def open_study(storage: str | Path | None = None, name: str = "tuning") -> optuna.Study:
-    """The study of this name, new or as it was left; its score is to be maximised.
+def builder(path: Path, precision: str = "float32", crops: int = FIXED["crops"]) -> Build:
+    """The function that makes the learner of a trial on one data set.
+
+    All learners share one data set, so one of them trains at a time.
+    """
+    val = make_loader(SegmentationDataset(path, "val"), 8)
+    train = SegmentationDataset(path, "train", crop=FIXED["crop"])
+
+    def build(settings: Settings, seed: int, folder: Path | None) -> Learner:
+        train.seed = seed
+        repeats = max(1, round(crops / len(train)))
+        loader = make_loader(train, settings["batch"], shuffle=True, seed=seed, repeats=repeats)
+        set_seed(seed)
+        return Learner(
+            make_model(settings, train.channels, train.num_classes), cross_entropy, loader, val,
+            lr=settings["lr"], weight_decay=settings["weight decay"], augment=augment,
+            folder=folder, seed=seed, precision=precision, verbose=False,
+        )  # fmt: skip
+
+    return build
+
+
+def fastest_precision(path: Path) -> str:
+    """The number format in which the default network trains fastest here: one for all trials, so that they compare."""
+    return builder(path)(with_fixed(PLAN, DEFAULT), 0, None).fastest_precision()
+
+
+def rates_tried(path: Path, seed: int = 0, steps: int = 80) -> list[Row]:
+    """The learning-rate range test of the default network."""
+    learner = builder(path)(with_fixed(PLAN, DEFAULT), seed, None)
+    return range_test(
+        learner.model, cross_entropy, learner.train_loader, augment=augment, steps=steps, seed=seed,
+        device=learner.device,
+    )  # fmt: skip
+
+
+def narrowed(rows: Sequence[Row]) -> list[Factor]:
+    """The plan with the range of learning rates that the range test suggests, and the default's in it."""
+    low, high = suggested_range(rows)
+    rates = LogRange(min(low, DEFAULT["lr"]), max(high, DEFAULT["lr"]))
+    return [replace(factor, values=rates) if factor.name == "lr" else factor for factor in PLAN]
+
+
+# ---- the steps ------------------------------------------------------------------------------------------------------
+
+
+def search(
+    path: Path, storage: str | Path | None, *, name: str, minutes: float, trials: int = 1_000_000,
+    epochs: int = EPOCHS, seed: int | None = 0, crops: int = FIXED["crops"], steps: int = 80,
+) -> tuple[Any, list[Factor]]:  # fmt: skip
+    """Steps 1 and 2, within the minutes: the study, and the plan with the range of learning rates that was tested.
 
     Args:
-        storage: None keeps it in memory.  A path is a journal file, for processes of one machine.  An address like
-            "postgresql://user:password@host/database" is a database, for several machines.
-
-    Raises:
-        InputError: if the database cannot be reached, its driver is not installed, or the journal is damaged.
-
-    >>> study = open_study()
-    >>> len(study.trials), study.direction.name
-    (0, 'MAXIMIZE')
+        path: the normalised .hdf5 of a data set.
+        storage, minutes, trials, epochs, seed: as for `search.open_study` and `search.tune`.
+        crops: about so many in an epoch.
+        steps: of the range test.
     """
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return optuna.create_study(
-        storage=open_storage(storage), study_name=name, direction="maximize", load_if_exists=True
-    )
-
-
-def note(study: optuna.Study, key: str, make: Callable[[], Any]) -> Any:
-    """What the study knows under this key; the first process makes it, all others and all later runs read it.
-
-    >>> study = open_study()
-    >>> note(study, "range", lambda: [0.001, 0.1]), note(study, "range", lambda: [0.5, 0.6])
-    ([0.001, 0.1], [0.001, 0.1])
-    """
-    if key not in study.user_attrs:
-        value = make()
-        if key not in study.user_attrs:  # another process may have been faster
-            study.set_user_attr(key, value)
-    return study.user_attrs[key]
-
-
-def _check_space(study: optuna.Study, factors: Sequence[Factor], epochs: int) -> None:
-    """Raise `InputError` if the study was begun with another plan: its trials would not be comparable."""
-    space = spelled(factors) | {"epochs of a trial": str(epochs)}
-    known = note(study, "plan", lambda: space)
-    if changed := [name for name in {**known, **space} if known.get(name) != space.get(name)]:
-        name = changed[0]
+    began = time.monotonic()
+    study = open_study(storage, name)
+    fingerprint = SegmentationDataset(path, "val").fingerprint
+    if note(study, "data", lambda: fingerprint) != fingerprint:
         raise InputError(
-            f"The study {study.study_name!r} was begun with another plan; entries that differ: {len(changed)}.\n"
-            f"{name}: found {known.get(name, 'nothing')}, now {space.get(name, 'nothing')}.\n"
-            "Give the new plan another study name or storage, or go back to the old plan."
+            f"The study {name!r} was begun with other images than those of {path}.\n"
+            "Their scores would not be comparable: give another --name or --storage."
         )
+    factors = narrowed(note(study, "range test", lambda: rates_tried(path, seed or 0, steps)))
+    precision = note(study, "precision", lambda: fastest_precision(path))
+    left = minutes - (time.monotonic() - began) / 60
+    build = builder(path, precision, crops)
+    tune(study, build, factors, epochs=epochs, minutes=left, trials=trials, default=DEFAULT, seed=seed)
+    return study, factors
 
 
-def distributions(factors: Sequence[Factor]) -> dict[str, BaseDistribution]:
-    """The searched factors in Optuna's words."""
-    found: dict[str, BaseDistribution] = {}
-    for f in searched(factors):
-        if isinstance(f.values, LogRange):
-            found[f.name] = FloatDistribution(f.values.low, f.values.high, log=True)
-        else:
-            found[f.name] = CategoricalDistribution(f.values)
-    return found
+def chosen_settings(factors: Sequence[Factor], rows: Sequence[Row], number: int = CANDIDATES) -> dict[str, Settings]:
+    """The default and the best trials with other settings, as candidates for the confirmation."""
+    names = [factor.name for factor in searched(factors)]
+    best = [{name: row[name] for name in names} for row in best_trials(rows, number + 1)]
+    others = [settings for settings in best if settings != DEFAULT][:number]
+    found = {"default": DEFAULT} | {f"best {i + 1}": settings for i, settings in enumerate(others)}
+    return {name: with_fixed(factors, settings) for name, settings in found.items()}
 
 
-class _Sampler(optuna.samplers.BaseSampler):
-    """Quasi-random values until `startup` trials are done, then TPE; all draws follow from (seed, trial number).
-
-    So a search that was cut off goes on as it would have gone on, and two processes never draw the same numbers.
-    """
-
-    def __init__(self, factors: Sequence[Factor], seed: int, startup: int) -> None:
-        self.factors, self.seed, self.startup = factors, seed, startup
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        return distributions(self.factors)
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        done = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
-        if len(done) < self.startup:
-            return quasi_random(self.factors, trial.number, self.seed)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # in Optuna 4 both options are called experimental
-            # constant_liar: a place where another process is trying something is not proposed again
-            seed = (self.seed * 100_003 + trial.number) % 2**32
-            tpe = optuna.samplers.TPESampler(multivariate=True, constant_liar=True, n_startup_trials=1, seed=seed)
-        return tpe.sample_relative(study, trial, search_space)
-
-    def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        return quasi_random(self.factors, trial.number, self.seed)[param_name]
+def trained(build: Build, settings: Settings, seed: int, epochs: int, folder: Path) -> Learner:
+    """The learner of one run, trained, or read from its folder."""
+    text = json.dumps([dict(sorted(settings.items())), seed])
+    learner = build(settings, seed, folder / hashlib.sha256(text.encode()).hexdigest()[:12])
+    learner.fit(epochs)
+    return learner
 
 
-# ---- the search -----------------------------------------------------------------------------------------------------
-
-
-def tune(
-    study: optuna.Study,
-    build: Build,
-    factors: Sequence[Factor],
-    *,
-    epochs: int,
-    minutes: float,
-    trials: int = 1_000_000,
-    default: Settings | None = None,
-    folder: str | Path | None = None,
-    seed: int = 0,
-    startup: int = 10,
+def confirm(
+    build: Build, candidates: Mapping[str, Settings], *, epochs: int, seeds: Sequence[int], folder: Path,
     score: str = "val_mean_iou",
-    silence: float = SILENCE,
-) -> list[Row]:
-    """Take part in the search until the minutes are over or all trials are done.
+) -> list[Row]:  # fmt: skip
+    """Step 3: train every candidate with every seed; a run that is found finished in its folder is only read.
 
     Args:
-        study: from `open_study`.
-        build: makes the learner of a trial from its settings (those of the plan), seed and folder.
-        factors: the plan.
-        epochs: of a trial that nothing stops.
-        minutes: for this machine, what its finished runs have used already included.
-        trials: how many trials are wanted in all, over all processes and all calls; retries do not count.
-        default: values of the searched factors for the first trial.
-        folder: where learners keep their checkpoints, each trial in a folder of its own, until it has ended.
-        seed: of the quasi-random sequence and of TPE.
-        startup: trials before TPE begins.
-        score: the column of the learner's history to maximise; a trial has the best of its epochs, whose weights the
-            learner keeps.
-        silence: seconds after which a trial of another machine that finished no epoch is taken for dead.
+        build: makes a learner from settings, seed and folder.
+        candidates: name → settings.
+        seeds: two or more, none of which the search has used.
 
-    Returns: `trial_rows` of all trials so far.
+    Returns: rows with candidate, seed, score (of the learner's best epoch) and seconds.
+    """
+    if len(set(seeds)) < 2 or len(set(seeds)) < len(seeds):
+        raise InputError(
+            f"confirm: the seeds are {list(seeds)}; expected two or more, all different: one seed shows no spread."
+        )
+    rows = []
+    for seed in seeds:  # seed by seed: if this is cut off, all candidates have the same seeds
+        for name, settings in candidates.items():
+            history = trained(build, settings, seed, epochs, folder).history
+            best = max(row[score] for row in history)
+            rows.append({"candidate": name, "seed": seed, "score": best, "seconds": sum(r["seconds"] for r in history)})
+    return rows
+
+
+def winner(rows: Sequence[Row]) -> str:
+    """The candidate of highest mean in the confirmation."""
+    return max(dict.fromkeys(row["candidate"] for row in rows), key=lambda name: interval(scores_of(rows, name))[0])
+
+
+def final_test(
+    path: Path, build: Build, candidates: Mapping[str, Settings], *, epochs: int, seeds: Sequence[int], folder: Path,
+    record: Path,
+) -> tuple[list[Row], list[Row]]:  # fmt: skip
+    """Step 4: the test images, for the candidates that were decided for.  What was seen once is only read again.
+
+    Returns: rows with candidate, seed, test_mean_iou; and rows with candidate, seed, image, mean_iou.
 
     Raises:
-        InputError: if the study was begun with another plan, or ten trials in a row fail.
+        InputError: if the test set was opened before for other candidates, seeds or data: whoever looks again and
+            changes the choice has chosen by the test images, and then they are no test any more.
     """
-    if default is not None:
-        with_fixed(factors, default)
-    _check_space(study, factors, epochs)
-    study.sampler = _Sampler(factors, seed, startup)
-    study.pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=REDUCTION)
-    if default is not None:
-        _queue(study, "default", default, {})
-    deadline = time.monotonic() + 60 * minutes - _seconds_used_here(study)
-    runner = _Runner(build, factors, epochs, score, Path(folder) if folder is not None else None, deadline)
-    while (began := time.monotonic()) < deadline:
-        recover(study, silence)
-        trial = _next_trial(study, factors, trials)
-        if trial is None:
-            break
-        runner.run(study, trial, began)
-    return trial_rows(study, score)
-
-
-def _queue(study: optuna.Study, key: str, values: Mapping[str, Any], attributes: Mapping[str, Any]) -> None:
-    """Queue a trial with these values, unless one of the same key is there."""
-    if key not in [trial.user_attrs.get("key") for trial in study.get_trials(deepcopy=False)]:
-        study.enqueue_trial(dict(values), user_attrs={**attributes, "key": key})
-
-
-def _next_trial(study: optuna.Study, factors: Sequence[Factor], wanted: int) -> optuna.Trial | None:
-    """A trial of our own; None if all that are wanted are done or taken.
-
-    Two processes may ask at the same moment for the last one, or queue the same one.  The storage gives them different
-    numbers, and the lower number has it; the other trial is marked and never shown.
-    """
-    while True:
-        known = study.get_trials(deepcopy=False)
-        if len(counted(known)) >= wanted and not any(t.state == TrialState.WAITING for t in known):
-            return None
-        trial = study.ask(distributions(factors))
-        trial.set_user_attr("owner", processes.signature())
-        trial.set_user_attr("began", time.time())
-        known, key = study.get_trials(deepcopy=False), trial.user_attrs.get("key")
-        twin = key is not None and key in [t.user_attrs.get("key") for t in known[: trial.number]]
-        if not twin and sum(t.number < trial.number for t in counted(known)) < wanted:
-            return trial
-        _finish(study, trial, TrialState.FAIL, end=SURPLUS)
-
-
-class _Runner:
-    """Runs trials one by one and writes down what comes of them."""
-
-    def __init__(
-        self, build: Build, factors: Sequence[Factor], epochs: int, score: str, folder: Path | None, deadline: float
-    ) -> None:
-        self.build, self.factors, self.epochs, self.score = build, factors, epochs, score
-        self.folder, self.deadline, self.failures = folder, deadline, 0
-
-    def run(self, study: optuna.Study, trial: optuna.Trial, began: float) -> None:
-        """Train, report each epoch, and finish the trial, which began at this time, in one of its states."""
-        settings = with_fixed(self.factors, trial.params)
-        seed = trial.user_attrs.get("seed", FIRST_SEED + trial.number)
-        trial.set_user_attr("seed", seed)
-        folder = None
-        if self.folder is not None:  # named after the parameters, so that a retry finds it
-            folder = self.folder / digest(settings, seed)
-        value, state, end = None, TrialState.FAIL, ""
-        for row in recorded_epochs(trial):  # of the run that was cut off
-            trial.report(row[self.score], row["epoch"])
-            trial.should_prune()  # enters the rungs that were passed
-        try:
-            value = self._train(trial, self.build(settings, seed, folder))
-            state = TrialState.COMPLETE
-        except optuna.TrialPruned:
-            state = TrialState.PRUNED
-        except _OutOfTime:
-            end = PAUSED
-        except Exception as error:
-            end = _reason(error)
-        except BaseException:  # the student pressed stop
-            _finish(study, trial, TrialState.FAIL, end=PAUSED, seconds=time.monotonic() - began)
-            raise
-        _finish(study, trial, state, value, end, seconds=time.monotonic() - began)
-        if folder is not None and end != PAUSED:
-            shutil.rmtree(folder, ignore_errors=True)
-        self._count_failures(state, end)
-
-    def _train(self, trial: optuna.Trial, learner: Learner) -> float:
-        def after_epoch(row: Mapping[str, Any]) -> None:
-            epoch, value = int(row["epoch"]), float(row[self.score])
-            _record(trial, row, self.score)
-            if not math.isfinite(value):
-                raise FloatingPointError(f"{self.score} is {value} after epoch {epoch}")
-            trial.report(value, epoch)
-            if epoch < self.epochs and trial.should_prune():
-                raise optuna.TrialPruned
-            if epoch < self.epochs and time.monotonic() >= self.deadline:
-                raise _OutOfTime
-
-        try:
-            learner.fit(self.epochs, after_epoch=after_epoch)
-        finally:  # a kill may have come between a checkpoint and its report
-            known = {row["epoch"] for row in recorded_epochs(trial)}
-            for row in learner.history:
-                if int(row["epoch"]) not in known:
-                    _record(trial, row, self.score)
-        scores = [float(row[self.score]) for row in learner.history]
-        if not all(map(math.isfinite, scores)):  # a kill came between a checkpoint and the look at its epoch
-            raise FloatingPointError(f"{self.score} is not finite in one of the epochs: {scores}")
-        return max(scores)
-
-    def _count_failures(self, state: TrialState, end: str) -> None:
-        self.failures = self.failures + 1 if state == TrialState.FAIL and end != PAUSED else 0
-        if end.startswith("out of memory"):
-            import torch
-
-            gc.collect()
-            if torch.cuda.is_available():
-                torch.cuda.empty_cache()
-        if self.failures >= FAILURES:
+    asked = {"candidates": candidates, "seeds": list(seeds), "epochs": epochs}
+    asked["data"] = SegmentationDataset(path, "test").fingerprint
+    asked = json.loads(json.dumps(asked))
+    if record.exists():
+        found = json.loads(record.read_text(encoding="utf-8"))
+        if found["asked"] != asked:
             raise InputError(
-                f"tune: {FAILURES} trials in a row have failed, the last one with this:\n{end}\n"
-                "All are recorded. If the plan itself is the reason, change it and give the study another name."
+                f"The test set was opened before, for other candidates, seeds or data ({record}).\n"
+                "A second look would be a choice by the test images. Keep that result; or take new test images, and\n"
+                "remove this file."
             )
+        return found["rows"], found["images"]
+    rows, images = [], []
+    for name, settings in candidates.items():
+        for seed in seeds:
+            scores = judge_images(trained(build, settings, seed, epochs, folder), path)
+            rows.append({"candidate": name, "seed": seed, "test_mean_iou": scores.pop("")})
+            images += [{"candidate": name, "seed": seed, "image": i, "mean_iou": s} for i, s in scores.items()]
+    with replacing(record) as part:
+        part.write_text(json.dumps({"asked": asked, "rows": rows, "images": images}), encoding="utf-8")
+    return rows, images
 
 
-class _OutOfTime(Exception):
-    """The minutes are over; the trial goes on with the next call."""
+def judge_images(learner: Learner, path: Path) -> dict[str, float]:
+    """Mean IoU of each test image by its name, and under "" of the counts of all images together."""
+    dataset = SegmentationDataset(path, "test")
+    counts = {}
+    for index, name in enumerate(dataset.names):
+        image, label = dataset[index][:2]
+        guess = learner.predict(image[None])[0].argmax(dim=0)
+        counts[name] = confusion_matrix(guess, label, dataset.num_classes)
+    total = mean_iou(sum(counts.values()))  # type: ignore[arg-type]  # the sum of tensors is a tensor
+    return {name: mean_iou(count) for name, count in counts.items()} | {"": total}
 
 
-def _record(trial: optuna.Trial, row: Mapping[str, Any], score: str) -> None:
-    kept = {name: float(row[name]) for name in (*COLUMNS, score) if name in row}
-    trial.set_user_attr(f"epoch {int(row['epoch'])}", kept | {"epoch": int(row["epoch"])})
+# ---- tables and command ---------------------------------------------------------------------------------------------
 
 
-def _reason(error: Exception) -> str:
-    """Why a trial failed, in one line."""
-    text = f"{type(error).__name__}: {error}".partition("\n")[0]
-    full = isinstance(error, MemoryError) or any(s in str(error) for s in ("out of memory", "can't allocate memory"))
-    return (
-        f"out of memory: {text}" if full else f"not finite: {text}" if isinstance(error, FloatingPointError) else text
+def save_rows(table: str, set_name: str, rows: Sequence[Row]) -> None:
+    """Put the rows of one data set into `figures/tuning_TABLE.csv`, in the place of its old ones."""
+    path = FIGURES / f"tuning_{table}.csv"
+    columns = list(dict.fromkeys(["set", *(name for row in rows for name in row)]))
+    new = [{name: (row | {"set": set_name}).get(name, "") for name in columns} for row in rows]
+    others = [row for row in read_table(path) if row["set"] != set_name and list(row) == columns]
+    write_table(path, [*others, *new])
+
+
+def load_rows(table: str, set_name: str) -> list[Row]:
+    """The rows of one data set from `figures/tuning_TABLE.csv`."""
+    return select(read_table(FIGURES / f"tuning_{table}.csv"), set=set_name)
+
+
+def run_set(set_name: str, options: argparse.Namespace, say: Callable[[str], object] = print) -> None:
+    """All four steps for one data set, and their tables."""
+    path = prepare(set_name, DATA)
+    name = f"{options.name}-{Path(set_name).name}"
+    runs, seeds = RUNS / name, range(options.seeds)
+    say(f"{set_name}: search for {options.minutes:g} minutes on {pick_device().type}")
+    study, factors = search(
+        path, options.storage or runs / "search.db", name=name, minutes=options.minutes, trials=options.trials,
+        seed=None if options.worker else options.seed,
+    )  # fmt: skip
+    rows = trial_rows(study)
+    states = [row["state"] for row in rows]
+    say(f"{set_name}: {len(rows)} trials, of which " + ", ".join(f"{states.count(s)} {s}" for s in sorted(set(states))))
+    if options.worker or "complete" not in states:
+        return
+    save_rows("range", set_name, study.user_attrs["range test"])
+    save_rows("plan", set_name, [{"factor": key, "values": text} for key, text in spelled(factors).items()])
+    save_rows("trials", set_name, rows)
+    save_rows("epochs", set_name, epoch_rows(study))
+    build, candidates = builder(path, study.user_attrs["precision"]), chosen_settings(factors, rows)
+    say(f"{set_name}: confirmation of {len(candidates)} candidates with {options.seeds} seeds each")
+    confirmed = confirm(build, candidates, epochs=EPOCHS, seeds=seeds, folder=runs / "confirmation")
+    values = {key: {f.name: settings[f.name] for f in searched(factors)} for key, settings in candidates.items()}
+    save_rows("confirm", set_name, [row | values[row["candidate"]] for row in confirmed])
+    judged = {key: candidates[key] for key in dict.fromkeys(["default", winner(confirmed)])}
+    tests, images = final_test(
+        path, build, judged, epochs=EPOCHS, seeds=seeds, folder=runs / "confirmation", record=runs / "test-opened.json"
     )
+    save_rows("test", set_name, tests)
+    save_rows("images", set_name, images)
+    for key in judged:
+        mean, half = interval(scores_of(tests, key, "test_mean_iou"))
+        say(f"{set_name}: test mean IoU of {key}: {mean:.4f} ± {half:.4f} (95 % interval, {options.seeds} seeds)")
 
 
-def _finish(
-    study: optuna.Study,
-    trial: optuna.Trial,
-    state: TrialState,
-    value: float | None = None,
-    end: str = "",
-    seconds: float | None = None,
-) -> None:
-    """Tell the study how a trial has ended, unless another process has declared it dead meanwhile."""
-    try:
-        if seconds is not None:
-            trial.set_user_attr("wall_seconds", seconds)
-        if end:
-            trial.set_user_attr("end", end)
-        study.tell(trial.number, value, state=state)
-    except (ValueError, RuntimeError):
-        if not study.get_trials(deepcopy=False)[trial.number].state.is_finished():
-            raise
-
-
-# ---- after a kill ---------------------------------------------------------------------------------------------------
-
-
-def recover(study: optuna.Study, silence: float = SILENCE) -> None:
-    """Let trials of dead processes fail, and queue what was cut off once more: killed trials once, paused ones always.
-
-    A trial is dead if its process on this machine has ended, or if a process elsewhere has finished no epoch for
-    `silence` seconds.
-    """
-    for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
-        if _is_dead(trial, silence):
-            with contextlib.suppress(ValueError, RuntimeError):  # another process was faster
-                study.tell(trial.number, state=TrialState.FAIL)
-    trials = study.get_trials(deepcopy=False)
-    for trial in counted(trials):
-        attributes = dict(trial.user_attrs)
-        killed = trial.state == TrialState.FAIL and not attributes.get("end") and not attributes.get("was_killed")
-        if killed or (trial.state == TrialState.FAIL and attributes.get("end") == PAUSED):
-            kept = {key: value for key, value in attributes.items() if key.startswith("epoch ")}
-            kept["inherited"] = len(kept)
-            kept |= {"seed": attributes.get("seed", FIRST_SEED + trial.number), "goes_on_from": trial.number}
-            kept |= {"was_killed": bool(killed or attributes.get("was_killed"))}
-            _queue(study, f"goes on from {trial.number}", trial.params, kept)
-
-
-def _is_dead(trial: FrozenTrial, silence: float) -> bool:
-    owner, began = trial.user_attrs.get("owner", ""), trial.user_attrs.get("began", 0.0)
-    if not owner:  # killed in the moment between asking and signing
-        began = trial.datetime_start.timestamp() if trial.datetime_start else 0.0
-        return time.time() - began > min(60.0, silence)
-    if (ended := processes.has_ended(owner)) is not None:
-        return ended or processes.is_mine(owner)  # this process runs one trial at a time, and now none
-    seen = began + sum(row["seconds"] for row in recorded_epochs(trial))
-    return time.time() - seen > silence
-
-
-def _seconds_used_here(study: optuna.Study) -> float:
-    """Seconds that trials of this machine took in processes that have ended, and in earlier calls of this one."""
-    total = 0.0
-    for trial in study.get_trials(deepcopy=False):
-        owner = trial.user_attrs.get("owner", "")
-        if processes.is_here(owner) and (processes.is_mine(owner) or processes.has_ended(owner)):
-            epochs = recorded_epochs(trial)[trial.user_attrs.get("inherited", 0) :]
-            total += trial.user_attrs.get("wall_seconds", sum(row["seconds"] for row in epochs))
-    return total
+def main(arguments: list[str]) -> None:
+    """Do what the command line asks for, and go on where an earlier run stopped."""
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="run.py tune", description=__doc__, formatter_class=layout)
+    parser.add_argument("--data", nargs="+", metavar="NAME", default=[DEFAULT_SET], help=f"default: {DEFAULT_SET}")
+    parser.add_argument("--minutes", type=float, default=15, help="of training in the search, for each data set")
+    parser.add_argument("--trials", type=int, default=1_000_000, help="at most so many in all")
+    parser.add_argument("--seeds", type=int, default=5, help="of the confirmation")
+    parser.add_argument("--storage", help="an SQLite file, or an address like postgresql+psycopg://user@host/database")
+    parser.add_argument("--name", default="tuning", help="of the study; another plan needs another name")
+    parser.add_argument("--seed", type=int, default=0, help="of the search")
+    parser.add_argument("--worker", action="store_true", help="take part in the search, then end")
+    options = parser.parse_args(arguments)
+    for set_name in options.data:
+        run_set(set_name, options)

@@ -1,4 +1,4 @@
-"""Made-up cats and dogs with exact labels, for the part on pets and their outlines.
+"""Synthetic cats and dogs with exact labels, for the part on pets and their outlines.
 
 An animal is a set of balls swept along lines: body, legs, tail, head, ears.  Noise frays its outline like fur.  The
 cushions, stones and bushes around it are made in the same way and of the same colours, so neither colour nor shading
@@ -10,6 +10,7 @@ doi 10.1109/CVPR.2012.6248092.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -18,9 +19,10 @@ from numpy.random import Generator
 from scipy import ndimage
 
 from checks import InputError
-from imagesets.painting import cloth, lit, paint_balls, palette, photograph, pick_colour, soft_noise, swept_balls
-from imagesets.yeast import Scene, check_whole_numbers
+from imagesets.streets import LAYERS, palette, photograph, pick_colour, soft_noise
+from imagesets.yeast import Scene, check_whole_numbers, write_set
 
+VERSION = 2  # raise it when the pictures change, so that an older set on disk is not taken for this one
 SPECIES = ("dog", "cat")
 FUR = palette("CC8542 734D30 2A2827 E6DED1 807D7D DBC294 AD855C 4D4540")
 CLOTH = palette("8C332E 334D6B 9E8C6B 596B4D BFB8A8 6B4D38 807A80 D9B366 4D425C")
@@ -43,9 +45,29 @@ class _Pose(NamedTuple):
 
 class _Pet(NamedTuple):
     parts: ndarray  # (n, 7)
-    tips: ndarray  # (n,) bool: muzzle, ears, paws, tail
     pose: _Pose
     cat: bool
+
+
+def write_pets(folder: Path, num_images: int = 160, seed: int = 0, height: int = 160, width: int = 160) -> Path:
+    """Write `dog_000.png`, `cat_001.png`, `dog_002.png` …, labels 0 background, 1 pet, 2 border (see `pet_scene`).
+
+    Image i depends on `seed`, i and the size only.  A folder that holds this very set is kept; `InputError` when it
+    holds anything else, or when the settings make no set.
+
+    >>> import tempfile
+    >>> folder = write_pets(Path(tempfile.mkdtemp()) / "pets", num_images=2, height=64, width=64)
+    >>> sorted(path.name for path in (folder / "images").iterdir())
+    ['cat_001.png', 'dog_000.png']
+    """
+
+    def name(i: int) -> str:
+        return f"{SPECIES[i % 2]}_{i:03d}.png"
+
+    def draw(i: int, rng: Generator) -> Scene:
+        return pet_scene(rng, height, width, species=SPECIES[i % 2])
+
+    return write_set(folder, "pets", VERSION, LAYERS, name, draw, num_images, seed, height, width)
 
 
 def pet_scene(rng: Generator, height: int = 160, width: int = 160, species: str | None = None) -> Scene:
@@ -81,25 +103,62 @@ def pet_scene(rng: Generator, height: int = 160, width: int = 160, species: str 
     return Scene(photograph(rng, image), label)
 
 
+# --- bodies in the light ---
+
+
+def swept_balls(y: ndarray, x: ndarray, parts: ndarray) -> tuple[ndarray, ndarray]:
+    """Look at balls that are swept along lines: return the part seen at each point and its height to the viewer.
+
+    `parts` (n, 7): y and x of one end, y and x of the other, the radius here and there, and how much nearer the part
+    is.  Where none is seen, the part is −1 and the height −inf.
+
+    >>> part, height = swept_balls(np.array([[0], [5]]), np.array([[0, 3]]), np.array([[0, 0, 0, 3, 1, 2, 0]]))
+    >>> part.tolist(), height.tolist()
+    ([[0, 0], [-1, -1]], [[1.0, 2.0], [-inf, -inf]])
+    """
+    shape = np.broadcast_shapes(y.shape, x.shape)
+    seen, highest = np.full(shape, -1), np.full(shape, -np.inf, dtype=np.float32)
+    for number, (ay, ax, by, bx, radius, end_radius, nearer) in enumerate(parts.tolist()):
+        dy, dx = by - ay, bx - ax
+        t = np.clip(((y - ay) * dy + (x - ax) * dx) / max(dy * dy + dx * dx, 1e-6), 0, 1)  # where the nearest ball is
+        squared = (radius + (end_radius - radius) * t) ** 2 - (y - ay - t * dy) ** 2 - (x - ax - t * dx) ** 2
+        height = np.where(squared > 0, np.sqrt(np.maximum(squared, 0)) + nearer, -np.inf)
+        seen[height > highest] = number
+        highest = np.maximum(height, highest)
+    return seen, highest
+
+
+def lit(height: ndarray, seen: ndarray, sigma: float, light: ndarray) -> ndarray:
+    """Return how bright each point of a body is, 0 … 1; its height is smoothed, so that its parts grow together.
+
+    `light` (3,) points to the lamp: down, right, to the viewer.
+    """
+    weight = np.maximum(ndimage.gaussian_filter(seen.astype(np.float32), sigma, truncate=2.5), 0.01)
+    smooth = ndimage.gaussian_filter(np.where(seen, height, 0), sigma, truncate=2.5) / weight
+    slope_y, slope_x = np.gradient(smooth)
+    facing = (light[2] - light[0] * slope_y - light[1] * slope_x) / np.sqrt(1 + slope_y**2 + slope_x**2)
+    return np.clip(facing / np.linalg.norm(light), 0, None)
+
+
+# --- the animal ---
+
+
 def _pet(rng: Generator, cat: bool) -> _Pet:
     """Put an animal together: a body in some pose, a tail and a head of its kind."""
     pose = (_standing, _sitting, _lying)[rng.choice(3, p=(0.35, 0.4, 0.25))](rng, rng.uniform(0.85, 1.15))
     body = np.array(pose.parts + _tail(rng, pose.tail, cat))
     body[:, :4] += rng.normal(0, 0.02, (len(body), 4))
-    tips = np.append(body[:, 4] < 0.11, (False, True, True, True))
-    return _Pet(np.vstack([body, _head(rng, pose, cat)]), tips, pose, cat)
+    return _Pet(np.vstack([body, _head(rng, pose, cat)]), pose, cat)
 
 
 def _standing(rng: Generator, fat: float) -> _Pose:
     """An animal seen from its side."""
     parts: list[Part] = [(0, -0.5, -0.03, 0.42, 0.25 * fat, 0.28 * fat, 0), (-0.05, 0.45, -0.38, 0.72, 0.22, 0.17, 0)]
-    knee_y = 0.1 + rng.uniform(0.27, 0.43)
-    foot_y = 2 * knee_y - 0.1
+    foot_y = 0.64 + rng.uniform(0, 0.3)
     for x, near in ((0.4, 0.05), (0.52, -0.12), (-0.52, 0.05), (-0.4, -0.12)):
-        thigh, knee, foot = (0.15, x - 0.06, x) if x < 0 else (0.12, x, x)
-        foot += rng.normal(0, 0.08)
-        parts += [(0.1, x, knee_y, knee, thigh, 0.085, near), (knee_y, knee, foot_y, foot, 0.085, 0.06, near)]
-        parts += [(foot_y + 0.02, foot, foot_y + 0.03, foot + 0.08, 0.065, 0.055, near)]
+        foot = x + rng.normal(0, 0.08)
+        parts += [(0.1, x, foot_y, foot, 0.13, 0.07, near)]
+        parts += [(foot_y, foot, foot_y + 0.02, foot + 0.08, 0.065, 0.055, near)]
     return _Pose(parts, (-0.5, 0.78), 0.28, rng.uniform(0.2, 0.7), (-0.1, -0.7))
 
 
@@ -107,9 +166,8 @@ def _sitting(rng: Generator, fat: float) -> _Pose:
     """An animal seen from the front."""
     parts: list[Part] = [(0.55, 0, 0, 0, 0.38 * fat, 0.25 * fat, 0), (0, 0, -0.3, 0, 0.25, 0.2, 0.02)]
     for s in (-1, 1):
-        parts += [(0.62, 0.27 * s * fat, 0.78, 0.33 * s * fat, 0.22, 0.14, 0.05)]
-        parts += [(0.86, 0.3 * s * fat, 0.9, 0.38 * s * fat, 0.09, 0.08, 0.1)]
-        parts += [(0.1, 0.14 * s, 0.85, 0.15 * s, 0.12, 0.085, 0.2), (0.86, 0.15 * s, 0.9, 0.17 * s, 0.09, 0.08, 0.24)]
+        parts += [(0.62, 0.27 * s * fat, 0.9, 0.38 * s * fat, 0.22, 0.09, 0.05)]
+        parts += [(0.1, 0.14 * s, 0.88, 0.16 * s, 0.12, 0.085, 0.2)]
     turn = rng.uniform(-0.6, 0.6)
     return _Pose(parts, (-0.52, 0.05 * turn), 0.32, turn, (0.75, 0.45 - 0.9 * rng.integers(2)))
 
@@ -117,8 +175,7 @@ def _sitting(rng: Generator, fat: float) -> _Pose:
 def _lying(rng: Generator, fat: float) -> _Pose:
     """An animal on its belly, seen from its side."""
     parts: list[Part] = [(0.38, -0.55, 0.36, 0.3, 0.32 * fat, 0.27 * fat, 0), (0.45, -0.55, 0.5, -0.4, 0.27, 0.2, 0.08)]
-    parts += [(0.3, 0.3, 0, 0.52, 0.24, 0.2, 0.05), (0.5, 0.3, 0.62, 0.85, 0.1, 0.075, 0.12)]
-    parts += [(0.6, 0.35, 0.66, 0.98, 0.08, 0.07, 0.05), (0.66, -0.4, 0.68, -0.15, 0.09, 0.08, 0.14)]
+    parts += [(0.3, 0.3, 0, 0.52, 0.24, 0.2, 0.05), (0.5, 0.3, 0.65, 0.9, 0.1, 0.07, 0.12)]
     return _Pose(parts, (-0.16, 0.6), 0.28, rng.uniform(-0.2, 0.7), (0.5, -0.8))
 
 
@@ -161,18 +218,16 @@ def _place(rng: Generator, pet: _Pet, shape: tuple[int, int]) -> tuple[float, nd
 
 
 def _fur(rng: Generator, pet: _Pet, owner: ndarray, y: ndarray, x: ndarray) -> ndarray:
-    """Return the colours of the fur: patches, stripes, dark tips, a light belly, or nearly one colour."""
+    """Return the colours of the fur: patches, stripes, a light belly, or nearly one colour."""
     one, two = pick_colour(rng, FUR), pick_colour(rng, FUR)
     spots, angle = soft_noise(rng, owner.shape, rng.uniform(0.08, 0.2) * min(owner.shape)), rng.uniform(-0.5, 0.5)
-    kind, muzzle = rng.integers(5), owner == len(pet.parts) + MUZZLE
+    kind, muzzle = rng.integers(4), owner == len(pet.parts) + MUZZLE
     if kind == 0:
         pattern = spots > 0.3
     elif kind == 1:
         two = one * rng.uniform(0.4, 0.65)
         pattern = np.sin((x * np.cos(angle) + y * np.sin(angle)) * rng.uniform(22, 34) + 1.5 * spots) > 0.3
     elif kind == 2:
-        pattern = pet.tips[owner]
-    elif kind == 3:
         pattern = (y > 0.3 - 0.12 * spots) | muzzle
     else:
         pattern = 0.3 * np.clip(spots, 0, 1)
@@ -182,69 +237,73 @@ def _fur(rng: Generator, pet: _Pet, owner: ndarray, y: ndarray, x: ndarray) -> n
 
 
 def _paint_face(rng: Generator, pet: _Pet, fur: ndarray, y: ndarray, x: ndarray) -> None:
-    """Paint nose, mouth and eyes, each an ellipse."""
+    """Paint nose and eyes, each of ellipses; lengths are in radii of the head."""
     v, u = (y - pet.pose.head[0]) / pet.pose.size, (x - pet.pose.head[1]) / pet.pose.size
-    tip = (pet.parts[MUZZLE, 2:4] - pet.pose.head) / pet.pose.size
-    if pet.cat:
-        nose, big, iris = (tip[0] - 0.1, tip[1] - 0.18, 0.09, 0.12, (0.55, 0.3, 0.3)), 1.0, pick_colour(rng, EYES)
-    else:
-        nose, big, iris = (tip[0] - 0.1, tip[1], 0.13, 0.17, (0.08, 0.07, 0.07)), 0.75, palette("38210F")[0]
-    ellipses: list[tuple] = [
-        nose,
-        (nose[0] + 0.2, nose[1], 0.1, 0.025, (0.12, 0.1, 0.1)),
-    ]  # v, u, half height, half width, colour
+    tip = (pet.parts[MUZZLE, 2:4] - pet.pose.head) / pet.pose.size - (0.1, 0.18 * pet.cat)
+    iris = pick_colour(rng, EYES) if pet.cat else palette("38210F")[0]
+    ellipses: list[tuple] = [(*tip, 0.11, 0.14, (0.2, 0.12, 0.12))]  # v, u, half height, half width, colour
     for eye in (0.38 * pet.pose.turn - 0.42, 0.38 * pet.pose.turn + 0.42):
-        ellipses += [(-0.1, eye, 0.17 * big, 0.2 * big, (0.08, 0.06, 0.05)), (-0.1, eye, 0.13 * big, 0.15 * big, iris)]
-        ellipses += [(-0.1, eye, 0.12 * big, 0.06, (0.03,) * 3), (-0.15, eye + 0.05, 0.045, 0.045, (1, 1, 1))]
+        ellipses += [(-0.1, eye, 0.17, 0.2, (0.08, 0.06, 0.05)), (-0.1, eye, 0.13, 0.15, iris)]
+        ellipses += [(-0.1, eye, 0.12, 0.06, (0.03,) * 3), (-0.15, eye + 0.05, 0.045, 0.045, (1, 1, 1))]
     for at_v, at_u, high, wide, colour in ellipses:
         fur[((v - at_v) / high) ** 2 + ((u - at_u) / wide) ** 2 < 1] = colour
 
 
+# --- around it ---
+
+
 def _background(rng: Generator, shape: tuple[int, int], light: ndarray) -> ndarray:
-    """Paint a garden with bushes and stones, or a room with pictures, a sofa and cushions (H, W, 3)."""
+    """Paint a garden with bushes and stones, or a room with a sofa and cushions (H, W, 3)."""
     side, garden = min(shape), rng.random() < 0.45
     edge, wide = int(shape[0] * rng.uniform(0.3, 0.65)), shape[1] / side  # where the ground begins
     ground = GREEN if garden else np.vstack([FUR, CLOTH, CLOTH])
-    wall = np.vstack([GREEN, FUR]) if garden else ground
-    image = cloth(rng, shape, wall, grown=garden and rng.random() < 0.6)
+    image = cloth(rng, shape, np.vstack([GREEN, FUR]) if garden else ground, grown=garden)
     image[edge:] = rng.uniform(0.9, 1.2) * cloth(rng, shape, ground, grown=garden)[edge:]
-    if not garden:
-        _hang_pictures(rng, image, edge)
-    things = _bushes(rng, wide) if garden else _sofa(rng, wide)
+    things = []  # 1 is the shorter side of the picture
+    for x in rng.uniform(0, wide, rng.integers(1, 4)):  # bushes, or what is heaped on a sofa
+        start = rng.normal((-0.03, x), (0.05, 0.1), (rng.integers(3, 8) if garden else 2, 2))
+        end = start + ((0, 0.02) if garden else (0, rng.uniform(0.2, 0.6)))
+        radius = rng.uniform(0.05, 0.13) * rng.uniform(0.6, 1.2, (len(start), 1))
+        things.append(np.hstack([start, end, radius, radius, 0 * radius]))
     for _ in range(rng.integers(1, 5)):  # stones or cushions
-        start, radius = rng.uniform((-0.05, 0), (0.5, wide)), rng.uniform(0.04, 0.12)
+        start, width = rng.uniform((-0.05, 0), (0.5, wide)), rng.uniform(0.04, 0.12)
         end = start + rng.normal(0, (0.04, 0.12))
-        things.append(np.array([(*start, *end, radius, radius * rng.uniform(0.7, 1.1), 0)]))
+        things.append(np.array([(*start, *end, width, width * rng.uniform(0.7, 1.1), 0)]))
     for parts in things:
         place = np.array((edge, 0, edge, 0, 0, 0, 0))
-        paint_balls(rng, image, place + side * parts, np.vstack([GREEN, wall]) if garden else ground, light)
+        paint_balls(rng, image, place + side * parts, np.vstack([GREEN, FUR]) if garden else ground, light)
     return image if rng.random() < 0.3 else ndimage.gaussian_filter(image, (1, 1, 0), truncate=2)
 
 
-def _hang_pictures(rng: Generator, image: ndarray, edge: int) -> None:
-    """Paint a skirting board, and none to two framed pictures above it."""
-    (H, W, _), side = image.shape, min(image.shape[:2])
-    image[edge - 3 : edge] = pick_colour(rng, FUR)
-    for _ in range(rng.integers(3)):
-        y, x, high, wide = (side * rng.uniform((0, 0, 0.15, 0.15), (0.1, W / side, 0.4, 0.4))).astype(int)
-        bottom, right = min(y + high, edge - 8), x + wide
-        image[y:bottom, x:right] = pick_colour(rng, FUR)
-        image[y + 3 : bottom - 3, x + 3 : right - 3] = cloth(rng, (H, W), GREEN)[y + 3 : bottom - 3, x + 3 : right - 3]
+def paint_balls(rng: Generator, image: ndarray, parts: ndarray, colours: ndarray, light: ndarray) -> None:
+    """Paint swept balls in some cloth into an image (H, W, 3), together one body; lengths are in pixels."""
+    ends, radius = parts[:, :4].reshape(-1, 2, 2), parts[:, 4:6, None]
+    low = np.clip((ends - radius).min(axis=(0, 1)), 0, image.shape[:2]).astype(int)
+    high = np.clip((ends + radius).max(axis=(0, 1)) + 1, 0, image.shape[:2]).astype(int)
+    if (high - low).min() >= 2:  # else it is outside, or too small for a slope
+        y, x = (axis.astype(np.float32) for axis in np.ogrid[low[0] : high[0], low[1] : high[1]])
+        owner, height = swept_balls(y, x, parts)
+        seen = owner >= 0
+        colour = cloth(rng, seen.shape, colours) * (0.35 + 0.75 * lit(height, seen, 1.5, light))[..., None]
+        image[low[0] : high[0], low[1] : high[1]][seen] = colour[seen]
 
 
-def _bushes(rng: Generator, wide: float) -> list[ndarray]:
-    """Heap balls on the edge of the ground; 1 is the shorter side of the picture, as in `_sofa`."""
-    heaps = []
-    for x in rng.uniform(0, wide, rng.integers(1, 5)):
-        ends = rng.normal((-0.03, x), (0.05, 0.1), (rng.integers(3, 8), 2))
-        radius = rng.uniform(0.05, 0.13) * rng.uniform(0.6, 1.2, (len(ends), 1))
-        heaps.append(np.hstack([ends, ends + 0.02, radius, radius, 0 * radius]))
-    return heaps
+def cloth(rng: Generator, shape: tuple[int, ...], colours: ndarray, grown: bool = False) -> ndarray:
+    """Return a texture (H, W, 3) of two colours: stripes, checks, spots, fibres or plain.
 
-
-def _sofa(rng: Generator, wide: float) -> list[ndarray]:
-    """A back, a seat and two arms, in six rooms of ten."""
-    (left, right), radius = wide * rng.uniform((-0.1, 0.6), (0.4, 1.1)), rng.uniform(0.1, 0.17)
-    rolls = [(y, left, y, right, radius, radius, 0) for y in (-0.06, 0.2)]
-    arms = [(0, x, 0.3, x, 0.09, 0.09, 0) for x in (left, right)]
-    return [np.array(rolls + arms)] if rng.random() < 0.6 else []
+    With `grown` only the last three, which are found on grass and leaves, too.
+    """
+    one, two = pick_colour(rng, colours), pick_colour(rng, colours)
+    y, x = np.ogrid[: shape[0], : shape[1]]
+    wave, step, slant = soft_noise(rng, shape, 14), rng.uniform(8, 24), rng.uniform(-0.5, 0.5)
+    kind = rng.integers(2 if grown else 0, 5)
+    if kind == 0:
+        mix = (x + slant * y + 1.5 * wave) / step % 1 < 0.4
+    elif kind == 1:
+        mix = 0.5 * ((x + wave) / step % 1 < 0.5) + 0.5 * ((y + wave) / step % 1 < 0.5)
+    elif kind == 2:
+        mix = np.clip(soft_noise(rng, shape, step / 2), 0, 1)
+    else:
+        mix = np.clip(0.4 + 0.5 * soft_noise(rng, shape, (5, 1.5)), 0, 1) * (kind == 3)
+    grain = 1 + 0.07 * soft_noise(rng, shape, 1.3) + 0.1 * wave
+    return ((one + (two - one) * (rng.uniform(0.3, 1) * mix)[..., None]) * grain[..., None]).astype(np.float32)

@@ -1,7 +1,7 @@
 """Where the real data sets come from, on which terms, and what must be there in the end: a table without code.
 
-`download.locate` fetches and checks what this table names; `data/README.md` tells people the same.  An address names
-one fixed content: a release, a record, or a commit of a repository.
+`real.locate` fetches and checks what this table names; `data/README.md` tells people the same.  An address names one
+fixed content: a release, a record, or a commit of a repository.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ class RemoteFile(NamedTuple):
     address: str
     target: str
     checksum: str = ""  # "sha256:…" or "md5:…", as its authors publish it; empty where nobody does
-    also_at: tuple[str, ...] = ()  # the same bytes on other hosts
 
     @property
     def is_archive(self) -> bool:
@@ -60,7 +59,6 @@ _TOPOMORTAR = f"https://raw.githubusercontent.com/jmlipman/TopoMortar/{_TOPOMORT
 _BRICK_WALLS = {"train": range(1, 51), "val": range(51, 71), "test": range(71, 121)}  # 121 … 420: other walls
 _KITTI_FRAMES = {"um": 95, "umm": 96, "uu": 98}  # marked, marked with several lanes, unmarked: 289 frames
 _PETS = "https://www.robots.ox.ac.uk/~vgg/data/pets/data"
-_PETS_TOO = "https://thor.robots.ox.ac.uk/datasets/pets"
 _CAMVID_COMMIT = "bb68b64e72cb004b3ed927fee0f5624dd8097498"
 _CAMVID_PARTS = {"train": 367, "val": 101, "test": 233}
 
@@ -152,7 +150,7 @@ _TABLE = (
         licence="CC BY-SA 4.0",
         citation="Parkhi et al., CVPR 2012, doi 10.1109/CVPR.2012.6248092",
         files=tuple(
-            RemoteFile(f"{_PETS}/{name}", f"oxford_pets_{name}", checksum, (f"{_PETS_TOO}/{name}",))
+            RemoteFile(f"{_PETS}/{name}", f"oxford_pets_{name}", checksum)
             for name, checksum in (
                 ("images.tar.gz", "md5:5c4f3ee8e5d25df40f4fd59a7f44e54c"),  # 0.8 GB
                 ("annotations.tar.gz", "md5:95a8c909bbe2e81eed6a22bccdf3f68f"),

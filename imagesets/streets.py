@@ -1,37 +1,153 @@
-"""Made-up streets, seen from a car, with exact labels: for the parts on roads and on many classes.
+"""Synthetic streets, seen from a car, with exact labels: for the parts on roads and on many classes.
 
 A street is laid out in metres and seen through a pinhole camera: a point at height h, x to the right and z ahead is
 seen at the slopes x / z and (eye − h) / z.  Neither brightness nor place tells the classes apart: road, pavement and
 walls share their greys, shadows and lane marks change them, and the road bends, widens and crosses others.
 
-Classes as in CamVid: G. J. Brostow, J. Fauqueur, R. Cipolla, Pattern Recognit. Lett. 30 (2009) 88,
-doi 10.1016/j.patrec.2008.04.005.
+Pictures are float32 arrays (H, W, 3) between 0 (black) and 1 until `photograph` turns them into bytes.  Classes as in
+CamVid: G. J. Brostow, J. Fauqueur, R. Cipolla, Pattern Recognit. Lett. 30 (2009) 88, doi 10.1016/j.patrec.2008.04.005.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy import ndarray
 from numpy.random import Generator
+from PIL import Image
+from scipy import ndimage
 
 from checks import IGNORE_INDEX
-from imagesets.painting import palette, photograph, pick_colour, soft_noise
-from imagesets.yeast import Scene, check_whole_numbers
+from imagesets.yeast import Scene, check_whole_numbers, write_set
 
+VERSION = 2  # raise it when the pictures change, so that an older set on disk is not taken for this one
+LAYERS = {"images": "image", "labels": "label"}
 SKY, BUILDING, TREE, ROAD, PAVEMENT, CAR = range(6)  # TREE is all that is green: grass too
+
+
+def palette(codes: str) -> ndarray:
+    """Read colours, float32 (n, 3), from their codes.
+
+    >>> palette("FF0000 00FF00").tolist()
+    [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
+    """
+    return np.array([[*bytes.fromhex(code)] for code in codes.split()], dtype=np.float32) / 255
+
 
 WALLS = palette("B8A88F 9E9991 807D7A 995E54 CCC4B3 8F857A B3946E 736661 A8ADB3")
 LEAVES = palette("385C24 4D6B29 294A21 5C6626 80611F 475733")
-ROOFS = palette("59382E 47474D 734D38")
 GLASS = palette("29303B 404D5C 738599")
 PAINTS = palette("141417 D9D9DB 7A7D82 4D4F54 991414 1A3373 9EA1A6 265240 BF9926")
-SIGNS = palette("B31A1A 1A3399")
 
 Box = tuple[slice, slice]
+
+
+def write_streets(folder: Path, num_images: int = 60, seed: int = 0, height: int = 256, width: int = 256) -> Path:
+    """Write `images/street_000.png` … and `labels/` (0 … 5, and 255 void; see `street_scene`); return `folder`.
+
+    Image i depends on `seed`, i and the size only.  A folder that holds this very set is kept; `InputError` when it
+    holds anything else, or when the settings make no set.
+
+    >>> import tempfile
+    >>> folder = write_streets(Path(tempfile.mkdtemp()) / "streets", num_images=2, height=64, width=64)
+    >>> sorted(path.name for path in (folder / "labels").iterdir())
+    ['street_000.png', 'street_001.png']
+    """
+
+    def draw(i: int, rng: Generator) -> Scene:
+        return street_scene(rng, height, width)
+
+    name = "street_{:03d}.png".format
+    return write_set(folder, "streets", VERSION, LAYERS, name, draw, num_images, seed, height, width)
+
+
+def write_roads(folder: Path, num_images: int = 120, seed: int = 0, height: int = 256, width: int = 256) -> Path:
+    """Write the pictures of `write_streets` as `road_000.png` …, labels 1 road, 0 all else, 255 void.
+
+    >>> import tempfile
+    >>> folder = write_roads(Path(tempfile.mkdtemp()) / "roads", num_images=1, height=64, width=64)
+    >>> [path.name for path in (folder / "images").iterdir()]
+    ['road_000.png']
+    """
+
+    def draw(i: int, rng: Generator) -> Scene:
+        scene = street_scene(rng, height, width)
+        return replace(scene, label=road_label(scene.label))
+
+    name = "road_{:03d}.png".format
+    return write_set(folder, "roads", VERSION, LAYERS, name, draw, num_images, seed, height, width)
+
+
+def road_label(label: ndarray) -> ndarray:
+    """Turn a label of streets into 1 road, 0 all else; 255 stays.
+
+    >>> road_label(np.array([[0, 3, 4, 255]], dtype=np.uint8)).tolist()
+    [[0, 1, 0, 255]]
+    """
+    return np.where(label == IGNORE_INDEX, label, label == ROAD).astype(np.uint8)
+
+
+def street_scene(rng: Generator, height: int = 256, width: int = 256) -> Scene:
+    """Draw one street: image (height, width, 3), label (height, width).
+
+    Classes: 0 sky, 1 building, 2 tree or grass, 3 road, 4 pavement, 5 car; 255 for poles and the own bonnet.
+    Raises `InputError` when a side is shorter than 64 pixels.
+
+    >>> scene = street_scene(np.random.default_rng(0))
+    >>> scene.image.shape, str(scene.image.dtype), scene.label.shape
+    ((256, 256, 3), 'uint8', (256, 256))
+    """
+    check_whole_numbers(height=(height, 64), width=(width, 64))
+    street = _empty_street(rng, height, width)
+    things = _layout(street)
+    _paint_sky(street)
+    _paint_ground(street, things)
+    painters = {BUILDING: _paint_building, TREE: _paint_tree, CAR: _paint_car, IGNORE_INDEX: _paint_pole}
+    for thing in sorted(things, key=lambda thing: (thing.kind != BUILDING, -thing.z)):  # the near ones last
+        painters[thing.kind](street, thing)
+    if rng.random() < 0.5:
+        _paint_bonnet(street)
+    return Scene(photograph(rng, street.image), street.label)
+
+
+# --- colours, noise, the camera ---
+
+
+def pick_colour(rng: Generator, colours: ndarray) -> ndarray:
+    """Return one colour (3,) of a palette (n, 3), made a little lighter or darker, warmer or colder."""
+    colour = colours[rng.integers(len(colours))] * rng.uniform(0.85, 1.12)
+    return np.clip(colour + rng.normal(0, 0.015, 3), 0.02, 0.98).astype(np.float32)
+
+
+def soft_noise(rng: Generator, shape: tuple[int, ...], cell: float | tuple[float, float]) -> ndarray:
+    """Return float32 noise (H, W), mean 0, with spots about `cell` pixels wide: random numbers, enlarged smoothly.
+
+    It costs the same for every `cell`; a Gaussian filter takes longer for larger spots.  `cell` may be a pair,
+    (height, width).  The standard deviation is about 0.7.
+
+    >>> soft_noise(np.random.default_rng(0), (40, 60), cell=8).shape
+    (40, 60)
+    """
+    cells = np.broadcast_to(np.asarray(cell, dtype=float), 2)
+    counts = (shape / cells).astype(int) + 3
+    numbers = Image.fromarray(rng.standard_normal(counts, dtype=np.float32))
+    height, width = np.ceil(counts * cells).astype(int).tolist()
+    return np.asarray(numbers.resize((width, height), Image.Resampling.BICUBIC))[: shape[0], : shape[1]]
+
+
+def photograph(rng: Generator, image: ndarray) -> ndarray:
+    """Return the picture as uint8: exposed more or less, in warmer or colder light, slightly blurred, with noise."""
+    tint = rng.uniform(0.85, 1.15) * (1 + rng.normal(0, 0.04) * np.array((1, 0, -1)))
+    blurred = ndimage.gaussian_filter(image * tint.astype(np.float32), (0.55, 0.55, 0), truncate=2)
+    blurred += rng.uniform(0.006, 0.018) * rng.standard_normal(image.shape, dtype=np.float32)
+    return np.rint(255 * np.clip(blurred, 0, 1)).astype(np.uint8)
+
+
+# --- the street ---
 
 
 class _Thing(NamedTuple):
@@ -93,29 +209,6 @@ class _Street:
         self.label[box][where] = number
 
 
-def street_scene(rng: Generator, height: int = 256, width: int = 256) -> Scene:
-    """Draw one street: image (height, width, 3), label (height, width).
-
-    Classes: 0 sky, 1 building, 2 tree or grass, 3 road, 4 pavement, 5 car; 255 for poles, signs and the own bonnet.
-    Raises `InputError` when a side is shorter than 64 pixels.
-
-    >>> scene = street_scene(np.random.default_rng(0))
-    >>> scene.image.shape, str(scene.image.dtype), scene.label.shape
-    ((256, 256, 3), 'uint8', (256, 256))
-    """
-    check_whole_numbers(height=(height, 64), width=(width, 64))
-    street = _empty_street(rng, height, width)
-    things = _layout(street)
-    _paint_sky(street)
-    _paint_ground(street, things)
-    painters = {BUILDING: _paint_building, TREE: _paint_tree, CAR: _paint_car, IGNORE_INDEX: _paint_pole}
-    for thing in sorted(things, key=lambda thing: (thing.kind != BUILDING, -thing.z)):  # the near ones last
-        painters[thing.kind](street, thing)
-    if rng.random() < 0.5:
-        _paint_bonnet(street)
-    return Scene(photograph(rng, street.image), street.label)
-
-
 def _empty_street(rng: Generator, height: int, width: int) -> _Street:
     """Choose road, weather and camera."""
     town, shape = bool(rng.random() < 0.65), (height, width)
@@ -130,8 +223,8 @@ def _empty_street(rng: Generator, height: int, width: int) -> _Street:
     y = ((np.arange(height)[:, None] + 0.5 - horizon) / focal).astype(np.float32)
     image, label = np.zeros((*shape, 3), dtype=np.float32), np.zeros(shape, dtype=np.uint8)
     noise = [soft_noise(rng, shape, cell) for cell in (2.2, 6)]
-    route = wide, walks, bend, reach, phase, start
-    return _Street(rng, town, *route, sun, shadow, sight, eye, x, y, image, label, *noise)
+    route, view = (wide, walks, bend, reach, phase, start), (sight, eye, x, y)
+    return _Street(rng, town, *route, sun, shadow, *view, image, label, *noise)
 
 
 def _layout(street: _Street) -> list[_Thing]:
@@ -147,12 +240,11 @@ def _layout(street: _Street) -> list[_Thing]:
                 things.append(_Thing(BUILDING, x, near, 12, z + length - near, high))
             z += length + rng.integers(2) * rng.uniform(0, 6)
         for z in rng.uniform(6, 70, rng.poisson(3 if town else 7)):
-            x = side * street.centre(z) + wide / 2 + rng.uniform(0.8, 3 if town else 14)
-            high = rng.uniform(2.5, 8)
+            x, high = side * street.centre(z) + wide / 2 + rng.uniform(0.8, 3 if town else 14), rng.uniform(2.5, 8)
             things.append(_Thing(TREE, side * min(x, facade), z, high * rng.uniform(0.4, 0.75), 0, high))
         for z in rng.uniform(7, 45, rng.poisson(1.2)):
             x = street.centre(z) + side * (wide / 2 + 0.5)
-            things.append(_Thing(IGNORE_INDEX, x, z, rng.uniform(0.1, 0.2), 0, rng.uniform(2.5, 6)))
+            things.append(_Thing(IGNORE_INDEX, x, z, rng.uniform(0.1, 0.25), 0, rng.uniform(2.5, 6)))
         z = rng.uniform(5, 14)
         while z < 60 and rng.random() < 0.88:
             x = street.centre(z) + side * (wide / 4 if rng.random() < 0.5 else wide / 2 + rng.uniform(-0.6, 0.7))
@@ -162,22 +254,18 @@ def _layout(street: _Street) -> list[_Thing]:
 
 
 def _paint_sky(street: _Street) -> None:
-    """Paint the sky with its clouds, and hills, woods and roofs far away."""
+    """Paint the sky with its clouds, and woods and roofs far away."""
     rng, (H, W) = street.rng, street.label.shape
     horizon = int(np.searchsorted(street.y[:, 0], 0))
-    low, high = np.array([(0.95, 0.84, 0.70) if rng.random() < 0.25 else (0.78, 0.86, 0.93), (0.30, 0.50, 0.82)])
-    low, high = (0.84 + street.sun * (colour.astype(np.float32) - 0.84) for colour in (low, high))
+    blue = 0.84 + street.sun * (np.array((0.30, 0.50, 0.82), np.float32) - 0.84)
     rise = np.clip(1 - np.arange(H, dtype=np.float32) / horizon, 0, 1)[:, None, None] ** rng.uniform(0.6, 1.3)
-    street.image[:] = low + (high - low) * rise
-    cloud = sum(8 / n * soft_noise(rng, (H, W), (H / n, 2 * W / n)) for n in (12, 30, 60)) + rng.uniform(-1, 0.4)
+    street.image[:] = 0.86 + (blue - 0.86) * rise
+    cloud = sum(8 / n * soft_noise(rng, (H, W), (H / n, 2 * W / n)) for n in (12, 30)) + rng.uniform(-1, 0.4)
     street.image += 0.8 * np.clip(cloud, 0, 1)[..., None] * (rng.uniform(0.8, 0.98) - street.image)
-    for kind, colours in ((TREE, LEAVES), (BUILDING, WALLS), (TREE, LEAVES)):
+    for kind, colours, rough in ((BUILDING, WALLS, 0), (TREE, LEAVES, 0.15)):
         ridge = 1 + 0.6 * soft_noise(rng, (1, W), (1, rng.uniform(W / 25, W / 6)))
-        if kind == BUILDING:
-            ridge = np.repeat(ridge[:, ::9], 9, axis=1)[:, :W]
-        else:
-            ridge = ridge + 0.15 * soft_noise(rng, (1, W), (1, 3))
-        if rng.random() < 0.65:
+        ridge = ridge + rough * soft_noise(rng, (1, W), (1, 3)) if rough else np.repeat(ridge[:, ::9], 9, axis=1)[:, :W]
+        if rng.random() < 0.75:
             where = np.arange(H)[:, None] > horizon - H * rng.uniform(0.01, 0.06) * ridge
             street.paint((slice(H), slice(W)), where, pick_colour(rng, colours), kind, 100)
 
@@ -191,133 +279,116 @@ def _paint_ground(street: _Street, things: list[_Thing]) -> None:
     off, aside = x - street.centre(z), np.abs(z - rng.uniform(8, 18) * (1 if rng.random() < 0.3 else np.inf))
     out = np.abs(off) - street.wide / 2 * (1 + 0.08 * np.sin(z / 9 + street.phase))  # metres beside the road
     road = (out < 0) | (aside < 3)  # the road, and another one that crosses it
-    walk = ~road & (out < np.where(off < 0, *street.walks))
     yard = rng.random() < (0.5 if street.town else 0.1)
+    paved = ~road & ((out < np.where(off < 0, *street.walks)) | yard)
     fine, wide = street.fine[top:], soft_noise(rng, x.shape, (9, 30))
     marks = _marks(street, off, out, z) & (aside > 3) & (wide + 0.6 * fine < 1.4)
     asphalt = (0.4 * rng.uniform(0.8, 1.35) + rng.normal(0, 0.012, 3)).astype(np.float32)
     slabs = asphalt * rng.uniform(0.9, 1.1) * (0.9, 1.2)[rng.integers(2)] + rng.normal(0, 0.02, 3).astype(np.float32)
-    grass = 1.2 * pick_colour(rng, LEAVES)
-    colours = np.array([asphalt, np.full(3, rng.uniform(0.7, 0.95)), slabs, 1.25 * slabs, slabs if yard else grass])
-    code = np.select([marks, road, walk & ((out < 0.2) | (aside < 3.3)), walk], [1, 0, 3, 2], 4)
+    colours = np.array([asphalt, np.full(3, rng.uniform(0.7, 0.95)), slabs, 1.2 * pick_colour(rng, LEAVES)])
     joints = ((off % 0.8 < 0.07) | (z % 0.8 < 0.05)) & (z < 22)
     blades = 0.22 * soft_noise(rng, x.shape, (3, 1.3)) * (0.4 + 0.6 * near) + 0.1 * wide
-    tracks = 0.06 * near * np.cos(8 * np.pi * off / street.wide)
-    for across, ahead in rng.uniform((-4, 4), (4, 30), (rng.poisson(3), 2)):
-        patch = (np.abs(off - across) < rng.uniform(0.4, 1.6)) & (np.abs(z - ahead) < rng.uniform(0.5, 5))
-        tracks[patch] += rng.uniform(-0.2, 0.15)
-    paved = walk | yard
     gain = 1 + 0.05 * fine * (0.4 + near) + 0.05 * wide
-    gain += np.where(road, tracks, np.where(paved, -0.25 * joints, blades))
+    gain += np.select([road, paved], [0.06 * near * np.cos(8 * np.pi * off / street.wide), -0.25 * joints], blades)
     dark = _shadows(street, things, x, z, 0.25 * fine + 0.4 * wide)[..., None] * np.array((1, 0.95, 0.85), np.float32)
     light = 1 + street.sun * np.array((0.2, 0.18, 0.14), np.float32)
+    colour = colours[np.select([marks, road, paved], [1, 0, 2], 3)] * gain[..., None] * light * (1 - dark)
     box = slice(top, H), slice(W)
-    street.paint(box, np.ones(x.shape, dtype=bool), colours[code] * gain[..., None] * light * (1 - dark), ROAD, z)
-    street.label[box] = np.where(road, ROAD, np.where(paved, PAVEMENT, TREE))
+    street.paint(box, np.ones(x.shape, dtype=bool), colour, ROAD, z)
+    street.label[box] = np.select([road, paved], [ROAD, PAVEMENT], TREE)
 
 
 def _marks(street: _Street, off: ndarray, out: ndarray, z: ndarray) -> ndarray:
-    """Choose the white marks: a line in the middle, lines along the edges, a zebra crossing."""
+    """Choose the white marks: a line in the middle, lines along the edges, or both."""
     rng, half = street.rng, 0.07 + 0.0008 * z  # far lines are drawn wider, or they would vanish
     middle = (np.abs(off) < half) & (z / rng.uniform(6, 10) % 1 < (0.45, 1)[rng.integers(2)])
     edges = np.abs(out + 0.35) < half
-    zebra = (np.abs(z - rng.uniform(6, 22)) < 1.6) & (off % 1.1 < 0.55)
-    chosen = rng.random(3) < (0.75, 0.5, 0.2)
-    return (middle & chosen[0] | edges & chosen[1] | zebra & chosen[2]) & (out < -0.2)
+    chosen = rng.random(2) < (0.75, 0.5)
+    return (middle & chosen[0] | edges & chosen[1]) & (out < -0.2)
 
 
 def _shadows(street: _Street, things: list[_Thing], x: ndarray, z: ndarray, rough: ndarray) -> ndarray:
-    """Return how dark the shadows on the ground are: rectangles of houses, poles and cars, rough discs of trees."""
+    """Return how dark the shadows on the ground are: rough ellipses, as wide and long as what throws them."""
     dark, reach = np.zeros_like(x), street.rng.uniform(0.4, 1.2)
     for thing in things:
-        tree, strength = thing.kind == TREE, 0.85 if thing.kind == CAR else 0.55 * (street.sun > 0)
+        strength = 0.85 if thing.kind == CAR else 0.55 * (street.sun > 0)
         move = street.side * (0.2 if thing.kind == CAR else reach * thing.height)
-        at = thing.x + move * (0.7 if tree else 0.5), thing.z + thing.length / 2
-        size = (0.6 * thing.width,) * 2 if tree else ((thing.width + abs(move)) / 2, 0.1 + 0.52 * thing.length)
+        at = thing.x + 0.6 * move, thing.z + thing.length / 2
+        size = (thing.width + abs(move)) / 2, 0.1 + max(0.6 * thing.length, 0.3 * thing.width)
         rows = slice(*np.searchsorted(-z[:, 0], (-at[1] - 2 * size[1], -at[1] + 2 * size[1])))
-        squared = ((x[rows] - at[0]) / size[0]) ** 2, ((z[rows] - at[1]) / size[1]) ** 2
-        q = sum(squared) + rough[rows] if tree else sum(s**4 for s in squared)
+        q = ((x[rows] - at[0]) / size[0]) ** 2 + ((z[rows] - at[1]) / size[1]) ** 2 + rough[rows] * (thing.kind == TREE)
         dark[rows] = np.maximum(dark[rows], strength * np.clip(3 - 3 * q, 0, 1))
     return dark
 
 
+# --- what stands on it ---
+
+
 def _paint_building(street: _Street, thing: _Thing) -> None:
-    """Paint the front and the side along the street: storeys, bays with windows, a roof or none."""
+    """Paint the front and the side along the street: a plinth, storeys, bays with windows."""
     rng, inner = street.rng, thing.x - np.sign(thing.x) * thing.width / 2
-    wall, roof, glass = (pick_colour(rng, colours) for colours in (WALLS, ROOFS, GLASS))
-    colours = np.array([wall, wall * rng.uniform(0.6, 1.1), np.minimum(1.25 * wall, 1), glass, roof])
+    wall, glass = pick_colour(rng, WALLS), pick_colour(rng, GLASS)
+    colours = np.array([wall, wall * rng.uniform(0.6, 1.1), np.minimum(1.25 * wall, 1), glass])
     storey, bay = rng.uniform(2.7, 3.5), rng.uniform(1.6, 3.2)
     left, right, sill, lintel = rng.uniform((0.12, 0.6, 0.25, 0.7), (0.3, 0.85, 0.4, 0.88))
-    eaves, bricks = thing.height * (1, 0.8)[rng.integers(2)], rng.random() < 0.4
     ends, sides = (thing.z, thing.z + thing.length), (thing.x - thing.width / 2, thing.x + thing.width / 2)
     lit = 1.2 if np.sign(inner) == street.side else 0.7  # a wall on this side looks to the sun
     for xs, zs, light in ((sides, ends[:1] * 2, 0.88), ((inner, inner), ends, lit)):
         box, x, z, height = street.face(xs, zs, thing.height)
         p, q = (x - sides[0] + z - thing.z) / bay % 1, height / storey % 1
         away = np.maximum(np.maximum(left - p, p - right), np.maximum(sill - q, q - lintel))  # < 0 in a window
-        away = np.where((height > 0.5) & (height < eaves - 0.3), away, 1)
-        code = np.select([height > eaves, away < 0, away < 0.05, height < storey], [4, 3, 2, 1], 0)
+        away = np.where(height < thing.height - 0.5, away, 1)
+        code = np.select([away < 0, away < 0.05, height < storey], [3, 2, 1], 0)
         gain = 1 + 0.04 * street.fine[box] + 0.06 * street.coarse[box] * (1 + 3 * (code == 3))
-        gain -= 0.12 * ((q < 0.05) | bricks & (z < 25) & (height * 4 % 1 < 0.25)) * (code < 2)
+        gain -= 0.12 * (q < 0.05) * (code < 2)
         colour = colours[code] * (gain * (1 + street.sun * (light - 1)))[..., None]
         street.paint(box, (height > 0) & (height < thing.height), colour, BUILDING, z)
 
 
 def _paint_tree(street: _Street, thing: _Thing) -> None:
-    """Paint a trunk and a crown, round or pointed, with a leafy outline."""
+    """Paint a trunk and a crown with a leafy outline."""
     rng, high, reach = street.rng, thing.height, 0.8 * thing.width
-    leaf, low, cone = pick_colour(rng, LEAVES), rng.uniform(0.05, 0.35) * high, rng.random() < 0.3
+    leaf, low = pick_colour(rng, LEAVES), rng.uniform(0.05, 0.35) * high
     box, x, _, height = street.face((thing.x - reach, thing.x + reach), (thing.z, thing.z), 1.2 * high)
-    fine, coarse, blotch = street.fine[box], street.coarse[box], soft_noise(rng, x.shape, 16)
+    fine, coarse = street.fine[box], street.coarse[box]
     pixels = thing.width / 2 / thing.z / (street.x[1] - street.x[0])  # radius of the crown
     u, v = (x - thing.x) / thing.width * 1.8, (2 * height - high - low) / (high - low)
-    q = np.hypot(u / np.clip(0.55 - 0.5 * v, 0.05, 1) if cone else u, v)  # < 1 in the crown
-    q += min(3 / pixels, 0.15) * fine + min(5 / pixels, 0.25) * coarse + min(9 / pixels, 0.25) * blotch
+    q = np.hypot(u, v) + min(3 / pixels, 0.15) * fine + min(7 / pixels, 0.3) * coarse  # < 1 in the crown
     trunk = (np.abs(x - thing.x) < 0.035 * high) & (height < (high + low) / 2) & (height > 0)
-    bark = np.array((0.24, 0.18, 0.13), np.float32) * (1 + 0.2 * fine)[..., None]
-    street.paint(box, trunk, bark, TREE, thing.z)
+    street.paint(box, trunk, np.array((0.24, 0.18, 0.13), np.float32) * (1 + 0.2 * fine)[..., None], TREE, thing.z)
     light = 0.85 + 0.3 * v - 0.22 * street.sun * street.side * np.clip(u, -1, 1)
-    light = np.clip(light + 0.22 * fine + 0.18 * coarse + 0.1 * blotch, 0.25, 2) * (1 + 0.3 * street.sun)
+    light = np.clip(light + 0.22 * fine + 0.18 * coarse, 0.25, 2) * (1 + 0.3 * street.sun)
     street.paint(box, (q < 1) & (height > 0), leaf * light[..., None], TREE, thing.z)
 
 
 def _paint_pole(street: _Street, thing: _Thing) -> None:
-    """Paint a pole, at least a pixel wide, half of them with a round sign."""
-    rng, half = street.rng, max(thing.width / 2, 0.6 * thing.z * float(street.x[1] - street.x[0]))
+    """Paint a pole, at least a pixel wide."""
+    half = max(thing.width / 2, 0.6 * thing.z * float(street.x[1] - street.x[0]))
     box, _, _, height = street.face((thing.x - half, thing.x + half), (thing.z, thing.z), thing.height)
-    street.paint(box, height > 0, pick_colour(rng, PAINTS[2:4]), IGNORE_INDEX, thing.z)
-    ring, radius = pick_colour(rng, SIGNS), rng.uniform(0.3, 0.45)
-    if rng.random() < 0.5:
-        top = thing.height + radius
-        box, x, _, height = street.face((thing.x - radius, thing.x + radius), (thing.z, thing.z), top)
-        q = np.hypot(x - thing.x, height - thing.height) / radius
-        street.paint(box, q < 1, np.where(q[..., None] < 0.7, np.float32(0.9), ring), IGNORE_INDEX, thing.z)
+    street.paint(box, height > 0, pick_colour(street.rng, PAINTS[2:4]), IGNORE_INDEX, thing.z)
 
 
 def _paint_car(street: _Street, thing: _Thing) -> None:
     """Paint the end of a car that we see, before it the side, if we see one."""
     ours = thing.x > street.centre(thing.z)  # on our side we see the tail, on the other one the front
     lamp = (0.75, 0.08, 0.06) if ours else (0.95, 0.93, 0.8)
-    body, tyre, glass = pick_colour(street.rng, PAINTS), np.full(3, 0.06), np.array((0.12, 0.15, 0.19))
-    colours = np.array([body, 0.7 * body, glass, lamp, (0.9, 0.9, 0.85), tyre], np.float32)
+    body = pick_colour(street.rng, PAINTS)
+    colours = np.array([body, 0.7 * body, (0.12, 0.15, 0.19), lamp, (0.06, 0.06, 0.06)], np.float32)  # 2 glass, 4 tyre
     inner = thing.x - np.sign(thing.x) * thing.width / 2
     if inner * thing.x > 0:
         box, _, z, height = street.face((inner, inner), (thing.z, thing.z + thing.length), thing.height)
         s, h = (z - thing.z) / thing.length, height / thing.height
         top = np.interp(s, [0, 0.1, 0.5, 0.72, 1], [0.9, 1, 1, 0.6, 0.5])
         wheel = np.hypot(np.minimum(np.abs(s - 0.2), np.abs(s - 0.8)) * thing.length, height - 0.32) < 0.33
-        window = (h > 0.6) & (h < top - 0.08) & (s > 0.06) & (s < 0.66) & (np.abs(s - 0.36) > 0.015)
-        code = np.select([wheel, window, h < 0.3], [5, 2, 1], 0)
-        light = np.where(h > 0.5, 1.05, 0.8) + 0.1 * street.sun * np.sign(inner) * street.side
-        street.paint(box, (h < top) & (wheel | (h > 0.14)) & (h > 0), colours[code] * light[..., None], CAR, z)
+        code = np.select([wheel, (h > 0.6) & (h < top - 0.08) & (s > 0.06) & (s < 0.66), h < 0.3], [4, 2, 1], 0)
+        street.paint(box, (h < top) & (wheel | (h > 0.14)) & (h > 0), colours[code] * 0.9, CAR, z)
     sides = thing.x - thing.width / 2, thing.x + thing.width / 2
     box, x, _, height = street.face(sides, (thing.z, thing.z), thing.height)
     s, h = np.abs(x - thing.x) / thing.width * 2, height / thing.height
     outline = 1 - 0.18 * np.clip((h - 0.55) / 0.45, 0, 1) - 0.25 * np.clip((h - 0.93) / 0.07, 0, 1)
     tyres = (h < 0.3) & (s > 0.7) & (s < 0.98)
     pane, lamps = (h > 0.6) & (h < 0.9) & (s < outline - 0.14), (h > 0.42) & (h < 0.56) & (s > 0.7)
-    plate = (h > 0.3) & (h < 0.4) & (s < 0.28)
-    code = np.select([pane, lamps, plate, tyres & (h < 0.16), h < 0.28], [2, 3, 4, 5, 1], 0)
+    code = np.select([pane, lamps, tyres & (h < 0.16), h < 0.28], [2, 3, 4, 1], 0)
     where = (s < outline) & ((h > 0.14) | tyres) & (h > 0)
     street.paint(box, where, colours[code] * (0.75 + 0.35 * h)[..., None], CAR, thing.z)
 

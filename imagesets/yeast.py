@@ -1,4 +1,4 @@
-"""Made-up microscope pictures of yeast with exact labels: the data set that is there when no other is.
+"""Synthetic microscope pictures of yeast with exact labels: the data set that is there when no other is.
 
 They stand in for the course's 18 phase-contrast images (Joel Goodman, UT Southwestern), public nowhere.
 The cells come first; the picture is computed from them, one function a step, in the order of the light.
@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -94,12 +94,13 @@ def write_yeast(folder: Path, num_images: int = 18, seed: int = 0, height: int =
     >>> sorted(path.name for path in (folder / "images").iterdir())
     ['yeast_00.png', 'yeast_01.png']
     """
-    check_whole_numbers(num_images=(num_images, 1), seed=(seed, 0), height=(height, 64), width=(width, 64))
-    numbers = {"version": VERSION, "num_images": num_images, "seed": seed, "height": height, "width": width}
-    settings = json.dumps({"set": "yeast"} | {name: int(number) for name, number in numbers.items()})
-    scenes = (yeast_scene(np.random.default_rng([seed, i]), height, width) for i in range(num_images))
-    names = [f"yeast_{i:02d}.png" for i in range(num_images)]
-    return write_set(Path(folder), settings, names, YEAST_LAYERS, scenes)
+
+    def draw(i: int, rng: Generator) -> Scene:
+        return yeast_scene(rng, height, width)
+
+    return write_set(
+        folder, "yeast", VERSION, YEAST_LAYERS, "yeast_{:02d}.png".format, draw, num_images, seed, height, width
+    )
 
 
 def check_whole_numbers(**arguments: tuple[int, int]) -> None:
@@ -109,16 +110,32 @@ def check_whole_numbers(**arguments: tuple[int, int]) -> None:
             raise InputError(f"{name} is {value!r}; expected a whole number of at least {least}.")
 
 
-def write_set(folder: Path, settings: str, names: list[str], layers: dict[str, str], scenes: Iterable[Scene]) -> Path:
-    """Write the `layers` {sub-folder: attribute} of all scenes as PNG files named `names`, and `settings.json`.
+def write_set(
+    folder: Path,
+    kind: str,
+    version: int,
+    layers: dict[str, str],
+    name: Callable[[int], str],
+    draw: Callable[[int, Generator], Scene],
+    num_images: int,
+    seed: int,
+    height: int,
+    width: int,
+) -> Path:
+    """Write the `layers` {sub-folder: attribute} of all scenes as PNG files, and `settings.json`; return `folder`.
 
-    A folder that holds this very set is kept; `InputError` when it holds anything else.  It writes beside `folder`
-    and renames at the end, so a killed run leaves no half set under that name.
+    Image i is called `name(i)` and is `draw(i, rng)`, where the generator depends on `seed` and i.  A folder that holds
+    this very set is kept; `InputError` when it holds anything else.  It writes beside `folder` and renames at the end,
+    so a killed run leaves no half set under that name.
     """
+    check_whole_numbers(num_images=(num_images, 1), seed=(seed, 0), height=(height, 64), width=(width, 64))
+    folder, names = Path(folder), [name(i) for i in range(num_images)]
+    numbers = {"version": version, "num_images": num_images, "seed": seed, "height": height, "width": width}
+    settings = json.dumps({"set": kind} | {key: int(number) for key, number in numbers.items()})
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         note = folder / "settings.json"
         same = note.is_file() and note.read_text(encoding="utf-8", errors="replace") == settings
-        if same and all((folder / layer / name).is_file() for layer in layers for name in names):
+        if same and all((folder / layer / file).is_file() for layer in layers for file in names):
             return folder
         raise InputError(
             f"{folder} exists and holds something else, or only a part of this set:\n{settings}\n"
@@ -129,11 +146,11 @@ def write_set(folder: Path, settings: str, names: list[str], layers: dict[str, s
     try:
         for layer in layers:
             (part / layer).mkdir(parents=True)
-        for name, scene in zip(names, scenes):
+        for i, file in enumerate(names):
+            scene = draw(i, np.random.default_rng([seed, i]))
             for layer, attribute in layers.items():
                 array = getattr(scene, attribute)
-                array = array.astype(np.uint8) if array.dtype == bool else array
-                Image.fromarray(array).save(part / layer / name)
+                Image.fromarray(array.astype(np.uint8) if array.dtype == bool else array).save(part / layer / file)
         (part / "settings.json").write_text(settings, encoding="utf-8")
         if folder.exists():
             folder.rmdir()  # empty, as good as none; Windows does not rename onto it

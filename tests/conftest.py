@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import hypothesis
 import matplotlib
 import pytest
 import torch
 from torch import Tensor
-
-from checks import InputError
 
 matplotlib.use("Agg")
 torch.set_num_threads(1)  # the tensors here are tiny: more threads only wait for each other
@@ -18,28 +14,6 @@ torch.set_num_threads(1)  # the tensors here are tiny: more threads only wait fo
 # A slow machine is no fault, and a failure must come back on the next run: the same examples every time.
 hypothesis.settings.register_profile("course", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("course")
-
-
-_messages: list[str] = []
-
-
-def _noted(error: InputError, *arguments: object) -> None:
-    ValueError.__init__(error, *arguments)
-    _messages.append(str(error).rpartition("checks.InputError: ")[2])  # a worker of torch puts its traceback before it
-
-
-InputError.__init__ = _noted  # type: ignore[method-assign]
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call(item: pytest.Item) -> Iterator[None]:
-    """Fail each test in which an `InputError` begins with an empty line, or has more than four, one of a list aside."""
-    _messages.clear()
-    yield
-    for text in _messages:
-        first, *others = text.rstrip().split("\n")
-        lines = [line for line in others if not line.startswith("- ")]  # `raise_problems` gives each problem a line
-        assert first.strip() and len(lines) < 4, f"{item.name}: a message has at most four lines:\n{text}"
 
 
 @pytest.fixture(scope="session", params=["cpu", *(["cuda"] if torch.cuda.is_available() else [])])

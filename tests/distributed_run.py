@@ -1,4 +1,4 @@
-"""Started by tests/test_distributed.py, alone or by torchrun: train on the CPU and save what came out."""
+"""Started by tests/test_parallel.py, alone or by torchrun: train on the CPU and save what came out."""
 
 import sys
 from pathlib import Path
@@ -9,7 +9,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from learner import Learner
 from losses import cross_entropy
-from training import distributed
+from training import parallel
 from unet import UNet
 
 
@@ -41,7 +41,7 @@ def turn(*tensors, generator):
 
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
-    torch.manual_seed(7 + distributed.rank())  # the weights of rank 0 count
+    torch.manual_seed(7 + parallel.rank())  # the weights of rank 0 count
     learner = Learner(
         UNet(widths=(4, 8), norm="batch"), cross_entropy, Batches(5), Batches(8),
         lr=0.02, augment=turn, folder=folder / "run", device="cpu", precision="float32",
@@ -50,9 +50,9 @@ def main(folder: Path) -> None:
     history = learner.fit(3)
     single = learner.evaluate([(image[None], target[None]) for image, target in zip(*next(iter(Batches(5))))])
     state = {"single": single, "weights": learner.model.state_dict(), "history": history, "start": start}
-    torch.save(state, folder / f"result-{distributed.rank()}-of-{distributed.world_size()}.pt")
+    torch.save(state, folder / f"result-{parallel.rank()}-of-{parallel.world_size()}.pt")
 
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
-    distributed.stop()
+    parallel.stop()

@@ -5,11 +5,11 @@ import itertools
 import pytest
 import torch
 from torch import nn
+from training.modes import Mode
 
 from checks import InputError
 from learner import Learner, pick_device
 from losses import TopologyLoss, cross_entropy
-from training.modes import Mode
 from unet import UNet
 
 
@@ -515,9 +515,9 @@ def test_an_exception_after_an_epoch_ends_the_run_and_leaves_it_resumable(tmp_pa
 
 
 def test_the_mode_of_a_run_is_kept_when_it_is_continued(tmp_path, monkeypatch):
-    monkeypatch.setattr("training.modes.fastest", lambda *args, **kw: Mode("bfloat16", channels_last=False))
+    monkeypatch.setattr("modes.fastest", lambda *args, **kw: Mode("bfloat16", channels_last=False))
     make(tmp_path, precision="auto").fit(1)
-    monkeypatch.setattr("training.modes.fastest", lambda *args, **kw: pytest.fail("chosen again"))
+    monkeypatch.setattr("modes.fastest", lambda *args, **kw: pytest.fail("chosen again"))
     again = make(tmp_path, precision="auto")
     again.fit(2)
     assert again.mode == Mode("bfloat16", channels_last=False)

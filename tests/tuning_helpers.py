@@ -1,17 +1,17 @@
-"""A learner that trains nothing, a small plan, and processes that take part in a search: for the tests of tuning."""
+"""A learner that trains nothing, a small plan, and a process that takes part in a search: for the tests of tuning."""
 
 from __future__ import annotations
 
 import json
+import math
 import os
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from experiments.search_space import Factor, LogRange
+from experiments.search import Factor, LogRange
 
 ROOT = Path(__file__).parent.parent
 PLAN = [
@@ -24,13 +24,11 @@ DEFAULT = {"lr": 0.01, "skip": "none"}
 
 def quality(settings: dict[str, Any]) -> float:
     """Highest at lr = 0.1 with links."""
-    import math
-
     return 0.9 - 0.1 * abs(math.log10(settings["lr"]) + 1) - 0.1 * (settings["skip"] == "none")
 
 
 class Fake:
-    """Behaves like a Learner with a folder: `history` grows epoch by epoch, and is taken up again after a kill."""
+    """Behaves like a Learner: `history` grows epoch by epoch; in a folder, it is taken up again."""
 
     def __init__(self, settings: dict[str, Any], seed: int, folder: Path | None, pause: float = 0.0) -> None:
         self.settings, self.seed, self.folder, self.pause = settings, seed, folder, pause
@@ -58,57 +56,23 @@ class Fake:
 
 
 WORKER = """
-import sys
-sys.path[:0] = [{root!r}, {tests!r}]
-from experiments import tuning
+from pathlib import Path
+from experiments import search
 from tests.tuning_helpers import DEFAULT, PLAN, Fake
+
+search.HEARTBEAT = 1
 
 def build(settings, seed, folder):
     print("trial", flush=True)
     return Fake(settings, seed, folder, pause={pause})
 
-study = tuning.open_study({storage!r}, "test")
-print("ready", flush=True)
-sys.stdin.readline()
-options = dict(epochs={epochs}, minutes=1, trials={trials}, default=DEFAULT, folder={folder!r}, startup=4)
-tuning.tune(study, build, PLAN, **options)
+study = search.open_study({storage!r}, "test")
+search.tune(study, build, PLAN, epochs=3, minutes=1, trials={trials}, default=DEFAULT, seed=None, startup=4)
 """
 
 
-def start_worker(
-    storage: str | Path, folder: Path, trials: int, epochs: int = 3, pause: float = 0.01
-) -> subprocess.Popen[str]:
-    """A process that has opened the study and waits for a line on its standard input before it takes part."""
-    code = WORKER.format(
-        root=str(ROOT), tests=str(ROOT / "tests"), storage=str(storage), folder=str(folder),
-        trials=trials, epochs=epochs, pause=pause,
-    )  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-    )
-    assert process.stdout is not None
-    assert process.stdout.readline() == "ready\n"
-    return process
-
-
-def go(*processes: subprocess.Popen[str]) -> None:
-    """Let all of them begin."""
-    for process in processes:
-        assert process.stdin is not None
-        process.stdin.write("go\n")
-        process.stdin.flush()
-
-
-def kill(process: subprocess.Popen[str]) -> None:
-    """Kill −9, and wait until it is gone."""
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-
-
-def wait_until(condition: Any, seconds: float = 20.0) -> None:
-    """Fail if the condition does not come true."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
-        time.sleep(0.01)
+def start_worker(storage: Path, trials: int, pause: float = 0.0) -> subprocess.Popen[str]:
+    """A process that takes part in the search and prints a line for each of its trials."""
+    code = WORKER.format(storage=str(storage), trials=trials, pause=pause)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, env=environment, cwd=ROOT)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import sys
-import warnings
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from commands import handin, notebookfile
+from commands import handin
 
 Cells = list[dict[str, Any]]
 PNG = {"output_type": "display_data", "data": {"image/png": "iVBORw0KGgo=", "text/plain": "<Figure>"}}
@@ -122,14 +120,14 @@ def test_a_good_notebook_is_let_through(root: Path) -> None:
 
 
 @pytest.mark.parametrize("defect", DEFECTS)
-def test_fault_96_one_defect_is_one_line(root: Path, defect: str) -> None:
+def test_one_defect_is_one_line(root: Path, defect: str) -> None:
     cells, (spoil, expected) = good_cells(), DEFECTS[defect]
     spoil(cells, root)
     (problem,) = handin.problems(save(root, cells), root)
     assert expected in problem
 
 
-def test_fault_96_all_defects_are_listed_at_once_and_no_zip_is_written(root: Path) -> None:
+def test_all_defects_are_listed_at_once_and_no_zip_is_written(root: Path) -> None:
     cells = good_cells()
     apart = {"module of a module missing", "figure of pyplot missing"}  # hidden by or hiding another one
     defects = [DEFECTS[name] for name in DEFECTS if name not in apart]
@@ -144,139 +142,31 @@ def test_fault_96_all_defects_are_listed_at_once_and_no_zip_is_written(root: Pat
 
 
 @pytest.mark.parametrize("content", ["", "<html>", "[]", '{"cells": 1}', '{"cells": [{"source": 1}]}'])
-def test_fault_96_unsaved_or_no_notebook(root: Path, content: str) -> None:
+def test_unsaved_or_no_notebook(root: Path, content: str) -> None:
     (root / "report.ipynb").write_text(content)
     (problem,) = handin.problems(root / "report.ipynb", root)
     assert "report.ipynb is missing, or no notebook" in problem
-
-
-def raw_notebook(**changes: Any) -> str:
-    made = {"cells": good_cells(), "metadata": {}, "nbformat": 4, "nbformat_minor": 5, **changes}
-    return json.dumps({key: value for key, value in made.items() if value != "left out"})
-
-
-@pytest.mark.parametrize(
-    "content",
-    [
-        raw_notebook(metadata={"a": float("nan")}),  # no browser reads NaN
-        raw_notebook(metadata=[]),
-        raw_notebook(nbformat=3),
-        raw_notebook(nbformat="left out"),
-        raw_notebook(nbformat_minor="5"),
-        raw_notebook(cells={}),
-        raw_notebook(metadata={"a": 0}).replace("0", "[" * 100_000 + "]" * 100_000),
-        raw_notebook(metadata={"a": 0}).replace("0", "9" * 5000),
-    ],
-    ids=["nan", "metadata", "old", "no format", "minor", "cells", "deep", "huge"],
-)
-def test_fault_96_json_that_jupyter_would_not_open(root: Path, content: str) -> None:
-    (root / "report.ipynb").write_text(content)
-    (problem,) = handin.problems(root / "report.ipynb", root)
-    assert "report.ipynb is missing, or no notebook" in problem
-    with pytest.raises(handin.HandinError):
-        handin.build_zip(root / "report.ipynb", root, root / "report.zip")
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"cell_type": "text"},
-        {"source": {"a": 1}},
-        {"source": [1]},
-        {"source": None},
-        {"metadata": None},
-        {"id": ["a"]},
-        {"execution_count": "1"},
-        {"execution_count": True},
-        {"outputs": {}},
-        {"outputs": ["text"]},
-        {"outputs": [{"output_type": "picture"}]},
-        {"outputs": [{}]},
-        {"outputs": [{"output_type": "stream", "text": 5}]},
-        {"outputs": [{"output_type": "display_data", "data": []}]},
-        {"outputs": [{"output_type": "display_data", "data": {"text/html": {"a": "b"}}}]},
-    ],
-    ids=str,
-)
-def test_fault_96_a_cell_that_jupyter_would_not_show_is_named(root: Path, change: dict[str, Any]) -> None:
-    cells = good_cells()
-    cells[3].update(change)
-    assert handin.problems(save(root, cells), root) == [
-        "cell 4 of report.ipynb is broken: delete it in Jupyter and write it again"
-    ]
-
-
-@pytest.mark.parametrize(
-    "source",
-    [
-        "-" * 5000 + "1",
-        "x = '\0'",
-        "x = '\ud800'",
-        "x" + ".a" * 3000 + "()",
-        "(" * 300,
-        "import __main__",
-        "x = '\\d'",
-        "[](%00.png)",
-        "`a\0b.png`",
-        "r'" + "z" * 99 + "'()()",
-    ],
-    ids=["deep", "zero", "surrogate", "long name", "open", "main", "escape", "zero link", "zero name", "no name"],
-)
-def test_fault_96_odd_texts_are_looked_at_without_an_error(
-    root: Path, source: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    cells = [*good_cells(), code(4, source), text(source)]
-    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None)  # as in `python3 handin.py`
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")  # Python tells of a "\\d" whenever it parses one
-        assert all(problem.isprintable() for problem in handin.problems(save(root, cells), root))
-    assert not caught
-
-
-def test_fault_96_a_name_that_no_disk_can_write_is_a_missing_file(root: Path) -> None:
-    (problem,) = handin.problems(save(root, [*good_cells(), text("`figures/" + "x" * 300 + ".png`")]), root)
-    assert "points to figures/xxx" in problem
-    (problem,) = handin.problems(save(root, [*good_cells(), code(4, "import " + "x" * 300)]), root)
-    assert "imports xxx" in problem
 
 
 def test_problems_are_short_lines_that_a_screen_can_show(root: Path) -> None:
     cells = good_cells()
     cells[2]["source"] = ["## A \x1b[2J\ud800 title\n"]
     cells[3]["outputs"].append({**ERROR, "ename": "x" * 9999, "evalue": "a\nb"})
-    with pytest.raises(handin.HandinError) as caught:
-        handin.build_zip(save(root, cells), root, root / "report.zip")
-    for problem in (*handin.problems(save(root, cells), root), *caught.value.problems):
-        assert problem.isprintable()
-        assert len(problem) <= 300
-    str(caught.value).encode("utf-8")
+    found = handin.problems(save(root, cells), root)
+    assert found and all(problem.isprintable() and len(problem) <= 300 for problem in found)
 
 
-def test_names_of_functions_that_are_called() -> None:
-    def name_of(source: str) -> str:
-        (expression,) = notebookfile.parsed(source).body
-        return handin.called(expression.value.func)
-
-    assert [name_of(source) for source in ("f()", "plt.plot(1)", "a.b.c()", "f().g()", "[1][0]()")] == [
-        "f",
-        "plt.plot",
-        "a.b.c",
-        "g",
-        "",
-    ]
-
-
-def test_fault_96_empty_notebook_and_notebook_without_images(root: Path) -> None:
+def test_empty_notebook_and_notebook_without_images(root: Path) -> None:
     (problem,) = handin.problems(save(root, [text("# Only words")]), root)
     assert "report.ipynb is empty" in problem
     (problem,) = handin.problems(save(root, [text("`figures/table.csv`"), code(1, "1 + 1")]), root)
     assert problem == "the notebook shows no image at all: run all cells, then save it"
 
 
-def test_fault_96_over_the_limit(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_over_the_limit(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     notebook = save(root, good_cells())
     (root / "figures" / "table.csv").write_text("1" * 50_000)
-    size = sum(path.stat().st_size for path in handin.read_report(notebook, root).contents().values())
+    size = sum(path.stat().st_size for path in handin.read_report(notebook, root).contents.values())
     monkeypatch.setattr(handin, "MAX_MEGABYTES", size / 1e6)
     assert handin.problems(notebook, root) == []  # at the limit
     monkeypatch.setattr(handin, "MAX_MEGABYTES", (size - 1) / 1e6)
@@ -284,7 +174,7 @@ def test_fault_96_over_the_limit(root: Path, monkeypatch: pytest.MonkeyPatch) ->
     assert "the largest is figures/table.csv" in problem
 
 
-def test_fault_96_path_of_the_project_itself(root: Path) -> None:
+def test_path_of_the_project_itself(root: Path) -> None:
     for place in (root, Path.home()):
         cells = [*good_cells(), text(f"It lies in {place}.")]
         assert any("path of this machine" in problem for problem in handin.problems(save(root, cells), root))
@@ -331,26 +221,7 @@ def test_an_image_inside_of_html_is_visible(root: Path) -> None:
     assert handin.problems(save(root, [*good_cells(), code(4, "plt.show()", html)]), root) == []
 
 
-def test_a_figure_may_be_named_by_its_folder_or_in_the_code(root: Path) -> None:
-    (root / "figures" / "study").mkdir()
-    for name in ("study/seed_1.csv", "code.csv", "out.csv", ".hidden"):
-        (root / "figures" / name).write_text("1")
-    cells = [*good_cells(), text("All seeds: `figures/study`."), code(4, "open('figures/' + 'code.csv')")]
-    cells[1]["outputs"].append(printed("written: out.csv"))
-    contents = handin.read_report(save(root, cells), root).contents()
-    wanted = {"figures/study/seed_1.csv", "figures/code.csv", "figures/out.csv", "figures/table.csv"}
-    assert {name for name in contents if name.startswith("figures/")} == wanted
-
-
-def test_a_figure_of_an_earlier_run_that_is_not_named_stays_out_of_the_zip(root: Path) -> None:
-    (root / "figures" / "extra.csv").write_text("1")
-    notebook = save(root, good_cells())
-    assert handin.problems(notebook, root) == []
-    assert "figures/extra.csv" not in handin.read_report(notebook, root).contents()
-    assert handin.reminders(notebook, root) == ["figures/extra.csv is not named in the notebook, and so not in the zip"]
-
-
-def test_a_file_that_a_result_points_to_must_be_there(root: Path) -> None:
+def test_a_file_that_a_result_points_to_must_be_in_the_zip(root: Path) -> None:
     cells = good_cells()
     cells[1]["outputs"].append(printed("curves in `figures/gone.png`"))
     (problem,) = handin.problems(save(root, cells), root)
@@ -378,19 +249,11 @@ def test_names_that_are_there(root: Path, field: str) -> None:
     assert handin.reminders(save(root, [*good_cells()[1:], text(field)]), root) == []
 
 
-def test_a_module_that_two_cells_import_is_missed_once(root: Path) -> None:
+def test_a_module_that_two_others_import_is_missed_once(root: Path) -> None:
     (root / "one.py").write_text("import two, gone\n")
-    (root / "two.py").write_text("import one, gone\n")  # a circle must come to an end
-    (problem,) = handin.problems(save(root, [*good_cells(), code(4, "import one, two, gone")]), root)
+    (root / "two.py").write_text("import one, gone\n")
+    (problem,) = handin.problems(save(root, good_cells()), root)
     assert "imports gone" in problem
-
-
-def test_a_file_outside_of_the_project_is_refused_although_it_is_there(root: Path) -> None:
-    project = root / "project"
-    shutil.copytree(root, project)
-    (root / "outside.txt").touch()
-    (problem,) = handin.problems(save(project, [*good_cells(), text("`../outside.txt`")]), project)
-    assert "points to ../outside.txt" in problem
 
 
 def test_paths_in_colab_belong_to_nobody(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -399,8 +262,8 @@ def test_paths_in_colab_belong_to_nobody(root: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_heading_is_the_last_outside_of_code() -> None:
-    assert notebookfile.heading("# One\n### A1.2b  Plan #\ntext") == "A1.2b  Plan"
-    assert notebookfile.heading("no heading\n#hashtag\n```\n# comment\n```") == ""
+    assert handin.heading("# One\n### A1.2b  Plan #\ntext") == "A1.2b  Plan"
+    assert handin.heading("no heading\n#hashtag\n```\n# comment\n```") == ""
 
 
 @pytest.mark.parametrize("line", ["%matplotlib inline", "!ls", "sum?", "  %time f()", "x = (1\n  % 2)  # ?"])
@@ -410,17 +273,27 @@ def test_lines_of_ipython_do_not_hide_the_python_around_them(root: Path, line: s
     assert "imports gone" in problem
 
 
-def test_fault_97_the_zip_holds_everything_and_is_read_again(root: Path) -> None:
-    notebook = save(root, [*good_cells(), text("`./notes/extra.txt`")])
-    (root / "notes").mkdir()
-    (root / "notes" / "extra.txt").write_text("x")
+def test_the_zip_holds_the_modules_of_all_folders_and_all_figures_and_nothing_else(root: Path) -> None:
+    for name in ("training/checkpoint.py", "figures/study/more.png", "figures/.hidden", "notes/own.txt", "tests/t.py"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_text("")
+    notebook = save(root, [*good_cells(), code(4, "from training import checkpoint")])
     target = handin.build_zip(notebook, root, root / "handin" / "report.zip")
     with zipfile.ZipFile(target) as archive:
         names = archive.namelist()
         assert archive.read("report.ipynb") == notebook.read_bytes()
-    modules, texts = ["helper.py", "mynet.py", "plots.py"], ["figures/table.csv", "notes/extra.txt"]
-    assert names == sorted([*modules, *texts, "README.md", "report.ipynb", "requirements.txt"])
+    modules = ["helper.py", "mynet.py", "plots.py", "training/checkpoint.py"]
+    figures = ["figures/study/more.png", "figures/table.csv"]
+    assert names == sorted([*modules, *figures, "README.md", "report.ipynb", "requirements.txt"])
     assert [path.name for path in target.parent.iterdir()] == ["report.zip"]  # no temporary file
+
+
+@pytest.mark.parametrize("line", ["from training import gone", "import training.gone", "from training.gone import x"])
+def test_a_module_of_a_folder_that_is_missing_is_named(root: Path, line: str) -> None:
+    (root / "training").mkdir()
+    (root / "training" / "checkpoint.py").write_text(line)
+    (problem,) = handin.problems(save(root, good_cells()), root)
+    assert problem.startswith("training/checkpoint.py imports training.gone, but there is no training/gone.py")
 
 
 def test_the_executed_copy_takes_the_place_of_the_notebook_in_the_project(root: Path) -> None:
@@ -431,14 +304,14 @@ def test_the_executed_copy_takes_the_place_of_the_notebook_in_the_project(root: 
         assert archive.read("report.ipynb") == executed.read_bytes() != source.read_bytes()
 
 
-def test_fault_97_a_module_that_is_no_python_is_refused(root: Path) -> None:
+def test_a_module_that_is_no_python_is_refused(root: Path) -> None:
     (root / "broken.py").write_text("def f(:\n")
     with pytest.raises(handin.HandinError, match="broken.py"):
         handin.build_zip(save(root, good_cells()), root, root / "report.zip")
     assert not list(root.glob("*.zip*"))
 
 
-def test_fault_97_a_notebook_that_fails_in_the_reopened_zip_is_refused(root: Path) -> None:
+def test_a_notebook_that_fails_in_the_reopened_zip_is_refused(root: Path) -> None:
     target = root / "report.zip"
     target.write_bytes(b"precious")
     with pytest.raises(handin.HandinError, match="does not run from the zip alone. no table.csv"):
@@ -446,7 +319,7 @@ def test_fault_97_a_notebook_that_fails_in_the_reopened_zip_is_refused(root: Pat
     assert [path.name for path in root.glob("*.zip*")] == ["report.zip"] and target.read_bytes() == b"precious"
 
 
-def test_fault_97_a_zip_that_was_damaged_while_writing_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_zip_that_was_damaged_while_writing_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def damage(number: int) -> None:
         part = root / "report.zip.part"
         data = bytearray(part.read_bytes())
@@ -459,13 +332,6 @@ def test_fault_97_a_zip_that_was_damaged_while_writing_is_refused(root: Path, mo
     assert not list(root.glob("*.zip*"))
 
 
-def test_the_zip_is_on_the_disk_before_it_takes_its_name(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    synced: list[int] = []
-    monkeypatch.setattr(os, "fsync", lambda number: synced.append(os.fstat(number).st_size))
-    target = handin.build_zip(save(root, good_cells()), root, root / "report.zip")
-    assert synced == [target.stat().st_size]
-
-
 def test_equal_files_give_equal_bytes(root: Path) -> None:
     notebook = save(root, good_cells())
     first = handin.build_zip(notebook, root, root / "one.zip").read_bytes()
@@ -474,7 +340,7 @@ def test_equal_files_give_equal_bytes(root: Path) -> None:
     assert handin.build_zip(notebook, root, root / "two.zip").read_bytes() == first
 
 
-def test_fault_98_an_existing_zip_is_kept_as_backup(root: Path) -> None:
+def test_an_existing_zip_is_kept_as_backup(root: Path) -> None:
     notebook, target = save(root, good_cells()), root / "report.zip"
     target.write_bytes(b"precious")
     handin.build_zip(notebook, root, target)
@@ -488,50 +354,18 @@ def test_fault_98_an_existing_zip_is_kept_as_backup(root: Path) -> None:
     assert (root / "report_backup1.zip").read_bytes() == b"precious"
 
 
-def test_fault_98_whatever_call_fails_the_old_zip_stays(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    notebook, target = save(root, good_cells()), root / "report.zip"
-    target.write_bytes(b"precious")
-    calls = [(zipfile.ZipFile, "writestr"), (os, "fsync"), (Path, "write_bytes"), (os, "replace")]
-    failures = 0
-    for wanted in range(1, 100):
-        left = [wanted]
-
-        def fail_once(original: Callable[..., Any], left: list[int] = left) -> Callable[..., Any]:
-            def call(*arguments: Any, **options: Any) -> Any:
-                left[0] -= 1
-                if left[0] == 0:
-                    raise OSError(28, "No space left on device")
-                return original(*arguments, **options)
-
-            return call
-
-        with monkeypatch.context() as patch:
-            for owner, name in calls:
-                patch.setattr(owner, name, fail_once(getattr(owner, name)))
-            try:
-                handin.build_zip(notebook, root, target)
-                break
-            except handin.HandinError as error:
-                problem = error.problems[0]
-        failures += 1
-        assert "No space left" in problem
-        assert target.read_bytes() == b"precious"
-        assert not list(root.glob("*.part"))
-    assert failures == 10  # 7 files, fsync, backup, replace
-    assert zipfile.is_zipfile(target)
-
-
-def test_the_command_needs_no_package(root: Path) -> None:
-    project = Path(handin.__file__).parents[1]
-    shutil.copy(project / "run.py", root)
-    shutil.copytree(project / "commands", root / "commands")
+def test_the_command_needs_no_package_and_writes_beside_the_notebook(root: Path) -> None:
+    program = (
+        "import pathlib, sys; sys.path.insert(0, sys.argv[1]); from commands import handin; "
+        "handin.ROOT = pathlib.Path('.'); sys.exit(handin.main(['report.ipynb']))"
+    )
     save(root, [*good_cells(), text("## Part\nI needed the following time to complete the task:")])
-    command = [sys.executable, "-E", "-s", "-S", "run.py", "handin", "report.ipynb"]  # nothing installed is seen
+    project = str(Path(handin.__file__).parents[1])
+    command = [sys.executable, "-E", "-s", "-S", "-c", program, project]  # nothing installed is seen
     result = subprocess.run(command, cwd=root, capture_output=True, text=True)
     assert result.returncode == 0, result.stdout + result.stderr
     assert "report.zip is ready" in result.stdout
     assert "cell 7 (Part): the needed time is missing" in result.stdout
     (root / "README.md").unlink()
     result = subprocess.run(command, cwd=root, capture_output=True, text=True)
-    assert result.returncode == 1
-    assert "README.md is missing" in result.stdout
+    assert result.returncode == 1 and "README.md is missing" in result.stdout

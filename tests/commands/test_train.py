@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from commands import train
+from tests.data_helpers import refused
 from training import modelfile
 
 ROOT = Path(train.__file__).parents[1]
@@ -46,10 +47,9 @@ def test_a_folder_becomes_a_model_file(folder, tmp_path, monkeypatch, capsys):
     assert "trained before" in capsys.readouterr().out
 
 
-def test_a_wrong_source_is_one_sentence(tmp_path, monkeypatch, capsys):
+def test_a_wrong_source_is_one_sentence(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert train.main(["nowhere"]) == 1
-    assert "neither a folder nor a known data set" in capsys.readouterr().err
+    assert "neither a folder nor a known data set" in refused(train.main, ["nowhere"])
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="PyTorch for Windows lacks what torchrun meets at")

@@ -13,7 +13,7 @@ from PIL import Image
 
 from checks import InputError
 from experiments import study
-from experiments.comparison import read_table
+from experiments.statistics import read_table
 from experiments.study import LOSSES, SETS, Only, Parts, StudySet, class_weights, file_of, make_loss
 from imagesets.changes import WeightMap, separate_cells
 from imagesets.files import Sample
@@ -42,6 +42,8 @@ def test_every_loss_runs_once_and_lands_in_the_tables(tiny, monkeypatch, capsys)
         assert 0 <= row["dice"] <= 1
         assert row["rule"] == "validation" or row["threshold"] == 0.5
     assert len(read_table("figures/study_images.csv")) == len(LOSSES) * 2 * 2  # views, two test images
+    for loss in LOSSES:  # settings name a run alike in every process
+        assert " at 0x" not in str(json.loads(file_of("tiny", loss, 0).read_text())["settings"])
     assert len(read_table("figures/study_thresholds.csv")) == len(LOSSES) * 2 * 19
     before = Path("figures/study.csv").read_text()
     monkeypatch.setattr(study.Learner, "fit", None)  # a second call trains nothing
@@ -70,22 +72,6 @@ def test_rows_of_other_runs_stay_and_own_ones_are_replaced(tiny, capsys) -> None
     table.write_text("\n".join([f"{header},old", f"{other},1"]) + "\n")  # of another version, with other columns
     study.collect()
     assert table.read_text().splitlines() == [header, first, *others]
-    capsys.readouterr()
-
-
-def test_a_run_that_another_process_finishes_meanwhile_is_not_lost(tiny, monkeypatch, capsys) -> None:
-    study.main(["--sets", "tiny", "--losses", "ce"])
-    file, write = file_of("tiny", "ce", 0), study.write_table
-    other = json.loads(file.read_text().replace('"ce"', '"ce_dice"'))
-
-    def write_and_finish_another(path, rows) -> None:
-        write(path, rows)
-        if not file_of("tiny", "ce_dice", 0).exists():
-            study.write_whole(file_of("tiny", "ce_dice", 0), json.dumps(other))
-
-    monkeypatch.setattr(study, "write_table", write_and_finish_another)
-    study.collect()
-    assert {row["loss"] for row in read_table("figures/study.csv")} == {"ce", "ce_dice"}
     capsys.readouterr()
 
 
@@ -140,29 +126,15 @@ def test_other_settings_are_another_run(tiny, monkeypatch, capsys) -> None:
     capsys.readouterr()
 
 
-def test_settings_name_a_run_alike_in_every_process(tiny, capsys) -> None:
-    study.run_one("tiny", "ce", 0)
-    for loss in LOSSES:
-        study.run_one("tiny", loss, 0)
-        assert " at 0x" not in str(json.loads(file_of("tiny", loss, 0).read_text())["settings"])
-    capsys.readouterr()
-
-
-def test_losses_of_one_seed_start_from_the_same_weights_and_crops(tiny, monkeypatch) -> None:
+def test_losses_of_one_seed_start_from_the_same_weights_and_crops(tiny) -> None:
     first = []
-
-    def fit(learner, epochs) -> None:
-        batch = next(iter(learner.train_loader))[:2]
-        batch = learner.augment(*batch, generator=torch.Generator().manual_seed(0))
-        first.append((next(learner.model.parameters()).detach().clone(), batch[0], batch[1]))
-
     for loss in LOSSES:
         learner, _ = study.make_learner("tiny", loss, 3)
-        fit(learner, 1)
-    for weights, images, target in first[1:]:
-        assert torch.equal(weights, first[0][0])
-        assert torch.equal(images, first[0][1])
-        assert torch.equal(target, first[0][2])
+        batch = next(iter(learner.train_loader))[:2]
+        images, target = learner.augment(*batch, generator=torch.Generator().manual_seed(0))
+        first.append((next(learner.model.parameters()), images, target))
+    for found in first[1:]:
+        assert all(torch.equal(tensor, wanted) for tensor, wanted in zip(found, first[0], strict=True))
     recipes = {(repr(study.make_learner("tiny", loss, 3)[0].loss), study.weights_of(loss, tiny)) for loss in LOSSES}
     assert len(recipes) == len(LOSSES)
 
@@ -210,8 +182,7 @@ def test_parts_follow_the_number_of_an_image() -> None:
 
 
 def test_only_named_training_images_stay() -> None:
-    samples = [
-        Sample(name, np.zeros(1), np.zeros(1), part) for name, part in (("a", "train"), ("b", "train"), ("c", "val"))
-    ]
+    parts = {"a": "train", "b": "train", "c": "val"}
+    samples = [Sample(name, np.zeros(1), np.zeros(1), part) for name, part in parts.items()]
     assert [sample.name for sample in samples if Only(("b",))(sample)] == ["b", "c"]
     assert len(SETS["walls10"].changes[0].names) == 10

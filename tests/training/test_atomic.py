@@ -4,10 +4,10 @@ import errno
 import os
 
 import pytest
+from training.atomic import cannot_write, require_writable, write_atomically
 
 from checks import InputError
 from tests.disk_helpers import AtCall, in_a_child, send_through
-from training.atomic import cannot_write, require_writable, write_atomically
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, which this system does not have")
 

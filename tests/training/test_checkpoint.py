@@ -53,7 +53,7 @@ def test_the_one_before_is_kept(tmp_path):
     assert epoch_in(tmp_path) == 2
 
 
-@pytest.mark.parametrize("value", [lambda: 0, Path("a"), threading.Lock()])
+@pytest.mark.parametrize("value", [lambda: 0, OSError("a"), Path("a"), threading.Lock()])
 def test_a_state_that_could_not_be_loaded_is_refused_when_it_is_saved(tmp_path, value):
     checkpoint.save(tmp_path, {"epoch": 1})
     with pytest.raises(InputError, match=r"cannot be saved: .*(kind pathlib|kind \w+\.OSError|function|lock)"):

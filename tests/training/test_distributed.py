@@ -13,7 +13,7 @@ import torch
 from checks import InputError
 from training import distributed
 
-SCRIPT = Path(__file__).parents[1] / "distributed_run.py"
+SCRIPT = Path(__file__).with_name("distributed_run.py")
 LAUNCH = {1: [], 2: ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]}
 
 

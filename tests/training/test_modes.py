@@ -6,9 +6,9 @@ import json
 import pytest
 import torch
 from torch import nn
+from training.modes import Mode, candidates, fastest, time_modes
 
 from training import modes
-from training.modes import Mode, candidates, fastest, time_modes
 from unet import UNet
 
 CPU = torch.device("cpu")

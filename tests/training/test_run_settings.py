@@ -4,9 +4,9 @@ import functools
 import linecache
 
 from torch import nn
+from training.run_settings import data_settings, image_names, model_hash, name_of
 
 from losses import TopologyLoss, cross_entropy, dice_loss
-from training.run_settings import data_settings, image_names, model_hash, name_of
 from unet import UNet
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from training.side_by_side import fit_all
 
 from checks import InputError
 from learner import Learner
 from losses import cross_entropy
 from training import side_by_side
-from training.side_by_side import fit_all
 from unet import UNet
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere they follow each other")

@@ -1,0 +1,338 @@
+"""Look at a folder of images and labels before any training, and name all problems at once.
+
+    python3 run.py check FOLDER                  or the name of a set, as `data.prepare` takes it
+    python3 run.py check FOLDER --classes 3      labels 0, 1, 2, and 255 for what is ignored
+    python3 run.py check FOLDER --map 0=0,255=1  the class of each value in the masks; a colour is written 255-0-255=1
+
+Each problem comes with the file, what was found and what to do.  Then: classes, sizes, copies, a picture of some images
+with their labels, and whether a tiny network can learn one batch of them.  Nothing in the folder is changed.
+
+One batch: a network that cannot memorise eight small crops will learn nothing from a thousand images; most often the
+labels do not belong to the images (moved, turned, sorted in another way).  A network with a small receptive field is
+slow to learn labels that have nothing to do with what it sees.  So it learns the crops twice more with their labels
+exchanged: if that goes as well, something may be wrong.  Source: Karpathy, 2019, "A Recipe for Training Neural
+Networks", https://karpathy.github.io/2019/04/25/recipe (overfit one batch).
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import plots
+from checks import IGNORE_INDEX, InputError
+from data import NUM_CLASSES, extra_maps, source_folder
+from imagesets.files import PARTS, LabelMap, Problem, Sample, read_each, split_parts
+from imagesets.hdf5 import sample_problems
+from imagesets.real import READERS, read_dataset
+from learner import Learner, set_seed
+from losses import cross_entropy
+from unet import UNet
+
+NUM_EXAMPLES = 8
+SHOWN = 20  # files of one kind of problem
+RARE = 0.01  # share of the pixels below which a class is hard to learn
+
+SIDE, TRIES, STEPS, WIDTHS = 64, 8, 40, (8, 16)  # of the one batch
+LEARNT = 0.1  # share of the loss that is left: this can only be learnt from the images
+# Measured: in nine sets the share is 0.07 … 0.87 of that with exchanged labels.  With labels of other images or
+# upside down, 15 of 22 are above 0.93 (crops of 48²).
+RATIO = 0.93
+
+
+@dataclass
+class Report:
+    """What `examine` has found; frequencies are of the pixels that are not ignored."""
+
+    source: str
+    num_classes: int
+    problems: list[Problem] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+    frequencies: dict[int, float] = field(default_factory=dict)
+    images_with: Counter[int] = field(default_factory=Counter)
+    ignored: float = 0.0
+    sizes: Counter[tuple[int, ...]] = field(default_factory=Counter)
+    parts: dict[str, int] = field(default_factory=dict)
+    duplicates: list[tuple[str, ...]] = field(default_factory=list)
+    examples: list[Sample] = field(default_factory=list)
+
+    @property
+    def num_sound(self) -> int:
+        """The number of pairs without a problem."""
+        return self.sizes.total()
+
+
+def examine(source: str | Path, *, num_classes: int | None = None, label_map: LabelMap | None = None) -> Report:
+    """Look at all files of a folder (`images/` and `labels/` or `masks/`) or of a named set; raise nothing for them.
+
+    Without `num_classes` a named set has its own number, a folder 2, as in `data.prepare`.
+
+    >>> examine("nowhere").problems[0].found[:56]
+    "'nowhere' is neither a folder nor a known data set; know"
+    """
+    report = Report(str(source), num_classes or NUM_CLASSES.get(str(source), 2))
+    counts = np.zeros(256, np.int64)
+    copies: dict[str, list[tuple[str, str, str | None]]] = defaultdict(list)  # image → (name, label, part)
+    chosen: dict[str, Sample] = {}
+    for found in _samples(source, label_map):
+        first = next(iter(chosen.values()), None)
+        wrong = [found] if isinstance(found, Problem) else sample_problems(found, first, report.num_classes)
+        report.problems += wrong
+        if wrong or isinstance(found, Problem):
+            continue
+        here = np.bincount(found.label.ravel(), minlength=256)
+        counts += here
+        report.images_with.update(np.flatnonzero(here[:IGNORE_INDEX]).tolist())
+        report.sizes[found.label.shape] += 1
+        image, label = (hashlib.sha256(np.ascontiguousarray(a).data).hexdigest() for a in (found.image, found.label))
+        copies[image].append((found.name, label, found.part))
+        chosen[image] = found
+        if len(chosen) > NUM_EXAMPLES + 1:  # the first one stays, of the others those of the smallest hashes
+            del chosen[max(list(chosen)[1:])]
+    report.examples = list(chosen.values())[:NUM_EXAMPLES]
+    _count_classes(report, counts)
+    _compare_copies(report, copies)
+    return report
+
+
+def _samples(source: str | Path, label_map: LabelMap | None) -> Iterator[Sample | Problem]:
+    try:
+        folder = source_folder(source, say=lambda line: None)
+        if str(source) in READERS:
+            yield from read_dataset(str(source), folder)
+        else:
+            yield from read_each(folder, label_map, extra_maps(folder))
+    except InputError as error:
+        yield from _problems_of(error)
+
+
+def _problems_of(error: InputError) -> Sequence[Problem]:
+    """The problems that an error lists; a plain sentence is one."""
+    return getattr(error, "problems", None) or [Problem("", " ".join(str(error).split()))]
+
+
+def _count_classes(report: Report, counts: np.ndarray) -> None:
+    total = counts[:IGNORE_INDEX].sum()
+    report.ignored = float(counts[IGNORE_INDEX] / max(counts.sum(), 1))
+    for number in range(report.num_classes if report.num_sound else 0):
+        share = report.frequencies[number] = float(counts[number] / max(total, 1))
+        if counts[number] == 0:
+            report.remarks.append(f"Class {number} occurs in no label: is --classes {report.num_classes} right?")
+        elif share < RARE:
+            report.remarks.append(f"Class {number} has {share:.2%} of the pixels only: see section A1.3a.")
+
+
+def _compare_copies(report: Report, copies: Mapping[str, Sequence[tuple[str, str, str | None]]]) -> None:
+    """Find images that occur twice, and the number of samples in each part; copies always share a part."""
+    for same in copies.values():
+        names = tuple(name for name, _, _ in same)
+        report.duplicates += [names] if len(same) > 1 else []
+        if len({label for _, label, _ in same}) > 1:
+            found = "are the same image with two different labels"
+            report.problems.append(Problem(" = ".join(names), found, "keep the right one of the two pairs"))
+    flat = [(image, name, part) for image, same in copies.items() for name, _, part in same]
+    if flat:
+        images, labels, given = zip(*flat)
+        try:
+            found_parts = split_parts(images, given=given, names=labels)
+            report.parts = {part: found_parts.count(part) for part in PARTS}
+        except InputError as error:
+            report.problems += _problems_of(error)
+
+
+def describe(report: Report) -> list[str]:
+    """The report as lines: the problems, those with one advice together, then what the sound samples are like."""
+    bad = len(report.problems)
+    lines = [f"{report.source}: {report.num_sound} sound pairs, {bad} problem{'s' * (bad != 1)}"]
+    for advice, group in groupby(sorted(report.problems, key=_advice), _advice):
+        same = list(group)
+        lines.append(f"- {advice or 'correct this, then check again'}:")
+        lines += [f"    {problem.file or report.source}: {problem.found}" for problem in same[:SHOWN]]
+        lines += [f"    … and {len(same) - SHOWN} more"] if len(same) > SHOWN else []
+    if any("label_map" in problem.advice for problem in report.problems):
+        lines.append("On the command line label_map={0: 0, 255: 1} is written --map 0=0,255=1")
+    if report.num_sound:
+        shares = [f"{k}: {share:.1%} (in {report.images_with[k]})" for k, share in report.frequencies.items()]
+        lines.append(f"Classes     {', '.join(shares)}; ignored {report.ignored:.1%}")
+        sizes = [f"{H}×{W} ({number})" for (H, W), number in report.sizes.most_common(6)]
+        lines.append(f"Sizes       {', '.join(sizes)}{', …' if len(report.sizes) > 6 else ''}")
+    if report.parts:
+        lines.append(f"Parts       {', '.join(f'{part} {number}' for part, number in report.parts.items())}")
+    copies = [" = ".join(names) for names in report.duplicates[:SHOWN]]
+    lines += [f"Copies      {names}: one image; they go into one part" for names in copies]
+    return lines + [f"Look at     {remark}" for remark in report.remarks]
+
+
+def _advice(problem: Problem) -> str:
+    return problem.advice
+
+
+# --- one batch ---
+
+
+class OneBatch(NamedTuple):
+    """The loss late in training as a share of that of a constant guess: with the labels, and with exchanged ones."""
+
+    share: float
+    exchanged: float
+
+    @property
+    def fits(self) -> bool:
+        """False if the labels may not belong to the images."""
+        return not self.share >= max(LEARNT, RATIO * self.exchanged)
+
+    def __str__(self) -> str:
+        if np.isnan(self.share):
+            return "these labels have one class only: there is nothing to learn."
+        numbers = f"{self.share:.0%} of the loss is left; with exchanged labels {self.exchanged:.0%}"
+        doubt = f"WARNING: labels and images may not belong together ({numbers}). Look at the picture."
+        return f"a tiny network learns it: {numbers}." if self.fits else doubt
+
+
+def one_batch(samples: Sequence[Sample], seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Cut one crop out of each sample: images (B, C, H, W) float32 of unit deviation, targets (B, H, W) int64.
+
+    Of a few random places the one whose classes are most mixed is taken, H and W ≤ 64.  The samples have equal
+    channels.  Raises `InputError` if there are fewer than two: nothing could be exchanged.
+    """
+    if len(samples) < 2:
+        raise InputError(f"one_batch: {len(samples)} sample(s); expected two or more.")
+    rng = np.random.default_rng(seed)
+    H, W = (min(SIDE, *(sample.label.shape[axis] for sample in samples)) for axis in (0, 1))
+    crops = [_mixed_crop(sample, H, W, rng) for sample in samples]
+    images = np.stack([np.moveaxis(np.atleast_3d(image), -1, 0) for image, _ in crops]).astype(np.float64)
+    mean, std = images.mean((0, 2, 3), keepdims=True), images.std((0, 2, 3), keepdims=True)
+    images = (images - mean) / np.where(std > 0, std, 1)
+    return torch.tensor(images, dtype=torch.float32), torch.tensor(np.stack([label for _, label in crops])).long()
+
+
+def _mixed_crop(sample: Sample, H: int, W: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    height, width = sample.label.shape
+    places = rng.integers(0, [height - H + 1, width - W + 1], (TRIES, 2))
+    crops = [np.s_[top : top + H, left : left + W] for top, left in places]
+    best = max(crops, key=lambda crop: _entropy(sample.label[crop]))
+    return sample.image[best], sample.label[best].astype(np.int64)
+
+
+def _entropy(label: np.ndarray) -> float:
+    """Entropy in nats of the classes: the smallest cross-entropy of a guess that is the same for every pixel."""
+    counts = np.unique(label[label != IGNORE_INDEX], return_counts=True)[1]
+    probs = counts / max(counts.sum(), 1)
+    return float(-(probs * np.log(probs)).sum())
+
+
+def learn_one_batch(images: Tensor, targets: Tensor, num_classes: int, seed: int = 0) -> OneBatch:
+    """Train a tiny network on one batch, and two more with the labels of other images in it.
+
+    If the batch has one class only there is nothing to learn, and both shares are NaN.
+    """
+    chance = _entropy(targets.numpy())
+    if chance == 0:
+        return OneBatch(float("nan"), float("nan"))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # the tensors are tiny: more threads only wait for each other
+    try:
+        own, *others = (_late_loss(images, targets.roll(k, 0), num_classes, seed) / chance for k in range(3))
+    finally:
+        torch.set_num_threads(threads)
+    return OneBatch(own, float(np.mean(others)))
+
+
+def _late_loss(images: Tensor, targets: Tensor, num_classes: int, seed: int) -> float:
+    """Mean loss in the second half of the steps; the last one alone differs much by chance."""
+    set_seed(seed)
+    model, batches = UNet(images.shape[1], num_classes, WIDTHS), [(images, targets)]
+    learner = Learner(
+        model, cross_entropy, batches, lr=0.02, weight_decay=0, schedule="constant", precision="float32", verbose=False
+    )
+    return float(np.mean([row["train_loss"] for row in learner.fit(STEPS)[STEPS // 2 :]]))
+
+
+# --- how long the notebook takes ---
+
+BUDGETS = ("quick", "standard", "full")
+REFERENCE = (16, 32, 64, 128)  # widths of a U-Net
+# Millions of pixels in training steps, as if through that U-Net, by part of the notebook and budget
+MEGAPIXELS: dict[str, tuple[float, float, float]] = {
+    "Part 2 · The network": (1, 100, 2000),
+    "Part 3 · Training": (4, 230, 9000),
+    "Part 4 · Losses and metrics": (1, 65, 400),
+    "Part 5 · Roads": (1, 335, 900),
+    "Part 6 · Fully convolutional networks": (2, 325, 8000),
+    "Part 7 · Pets": (1, 255, 9000),
+}
+
+
+def seconds_per_megapixel(side: int = 128, batch: int = 8, steps: int = 2) -> float:
+    """Time of the learner on this machine, for a million pixels through the reference network, in seconds."""
+    set_seed(0)
+    batches = [(torch.randn(batch, 1, side, side), torch.randint(2, (batch, side, side)))] * steps
+    history = Learner(UNet(1, 2, REFERENCE), cross_entropy, batches, verbose=False).fit(2)  # the first one warms up
+    return history[-1]["seconds"] / (batch * steps * side**2 / 1e6)
+
+
+def minutes(seconds: float) -> dict[str, dict[str, float]]:
+    """{part of the notebook: {budget: minutes}} if a million pixels take so many seconds.
+
+    >>> minutes(6.0)["Part 4 · Losses and metrics"]
+    {'quick': 0.1, 'standard': 6.5, 'full': 40.0}
+    """
+    return {
+        part: {budget: round(amount * seconds / 60, 2) for budget, amount in zip(BUDGETS, amounts)}
+        for part, amounts in MEGAPIXELS.items()
+    }
+
+
+# --- the command ---
+
+
+def main(arguments: Sequence[str]) -> int:
+    """What `run.py check` does; 1 if there are problems."""
+    options = _parse(arguments)
+    report = examine(options.source, num_classes=options.classes, label_map=options.map)
+    print("\n".join(describe(report)), flush=True)
+    if report.examples:
+        plots.use_style()
+        images, labels, names = zip(*((sample.image, sample.label, sample.name) for sample in report.examples))
+        plots.contact_sheet(images, labels, names, report.num_classes)
+        plots.save(options.picture)
+        print(f"Picture     {options.picture}: image, label, and the label drawn on the image", flush=True)
+    if len(report.examples) > 1:
+        print(f"One batch   {learn_one_batch(*one_batch(report.examples), report.num_classes)}")
+    return 1 if report.problems else 0
+
+
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    layout = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(prog="run.py check", description=__doc__, formatter_class=layout)
+    parser.add_argument("source", metavar="FOLDER|NAME", help="images/ and labels/ lie in it, or a known data set")
+    parser.add_argument("--classes", type=int, choices=range(2, 256), metavar="N", help="default: as data.prepare")
+    parser.add_argument("--map", type=parse_map, metavar="VALUE=CLASS,…", help="the class of each value in the masks")
+    parser.add_argument("--picture", default=Path("data_check.png"), type=Path, help="default: data_check.png")
+    return parser.parse_args(arguments)
+
+
+def parse_map(text: str) -> dict[int | tuple[int, ...], int]:
+    """Read `--map`.
+
+    >>> parse_map("0=0,255=1"), parse_map("255-0-255=1")
+    ({0: 0, 255: 1}, {(255, 0, 255): 1})
+    """
+    result: dict[int | tuple[int, ...], int] = {}
+    for entry in map(str.strip, text.split(",")):
+        if not re.fullmatch(r"\d+(-\d+-\d+)?=\d+", entry):
+            raise argparse.ArgumentTypeError(f"{entry!r} is not VALUE=CLASS, for example 0=0,255=1 or 255-0-255=1")
+        *value, number = map(int, re.split("[-=]", entry))
+        result[tuple(value) if len(value) > 1 else value[0]] = number
+    return result

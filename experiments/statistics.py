@@ -1,0 +1,248 @@
+"""Compare methods as in a publication: mean and spread over seeds, intervals, paired tests over images.
+
+A table is a list of rows, a row is a dict; `read_table` reads one from a .csv file and turns its text into numbers, so
+every figure is drawn again without any training.
+
+Sources: signed-rank test, Wilcoxon, 1945 (doi:10.2307/3001968), with ties at zero as Pratt, 1959
+(doi:10.1080/01621459.1959.10501526); step-down correction, Holm, 1979 (Scandinavian Journal of Statistics 6, 65–70);
+t-interval, Student, 1908 (doi:10.1093/biomet/6.1.1); share of the variance that one factor explains (η²), Fisher, 1925;
+rank correlation, Spearman, 1904 (doi:10.2307/1412159).
+"""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.stats import rankdata, wilcoxon
+from scipy.stats import t as student
+
+from checks import InputError
+from training.checkpoint import replacing
+
+Row = dict[str, Any]
+TEXT = {"set", "loss", "rule", "image", "precision"}  # columns of names: "071" is not 71
+
+
+# ---- tables ---------------------------------------------------------------------------------------------------------
+
+
+def read_table(path: str | Path) -> list[Row]:
+    """The rows of a .csv file with a header; int and float in all columns but those of names.  No file, no rows.
+
+    >>> read_table("nowhere.csv")
+    []
+    """
+    if not Path(path).exists():
+        return []
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return [{key: value if key in TEXT else _number(value) for key, value in row.items()} for row in rows]
+
+
+def _number(text: str) -> Any:
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def write_table(path: Path, rows: Sequence[Row]) -> None:
+    """Write rows of equal columns to a .csv file, floats with five significant digits, so that tables stay small."""
+    with replacing(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({key: f"{value:.5g}" if isinstance(value, float) else value for key, value in row.items()})
+
+
+def select(rows: Iterable[Row], **wanted: Any) -> list[Row]:
+    """The rows that have all the wanted values.
+
+    >>> select([{"loss": "ce", "seed": 0}, {"loss": "dice", "seed": 0}], loss="ce")
+    [{'loss': 'ce', 'seed': 0}]
+    """
+    return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
+
+
+def scores_of(rows: Sequence[Row], candidate: str, column: str = "score") -> list[float]:
+    """The scores of a candidate, by seed."""
+    return [row[column] for row in sorted(rows, key=lambda row: row["seed"]) if row["candidate"] == candidate]
+
+
+def differences(rows: Sequence[Row], candidate: str, other: str, column: str = "score") -> list[float]:
+    """Score of the candidate minus that of the other one, seed by seed: one seed gives both the same crops.
+
+    >>> rows = [{"candidate": c, "seed": s, "score": v} for c, s, v in [("a", 0, 3), ("b", 0, 1)]]
+    >>> differences(rows, "a", "b")
+    [2]
+    """
+    seeds = [sorted(row["seed"] for row in rows if row["candidate"] == name) for name in (candidate, other)]
+    if seeds[0] != seeds[1] or not seeds[0]:
+        raise InputError(
+            f"differences: {candidate!r} has the seeds {seeds[0]}, {other!r} has {seeds[1]}; train the rest."
+        )
+    return [a - b for a, b in zip(scores_of(rows, candidate, column), scores_of(rows, other, column))]
+
+
+def per_image(rows: Sequence[Row], column: str) -> dict[str, float]:
+    """The mean of a column over all rows (seeds) of an image, by image.
+
+    >>> per_image([{"image": "a", "dice": 0.5}, {"image": "a", "dice": 1.0}], "dice")
+    {'a': 0.75}
+    """
+    values: dict[str, list[float]] = {}
+    for row in sorted(rows, key=lambda row: row["image"]):
+        values.setdefault(row["image"], []).append(row[column])
+    return {image: float(np.mean(numbers)) for image, numbers in values.items()}
+
+
+# ---- means and tests ------------------------------------------------------------------------------------------------
+
+
+def mean_sd(values: ArrayLike, digits: int = 3) -> str:
+    """Mean ± standard deviation (n − 1); for one value the value alone.
+
+    >>> mean_sd([1, 2, 3], 1), mean_sd([0.5])
+    ('2.0 ± 1.0', '0.500')
+    """
+    numbers = np.asarray(values, dtype=float)
+    mean = f"{numbers.mean():.{digits}f}"
+    return f"{mean} ± {numbers.std(ddof=1):.{digits}f}" if numbers.size > 1 else mean
+
+
+def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
+    """Mean and half width of its interval: mean ± t·s/√n, with Student's t for n − 1; for one value the width is nan.
+
+    If values scatter normally, such intervals hold the true mean in a fraction `level` of all experiments.
+
+    >>> mean, half = interval([1.0, 2.0, 3.0])  # s = 1, t = 4.303 for two degrees of freedom
+    >>> mean, round(half, 3)
+    (2.0, 2.484)
+    """
+    numbers = np.asarray(values, dtype=float)
+    if len(numbers) < 2:
+        return float(numbers.mean()), float("nan")
+    error = numbers.std(ddof=1) / np.sqrt(len(numbers))
+    return float(numbers.mean()), float(student.ppf(0.5 + level / 2, len(numbers) - 1) * error)
+
+
+def paired_test(first: Mapping[str, float], second: Mapping[str, float]) -> float:
+    """p-value of Wilcoxon's signed-rank test for pairs of one name: do the differences lie evenly round 0?
+
+    By the normal approximation, which is good for some 20 pairs and more.
+
+    Raises `InputError` if the names differ, or a difference is not finite.
+
+    >>> a = {str(i): float(i) for i in range(8)}
+    >>> paired_test(a, a), round(paired_test(a, {key: value + 1 + value / 9 for key, value in a.items()}), 4)
+    (1.0, 0.0117)
+    """
+    if first.keys() != second.keys():
+        alone = sorted(first.keys() ^ second.keys())[:5]
+        raise InputError(
+            f"paired_test: {len(first)} and {len(second)} names, and some stand on one side only: {', '.join(alone)}.\n"
+            "Score the same images on both sides."
+        )
+    differences = np.array([first[name] - second[name] for name in first])
+    if not np.isfinite(differences).all():
+        name = next(name for name in first if not np.isfinite(first[name] - second[name]))
+        raise InputError(
+            f"paired_test: the scores of {name!r} are {first[name]} and {second[name]}; expected finite numbers.\n"
+            "Leave such images out on both sides, or take another score."
+        )
+    if not differences.any():
+        return 1.0
+    return float(wilcoxon(differences, zero_method="pratt", method="approx").pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """p-values corrected for their number: the smallest times n, the next times n − 1, …, never falling, at most 1.
+
+    >>> holm([0.01, 0.04, 0.03])
+    [0.03, 0.06, 0.06]
+    """
+    n, highest, corrected = len(p_values), 0.0, [0.0] * len(p_values)
+    for rank, index in enumerate(np.argsort(p_values, kind="stable")):
+        highest = max(highest, min(1.0, (n - rank) * p_values[index]))
+        corrected[index] = highest
+    return corrected
+
+
+# ---- what a factor does ---------------------------------------------------------------------------------------------
+
+
+def groups(rows: Sequence[Row], factor: str, bins: int = 4) -> dict[str, list[Row]]:
+    """The rows by their value of a factor; numbers of more than six values are split into `bins` parts of equal size.
+
+    >>> rows = [{"lr": lr} for lr in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)]
+    >>> {name: len(part) for name, part in groups(rows, "lr", bins=2).items()}
+    {'0.1 … 0.4': 4, '0.5 … 0.8': 4}
+    """
+    values = sorted({row[factor] for row in rows}, key=lambda value: (isinstance(value, str), value))
+    if len(values) <= 6 or isinstance(values[-1], str):
+        return {str(value): [row for row in rows if row[factor] == value] for value in values}
+    ordered = sorted(rows, key=lambda row: row[factor])
+    starts = [ordered[i][factor] for i in np.linspace(0, len(ordered), bins + 1).astype(int)[:-1]]
+    found: dict[str, list[Row]] = {}
+    for low, high in zip(starts, [*starts[1:], np.inf]):  # equal values stay together
+        if part := [row for row in ordered if low <= row[factor] < high]:
+            found[f"{part[0][factor]:.2g} … {part[-1][factor]:.2g}"] = part
+    return found
+
+
+def explained(rows: Sequence[Row], factor: str, score: str = "score", shuffles: int = 500) -> tuple[float, float]:
+    """The fraction of the variance of a score that one factor explains alone, and how far chance gets.
+
+    η² = Σ_groups n_g (mean_g − mean)² / Σ (score − mean)².  The second number is what a factor without any influence
+    passes once in twenty times: the scores are shuffled between the rows.  Nothing is said about factors that act
+    together, and a search draws values near the good ones more often.
+
+    >>> share, chance = explained([{"a": i % 2, "score": float(i % 2)} for i in range(20)], "a")
+    >>> share, 0 < chance < 0.4
+    (1.0, True)
+    """
+    parts = [[row[score] for row in part] for part in groups(rows, factor).values()]
+    values = np.array([value for part in parts for value in part], dtype=float)
+    if len(values) < 3 or np.ptp(values) == 0:
+        return 0.0, 1.0
+    membership = np.repeat(np.eye(len(parts)), [len(part) for part in parts], axis=0)  # (rows, groups)
+    rng = np.random.default_rng(0)
+    centred = values - values.mean()
+    drawn = np.stack([centred, *(rng.permutation(centred) for _ in range(shuffles))])
+    between = ((drawn @ membership) ** 2 / membership.sum(axis=0)).sum(axis=1)  # n_g·mean_g² = (Σ_g)² / n_g
+    shares = between / (centred**2).sum()
+    return float(min(shares[0], 1.0)), float(np.quantile(shares[1:], 0.95))
+
+
+def pareto_front(costs: Sequence[float], scores: Sequence[float]) -> list[int]:
+    """The indices of points that no other one beats in both, at most the same cost and at least the same score.
+
+    By rising cost; of equal points the first.
+
+    >>> pareto_front([3.0, 1.0, 2.0], [0.9, 0.5, 0.4])
+    [1, 0]
+    """
+    order = sorted(range(len(costs)), key=lambda i: (costs[i], -scores[i]))
+    front: list[int] = []
+    for index in order:
+        if not front or scores[index] > scores[front[-1]]:
+            front.append(index)
+    return front
+
+
+def rank_agreement(first: Sequence[float], second: Sequence[float]) -> float:
+    """Spearman's rank correlation: 1 if both order alike, 0 if unrelated, nan if one of them does not order at all.
+
+    >>> round(rank_agreement([0.1, 0.2, 0.3], [1, 2, 9]), 3), round(rank_agreement([1, 2, 3], [3, 2, 1]), 3)
+    (1.0, -1.0)
+    """
+    ranks = [rankdata(values) for values in (first, second)]
+    flat = len(first) < 2 or any(np.ptp(rank) == 0 for rank in ranks)
+    return float("nan") if flat else float(np.corrcoef(*ranks)[0, 1])

@@ -1,0 +1,306 @@
+"""The search: what its plan allows, which learning rates are worth it, what it finds, and what a kill or NaN costs."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from checks import InputError
+from experiments import search
+from experiments.search import (
+    Factor,
+    LogRange,
+    best_so_far,
+    best_trials,
+    epoch_rows,
+    note,
+    open_study,
+    plan_table,
+    range_test,
+    smoothed,
+    spelled,
+    suggested_range,
+    trial_rows,
+    tune,
+    with_fixed,
+)
+from losses import cross_entropy
+from tests import tuning_helpers
+from tests.tuning_helpers import DEFAULT, PLAN, Fake, quality, start_worker
+from unet import UNet
+
+SHORT = {"epochs": 3, "minutes": 1.0, "startup": 4}
+
+
+# ---- the plan -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [("fixed", (1, 2)), ("nuisance", (1,)), ("scientific", ()), ("nuisance", (1, 1)), ("fixed", LogRange(1, 2)),
+     ("odd", (1, 2))],
+)  # fmt: skip
+def test_a_role_and_its_number_of_values_must_agree(kind: str, values: Any) -> None:
+    with pytest.raises(InputError, match="Factor batch"):
+        Factor("batch", kind, values)
+
+
+@pytest.mark.parametrize("ends", [(0.0, 1.0), (2.0, 1.0), (1.0, 1.0), (1.0, float("inf")), (float("nan"), 1.0)])
+def test_a_range_is_positive_and_rises(ends: tuple[float, float]) -> None:
+    with pytest.raises(InputError, match="0 < low < high"):
+        LogRange(*ends)
+
+
+def test_settings_are_the_chosen_and_the_fixed_values_in_the_order_of_the_plan() -> None:
+    assert list(with_fixed(PLAN, {"skip": "concat", "lr": 0.1}).items()) == [
+        ("lr", 0.1), ("skip", "concat"), ("loss", "ce"),
+    ]  # fmt: skip
+    for chosen, named in (
+        ({"lr": 0.01}, "skip"),
+        ({"lr": 0.01, "skip": "none", "batch": 4}, "batch"),
+        ({"lr": 7.0, "skip": "none"}, "lr=7.0 is outside of the plan"),
+        ({"lr": 0.1, "skip": "add"}, "skip='add' is outside of the plan"),
+    ):
+        with pytest.raises(InputError, match=named):
+            with_fixed(PLAN, chosen)
+
+
+def test_the_table_has_every_factor_sorted_by_role() -> None:
+    lines = plan_table(PLAN).splitlines()
+    assert lines[0] == "| factor | role | values | why |"
+    assert [line.split(" | ")[1] for line in lines[2:]] == ["scientific", "nuisance", "fixed"]
+    assert "none, concat | links" in lines[2] and spelled(PLAN)["lr"] == "0.0001 … 1"
+
+
+# ---- the range test -------------------------------------------------------------------------------------------------
+
+
+def rows_of(losses: list[float]) -> list[dict[str, float]]:
+    """Nine steps for each loss, one loss for each decade of the learning rate from 1e-6 on."""
+    return [{"lr": 10.0 ** (i - 6), "train_loss": loss} for i, loss in enumerate(losses) for _ in range(9)]
+
+
+def test_rates_rise_exponentially_and_the_model_stays_as_it_was(tiny_batch: tuple[Tensor, Tensor]) -> None:
+    model = UNet(1, 2, (4, 8))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    rows = range_test(model, cross_entropy, [tiny_batch], low=1e-4, high=1e-2, steps=21)
+    rates = [row["lr"] for row in rows]
+    assert rates[0] == 1e-4 and math.isclose(rates[-1], 1e-2) and len(rows) == 21
+    assert all(math.isclose(b / a, 10 ** (2 / 20)) for a, b in zip(rates, rates[1:]))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert rows == range_test(model, cross_entropy, [tiny_batch], low=1e-4, high=1e-2, steps=21)
+
+
+def test_a_real_network_learns_inside_of_the_suggested_range(tiny_batch: tuple[Tensor, Tensor]) -> None:
+    torch.manual_seed(0)
+    low, high = suggested_range(range_test(UNet(1, 2, (4, 8)), cross_entropy, [tiny_batch], steps=60))
+    assert 1e-5 <= low < high <= 1 and high >= 10 * low
+
+
+class Slope(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.weight * x
+
+
+@pytest.mark.parametrize("explosion", [1e3, math.nan, math.inf])
+def test_the_range_test_ends_when_the_loss_explodes(explosion: float) -> None:
+    calls = []
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        calls.append(1)
+        return output.sum() * 0 + (explosion if len(calls) > 12 else 1.0)
+
+    assert len(range_test(Slope(), loss, [(torch.ones(1), torch.ones(1))], steps=40)) == 13
+    with pytest.raises(InputError, match="no batch"):
+        range_test(Slope(), loss, [])
+
+
+def test_every_epoch_of_the_range_test_has_its_own_order_and_augmentation_is_used() -> None:
+    class Loader(list):
+        def __init__(self) -> None:
+            super().__init__([(torch.ones(1), torch.ones(1))] * 4)
+            self.batch_sampler, self.epochs = self, []
+
+        def set_epoch(self, epoch: int) -> None:
+            self.epochs.append(epoch)
+
+    def augment(*tensors: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        drawn.append(float(torch.rand((), generator=generator)))
+        return tensors
+
+    loader, drawn = Loader(), []
+    range_test(Slope(), lambda output, target: (output - target).square().sum(), loader, augment=augment, steps=10)
+    assert loader.epochs == [0, 1, 2] and len(set(drawn)) == 10
+
+
+def test_the_range_goes_from_the_first_tenth_of_the_fall_to_the_ninth() -> None:
+    # the whole fall is 0.9: a tenth of it is 0.91, first met at 1e-3, nine tenths are 0.19, first met at 1e-2
+    assert suggested_range(rows_of([1, 1, 0.95, 0.6, 0.15, 0.1, 3])) == (1e-3, 1e-2)
+    assert suggested_range(rows_of([1, 1, 1, 1, 0.1, 3])) == (1e-3, 1e-2)  # at least a factor of ten
+    rows = [row | {"lr": 3.3 * row["lr"]} for row in rows_of([1, 1, 0.95, 0.6, 0.1, 0.4, 3])]
+    assert suggested_range(rows) == (3e-3, 4e-2)  # rounded outwards
+    rows = rows_of([1, 1, 0.95, 0.6, 0.1, 0.4, 3])
+    rows[12]["train_loss"] = 0.0  # a single lucky batch
+    assert suggested_range(rows) == (1e-3, 1e-2) and smoothed(rows)[12] == 1
+    with pytest.raises(InputError, match="did not fall"):
+        suggested_range(rows_of([1, 1, 1.01, 2]))
+
+
+# ---- the search -----------------------------------------------------------------------------------------------------
+
+
+def test_it_comes_close_to_the_optimum_and_records_everything() -> None:
+    study = open_study()
+    rows = tune(study, Fake, PLAN, trials=40, default=DEFAULT, **SHORT)
+    assert len(rows) == 40 and {row["state"] for row in rows} == {"complete", "pruned"}
+    assert {key: rows[0][key] for key in DEFAULT} == DEFAULT  # the default comes first
+    best = best_trials(rows, 1)[0]
+    assert quality(best) > 0.85 > quality(DEFAULT) and best_so_far(rows)[-1] == best["score"]
+    for row in rows:
+        assert row["seed"] == search.FIRST_SEED + row["trial"]
+        assert row["epochs"] == 3 if row["state"] == "complete" else row["epochs"] in (1, 2)
+        assert math.isclose(row["score"], Fake(row, 0, None).score(row["epochs"]))
+    epochs = epoch_rows(study)
+    assert len(epochs) == sum(row["epochs"] for row in rows)
+    assert set(epochs[0]) == {"trial", "epoch", "train_loss", "seconds", "val_mean_iou"}
+    again = tune(open_study(), Fake, PLAN, trials=12, default=DEFAULT, **SHORT)
+    assert [(row["lr"], row["skip"]) for row in again] == [(row["lr"], row["skip"]) for row in rows[:12]]
+
+
+def test_only_the_better_ones_go_on() -> None:
+    rows = tune(open_study(), Fake, PLAN, trials=30, **SHORT)
+    for row in rows:  # a rung lets the best third of those that came so far pass
+        so_far = sorted((quality(other) for other in rows[: row["trial"] + 1]), reverse=True)
+        assert (row["state"] == "complete") == (quality(row) >= so_far[max(len(so_far) // 3 - 1, 0)])
+
+
+def test_a_search_goes_on_where_it_stopped_and_the_number_of_trials_is_the_total(tmp_path: Path) -> None:
+    for number in (3, 3, 7):
+        rows = tune(open_study(tmp_path / "a.db"), Fake, PLAN, trials=number, default=DEFAULT, **SHORT)
+        assert len(rows) == number
+    assert len({row["lr"] for row in rows}) == 7  # the later calls drew other values
+
+
+def test_the_minutes_are_kept_and_those_of_earlier_calls_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(search, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(tuning_helpers, "time", SimpleNamespace(sleep=lambda s: clock.__setitem__(0, clock[0] + s)))
+
+    def build(settings: Any, seed: int, folder: Any) -> Fake:
+        return Fake(settings, seed, folder, pause=1.0)
+
+    study = open_study()
+    for seconds, trials, wanted in ((2, 1, [2]), (2, 5, [2]), (3, 2, [2, 1])):
+        rows = tune(study, build, PLAN, epochs=4, minutes=seconds / 60, trials=trials)
+        assert [row["epochs"] for row in rows] == wanted and {row["state"] for row in rows} == {"pruned"}
+
+
+class Failing(Fake):
+    """Every second trial fails in its second epoch."""
+
+    error: Exception | None = None
+
+    def score(self, epoch: int) -> float:
+        if self.seed % 2 or epoch < 2:
+            return super().score(epoch)
+        if self.error is not None:
+            raise self.error
+        return math.nan
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (None, "FloatingPointError: val_mean_iou is nan after epoch 2"),
+        (FloatingPointError("The loss became inf"), "FloatingPointError: The loss became inf"),
+        (torch.OutOfMemoryError("CUDA out of memory.\nmore"), "OutOfMemoryError: CUDA out of memory."),
+    ],
+)
+def test_a_trial_with_nan_or_too_little_memory_fails_and_the_search_goes_on(
+    error: Exception | None, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Failing, "error", error)
+    rows = tune(open_study(), Failing, PLAN, epochs=2, minutes=1, trials=12)
+    failed = [row for row in rows if row["state"] == "failed"]
+    assert len(rows) == 12 and failed and {row["reason"] for row in failed} == {reason}
+    assert all(row["state"] in ("complete", "pruned") for row in rows if row["trial"] % 2)
+
+
+def test_a_bug_is_no_failed_trial() -> None:
+    def build(settings: Any, seed: int, folder: Any) -> Fake:
+        raise InputError("widths are wrong")
+
+    study = open_study()
+    with pytest.raises(InputError, match="widths are wrong"):
+        tune(study, build, PLAN, **SHORT)
+    assert [row["reason"] for row in trial_rows(study)] == ["InputError: widths are wrong"]
+
+
+def test_another_plan_under_the_same_name_is_refused(tmp_path: Path) -> None:
+    tune(open_study(tmp_path / "a.db"), Fake, PLAN, trials=2, **SHORT)
+    wider = [Factor("lr", "nuisance", LogRange(1e-5, 1.0)), *PLAN[1:]]
+    for plan, name in (
+        (wider, "lr: found 0.0001 … 1, now 1e-05 … 1"),
+        ([*PLAN[:2], Factor("loss", "fixed", ("dice",))], "loss: found ce, now dice"),
+        ([*PLAN, Factor("batch", "nuisance", (4, 8))], "batch: found nothing"),
+    ):
+        with pytest.raises(InputError, match=name):
+            tune(open_study(tmp_path / "a.db"), Fake, plan, trials=4, **SHORT)
+    with pytest.raises(InputError, match="epochs of a trial: found 3, now 4"):
+        tune(open_study(tmp_path / "a.db"), Fake, PLAN, trials=4, epochs=4, minutes=1)
+    assert len(trial_rows(open_study(tmp_path / "a.db"))) == 2
+    assert len(tune(open_study(tmp_path / "a.db", "another name"), Fake, wider, trials=2, **SHORT)) == 2
+
+
+def test_a_storage_that_cannot_be_used_is_told_without_its_password(tmp_path: Path) -> None:
+    (tmp_path / "text").write_text("no database " * 1000)
+    for storage in (tmp_path / "text", "nonsense://me:secret@host/db"):
+        with pytest.raises(InputError, match="cannot be used") as caught:
+            open_study(storage)
+        assert "secret" not in str(caught.value)
+
+
+def test_a_note_is_kept_for_later_processes(tmp_path: Path) -> None:
+    assert note(open_study(tmp_path / "a.db"), "range", lambda: [1, 2]) == [1, 2]
+    assert note(open_study(tmp_path / "a.db"), "range", lambda: [3, 4]) == [1, 2]
+
+
+# ---- several processes, and kills -----------------------------------------------------------------------------------
+
+
+def test_two_processes_share_a_search_and_lose_nothing(tmp_path: Path) -> None:
+    open_study(tmp_path / "a.db", "test")
+    workers = [start_worker(tmp_path / "a.db", trials=12, pause=0.03) for _ in range(2)]
+    shares = [worker.communicate(timeout=60)[0].count("trial") for worker in workers]
+    rows = trial_rows(open_study(tmp_path / "a.db", "test"))
+    assert [worker.returncode for worker in workers] == [0, 0]
+    assert 12 <= len(rows) == sum(shares) <= 13  # both may ask for the last one
+    assert {row["state"] for row in rows} <= {"complete", "pruned"}
+    assert len({row["lr"] for row in rows}) == len(rows)  # no two alike, the default once
+
+
+def test_the_trial_of_a_killed_process_fails_and_is_run_once_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(search, "HEARTBEAT", 1)
+    worker = start_worker(tmp_path / "a.db", trials=3, pause=30)
+    assert worker.stdout is not None and worker.stdout.readline() == "trial\n"
+    worker.kill()
+    worker.communicate()
+    time.sleep(3.1)  # two heartbeats are missing
+    study = open_study(tmp_path / "a.db", "test")
+    rows = tune(study, Fake, PLAN, trials=3, default=DEFAULT, **SHORT)
+    assert (rows[0]["state"], rows[0]["reason"], rows[0]["epochs"]) == ("failed", "the process was killed", 0)
+    retried = [row for row in rows[1:] if row["lr"] == DEFAULT["lr"]]
+    assert len(retried) == 1 and retried[0]["state"] == "complete" and retried[0]["epochs"] == 3

@@ -1,0 +1,174 @@
+"""Tables, means, intervals, paired tests and what a factor explains, against definitions written out."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.stats import norm, spearmanr, ttest_1samp
+
+from checks import InputError
+from experiments.statistics import (
+    differences,
+    explained,
+    groups,
+    holm,
+    interval,
+    mean_sd,
+    paired_test,
+    pareto_front,
+    per_image,
+    rank_agreement,
+    read_table,
+    scores_of,
+    select,
+    write_table,
+)
+
+
+def test_a_table_that_is_written_comes_back_with_small_numbers(tmp_path: Path) -> None:
+    write_table(tmp_path / "new" / "a.csv", [{"set": "1", "seed": 7, "dice": 2 / 3, "why": "a, b"}])
+    assert read_table(tmp_path / "new" / "a.csv") == [{"set": "1", "seed": 7, "dice": 0.66667, "why": "a, b"}]
+
+
+def test_a_table_comes_back_with_numbers(tmp_path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text("set,seed,dice\nwalls,1,0.5\nwalls10,2,nan\n")
+    first, second = read_table(path)
+    assert first == {"set": "walls", "seed": 1, "dice": 0.5}
+    assert isinstance(first["seed"], int)
+    assert np.isnan(second["dice"])
+    assert select([first, second], set="walls10") == [second]
+    assert select([first, second], set="walls", seed=2) == []
+
+
+def test_spread_is_that_of_a_sample() -> None:
+    assert mean_sd([2, 4, 4, 4, 5, 5, 7, 9], 2) == "5.00 ± 2.14"  # √(32/7)
+
+
+def test_images_are_averaged_over_seeds_and_keep_their_names(tmp_path) -> None:
+    path = tmp_path / "table.csv"
+    lines = [
+        f"{name},{seed},{10 * int(name) + seed}" for name, seed in itertools.product(("071", "71", "8"), (0, 1, 2))
+    ]
+    path.write_text("\n".join(["image,seed,errors", *lines]))
+    assert per_image(read_table(path), "errors") == {"071": 711.0, "71": 711.0, "8": 81.0}
+
+
+def test_signed_ranks_against_all_signs() -> None:
+    # the sum of the positive ranks, compared with that of 20 000 random choices of all signs
+    rng = np.random.default_rng(0)
+    differences = rng.normal(0.3, 1, 30)
+    ranks = np.abs(differences).argsort().argsort() + 1
+    sums = (rng.integers(0, 2, (20_000, 30)) * ranks).sum(axis=1)
+    found = ranks[differences > 0].sum()
+    tail = np.mean(np.abs(sums - ranks.sum() / 2) >= abs(found - ranks.sum() / 2))
+    values, zero = ({str(i): value for i, value in enumerate(array)} for array in (differences, np.zeros(30)))
+    assert 0.02 < tail < 0.5
+    assert paired_test(values, zero) == pytest.approx(tail, abs=0.015)
+    assert paired_test(zero, values) == paired_test(values, zero)
+
+
+def test_differences_of_zero_keep_their_ranks() -> None:
+    # Pratt: ranks of |d| with the zeros are 1.5, 1.5, 3, 4, 5; the zeros are then left out.  Normal
+    # approximation: mean (3 + 4 + 5) / 2 = 6, variance (9 + 16 + 25) / 4 = 12.5, found 12
+    found = paired_test(dict(zip("abcde", [0.0, 0.0, 0.3, 0.5, 0.7])), dict.fromkeys("abcde", 0.0))
+    assert found == pytest.approx(2 * norm.sf((12 - 6) / 12.5**0.5), abs=1e-3)
+
+
+def test_what_is_not_finite_is_refused() -> None:
+    with pytest.raises(InputError, match="'b' are nan and 2.0"):
+        paired_test({"a": 1.0, "b": float("nan")}, {"a": 1.0, "b": 2.0})
+
+
+def test_equal_methods_are_not_different() -> None:
+    same = {"a": 1.0, "b": 2.0}
+    assert paired_test(same, dict(same)) == 1.0
+
+
+def test_other_images_are_refused() -> None:
+    with pytest.raises(InputError, match="on one side only: a, b"):
+        paired_test({"a": 1.0}, {"b": 1.0})
+
+
+def test_holm_rejects_as_the_step_down_rule_says() -> None:
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        p = rng.random(5) ** 3
+        rejected, order = set(), np.argsort(p)
+        for rank, index in enumerate(order):  # the rule as Holm states it
+            if p[index] > 0.05 / (5 - rank):
+                break
+            rejected.add(int(index))
+        assert {i for i, value in enumerate(holm(p)) if value <= 0.05} == rejected
+    assert holm([]) == []
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+def test_the_interval_is_that_of_the_t_test() -> None:
+    values = np.random.default_rng(0).normal(size=5)
+    mean, half = interval(values)
+    expected = ttest_1samp(values, 0.0).confidence_interval(0.95)
+    assert np.allclose([mean - half, mean + half], [expected.low, expected.high])
+    assert interval([3.0])[0] == 3.0 and np.isnan(interval([3.0])[1])
+
+
+def test_nineteen_of_twenty_intervals_hold_the_truth() -> None:
+    samples = np.random.default_rng(1).normal(7.0, 2.0, size=(2000, 5))
+    inside = [abs(mean - 7.0) < half for mean, half in map(interval, samples)]
+    assert abs(np.mean(inside) - 0.95) < 0.015
+
+
+def test_differences_are_taken_seed_by_seed() -> None:
+    rows = [{"candidate": c, "seed": s, "score": v} for c, s, v in [("a", 1, 5), ("b", 0, 1), ("a", 0, 3), ("b", 1, 4)]]
+    assert differences(rows, "a", "b") == [2, 1] and scores_of(rows, "b") == [1, 4]
+    with pytest.raises(InputError, match="'b' has"):
+        differences(rows[:3], "a", "b")
+
+
+def test_groups_of_names_few_numbers_and_many_numbers() -> None:
+    rows = [{"skip": "abcdefgh"[i % 8], "batch": 4 * (1 + i % 3), "lr": 0.1 * (i + 1)} for i in range(16)]
+    assert list(groups(rows, "skip")) == list("abcdefgh")
+    assert {name: len(part) for name, part in groups(rows, "batch").items()} == {"4": 6, "8": 5, "12": 5}
+    assert {name: len(part) for name, part in groups(rows, "lr").items()} == {
+        "0.1 … 0.4": 4, "0.5 … 0.8": 4, "0.9 … 1.2": 4, "1.3 … 1.6": 4,
+    }  # fmt: skip
+    same = [{"lr": value} for value in (1, 1, 1, 1, 1, 1, 2, 3, 4, 5, 6, 7)]  # equal values stay together
+    parts = groups(same, "lr")
+    assert sum(len(part) for part in parts.values()) == 12 and len(parts["1 … 1"]) == 6
+    assert groups([], "lr") == {}
+
+
+def test_explained_variance() -> None:
+    # groups (1, 3) and (5, 7): mean 4, between 2·4 + 2·4 = 16, total 9 + 1 + 1 + 9 = 20
+    rows = [{"a": a, "score": s} for a, s in (("x", 1.0), ("x", 3.0), ("y", 5.0), ("y", 7.0))]
+    assert explained(rows, "a")[0] == pytest.approx(0.8)
+    assert explained(rows[:2], "a") == (0.0, 1.0)  # too few
+    assert explained([row | {"score": 1.0} for row in rows], "a") == (0.0, 1.0)  # nothing to explain
+
+
+def test_a_factor_without_influence_passes_the_mark_once_in_twenty_times() -> None:
+    rng = np.random.default_rng(0)
+    passed = 0
+    for _ in range(300):
+        rows = [{"a": int(rng.integers(3)), "score": rng.normal()} for _ in range(20)]
+        share, chance = explained(rows, "a", shuffles=200)
+        passed += share > chance
+    assert abs(passed / 300 - 0.05) < 0.03
+
+
+def test_pareto_front() -> None:
+    costs, scores = [5.0, 1.0, 2.0, 2.0, 4.0, 1.0], [0.9, 0.3, 0.5, 0.6, 0.6, 0.3]
+    assert pareto_front(costs, scores) == [1, 3, 0]
+    assert pareto_front([], []) == []
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rank_agreement_is_spearmans(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    a, b = rng.integers(0, 6, 12), rng.normal(size=12)
+    assert math.isclose(rank_agreement(list(a), list(b)), spearmanr(a, b).statistic)
+    assert math.isnan(rank_agreement([1.0], [2.0])) and math.isnan(rank_agreement([1, 1], [1, 2]))
