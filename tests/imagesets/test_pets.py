@@ -1,4 +1,4 @@
-"""The built-in pets: one animal a picture, an even band along its outline, and no colour that gives it away."""
+"""The synthetic pets: one animal a picture, an even band along its outline, and no colour that gives it away."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from checks import InputError
-from imagesets import pets as synthetic_pets
-from imagesets.painting import swept_balls
-from imagesets.pets import SPECIES, pet_scene
+from imagesets import pets
+from imagesets.pets import SPECIES, lit, paint_balls, pet_scene, swept_balls
+from imagesets.streets import palette
 from imagesets.yeast import Scene
 
 PINNED = [  # scene, mean colour, share of every class
-    (0, [138.91, 149.1, 80.44], [0.8308, 0.092, 0.0772]),
-    (1, [141.62, 121.25, 93.53], [0.4818, 0.4456, 0.0725]),
-    (2, [124.34, 109.78, 68.21], [0.7559, 0.1643, 0.0798]),
+    (0, [105.44, 125.73, 71.86], [0.6682, 0.2348, 0.097]),
+    (1, [111.82, 101.69, 94.84], [0.813, 0.1134, 0.0736]),
+    (2, [115.33, 97.28, 62.24], [0.5593, 0.3723, 0.0684]),
 ]
+COLOURS = palette("804020 2060A0")
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +42,7 @@ def check_scene(scene: Scene, height: int, width: int) -> None:
     assert to_background[scene.label == 1].min() >= 5  # the band lies between them everywhere
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**32), height=st.integers(64, 140), width=st.integers(64, 140))
 def test_scenes_of_any_size(seed: int, height: int, width: int) -> None:
     check_scene(pet_scene(np.random.default_rng(seed), height, width), height, width)
@@ -49,7 +50,7 @@ def test_scenes_of_any_size(seed: int, height: int, width: int) -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (64, 400), (301, 65)])
 def test_extreme_sizes(height: int, width: int) -> None:
-    for seed in range(8):
+    for seed in range(4):
         check_scene(pet_scene(np.random.default_rng(seed), height, width), height, width)
 
 
@@ -67,7 +68,7 @@ def test_a_species_that_cannot_be_drawn() -> None:
 
 
 def test_the_pictures_are_the_pinned_ones(scenes: list[Scene]) -> None:
-    """When this fails on purpose, raise `synthetic_scenes.VERSION` and pin the new numbers."""
+    """When this fails on purpose, raise `pets.VERSION` and pin the new numbers."""
     for i, colour, shares in PINNED:
         assert scenes[i].image.mean(axis=(0, 1)) == pytest.approx(colour, abs=0.3)
         assert np.bincount(scenes[i].label.ravel()) / 160**2 == pytest.approx(shares, abs=0.002)
@@ -109,7 +110,7 @@ def test_place_alone_does_not_find_the_pet(scenes: list[Scene]) -> None:
 
 
 def silhouette(species: str, seed: int) -> np.ndarray:
-    pet = synthetic_pets._pet(np.random.default_rng(seed), cat=species == "cat")
+    pet = pets._pet(np.random.default_rng(seed), cat=species == "cat")
     (head_y, head_x), size = pet.pose.head, pet.pose.size
     y, x = np.mgrid[-1.6:0:80j, -1.6:1.6:160j]  # above the middle of the head, in its radius
     return swept_balls(head_y + size * y, head_x + size * x, pet.parts[-4:])[0] >= 0
@@ -124,29 +125,50 @@ def test_a_cat_has_pointed_ears() -> None:
         assert widths[widths > 0][0] < widths[-1]
 
 
-def test_the_ears_of_some_dogs_hang() -> None:
-    standing = [silhouette("dog", seed)[:12].any() for seed in range(30)]
-    assert 0.15 < np.mean(standing) < 0.7
-
-
 def test_every_species_is_drawn_in_every_pose() -> None:
     for species in SPECIES:
-        heads = {synthetic_pets._pet(np.random.default_rng(s), cat=species == "cat").pose.head[0] for s in range(30)}
+        heads = {pets._pet(np.random.default_rng(s), cat=species == "cat").pose.head[0] for s in range(30)}
         assert heads == {-0.5, -0.52, -0.16}  # standing, sitting, lying
 
 
-def test_an_animal_fits_into_the_frame_or_fills_it() -> None:
-    for seed in range(40):
-        rng = np.random.default_rng(seed)
-        pet = synthetic_pets._pet(rng, cat=True)
-        scale, (top, left), flip = synthetic_pets._place(rng, pet, (100, 150))
-        y, x = top + scale * pet.pose.head[0], left + flip * scale * pet.pose.head[1]
-        assert 0 < y < 100 and 0 < x < 150  # the head is always seen
-        assert flip in (-1, 1)
+# ---- bodies in the light
 
 
-def test_a_sofa_and_bushes_have_seven_numbers_a_part() -> None:
-    for make in (synthetic_pets._sofa, synthetic_pets._bushes):
-        things = [thing for seed in range(10) for thing in make(np.random.default_rng(seed), 1.0)]
-        assert things
-        assert {thing.shape[1] for thing in things} == {7}
+def test_swept_balls_solved_by_hand() -> None:
+    y, x = np.zeros((1, 1)), np.array([[-3.0, 0, 5, 10, 13, 14]])
+    # a ball of radius 2 that grows to radius 4 on its way from x = 0 to x = 10; half way its radius is 3
+    part, height = swept_balls(y, x, np.array([[0, 0, 0, 10, 2, 4, 0]]))
+    assert part.tolist() == [[-1, 0, 0, 0, 0, -1]]  # x = 14 only touches the rim
+    assert height[0, 1:5] == pytest.approx([2, 3, 4, np.sqrt(16 - 9)])
+    assert height[0, 0] == -np.inf
+
+
+def test_the_nearest_part_is_seen() -> None:
+    point = np.zeros((1, 1))
+    large, small = [0, 0, 0, 0, 5, 5, 0], [0, 0, 0, 0, 1, 1, 0]
+    assert swept_balls(point, point, np.array([large, small]))[0] == 0  # 5 is higher than 1
+    part, height = swept_balls(point, point, np.array([large, [*small[:6], 4.5]]))
+    assert part == 1  # 1 + 4.5 is higher than 5
+    assert height == 5.5
+
+
+def test_light_on_a_ball() -> None:
+    y, x = (axis.astype(np.float32) for axis in np.ogrid[-20:21, -20:21])
+    part, height = swept_balls(y, x, np.array([[0, 0, 0, 0, 18, 18, 0]]))
+    light = np.array((-1, 0, 1))  # from above and from the viewer
+    bright = lit(height, part >= 0, 0.5, light)
+    assert bright[20, 20] == pytest.approx(np.sqrt(0.5), abs=0.01)  # its top faces the viewer, at 45° to the light
+    assert bright[20 - 13, 20] == pytest.approx(1, abs=0.02)  # 13 / 18 ≈ sin 45°: it faces the light
+    assert bright[20 + 14, 20] < 0.1
+    assert np.isfinite(bright).all()
+
+
+def test_balls_are_painted_where_they_are_and_cut_at_the_frame() -> None:
+    image = np.zeros((30, 40, 3), dtype=np.float32)
+    paint_balls(np.random.default_rng(0), image, np.array([[0, 10, 0, 20, 5, 5, 0]]), COLOURS, np.array((0, 0, 1)))
+    painted = image.any(axis=-1)
+    assert painted[0, 6:25].all() and painted[4, 10:21].all()  # 5 pixels around the line from x = 10 to x = 20
+    assert not painted[6:].any() and not painted[:, :5].any() and not painted[:, 26:].any()
+    before = image.copy()
+    paint_balls(np.random.default_rng(0), image, np.array([[90, 10, 90, 20, 5, 5, 0]]), COLOURS, np.array((0, 0, 1)))
+    assert np.array_equal(image, before)  # outside

@@ -6,12 +6,13 @@ No test reaches the internet.  Where a mirror is set, its real files are read to
 from __future__ import annotations
 
 import contextlib
+import gc
 import hashlib
 import io
 import itertools
 import random
+import shutil
 import socket
-import stat
 import tarfile
 import threading
 import zipfile
@@ -36,6 +37,8 @@ TIF = b"II*\x00" + random.Random(0).randbytes(100_000)  # begins as a TIFF file 
 HTML = b"<!DOCTYPE html><title>Please log in</title>"
 Page = Callable[[BaseHTTPRequestHandler], None]
 Patch = pytest.MonkeyPatch
+Boxed = Callable[[bytes], Source]
+pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in.*socket:pytest.PytestUnraisableExceptionWarning")
 
 
 def needs(name: str) -> pytest.MarkDecorator:
@@ -101,6 +104,13 @@ def site() -> Iterator[Site]:
     site.close()
 
 
+@pytest.fixture(scope="module", autouse=True)
+def collected() -> Iterator[None]:
+    """The socket of a download that failed is left to the garbage collector, which warns: let it do so here."""
+    yield
+    gc.collect()
+
+
 @pytest.fixture(autouse=True)
 def sealed(monkeypatch: Patch) -> None:
     """No pauses between tries, no mirror, nothing said yet, and no way to the internet."""
@@ -164,7 +174,7 @@ GOOD = {"box/im/a.tif": TIF, "box/im/b.tif": TIF, "__MACOSX/box/._a.tif": b"x"}
 
 
 @pytest.fixture
-def boxed(site: Site, monkeypatch: Patch) -> Callable[[bytes], Source]:
+def boxed(site: Site, monkeypatch: Patch) -> Boxed:
     """Register a set that comes as one .zip with the given bytes."""
 
     def make(archive: bytes) -> Source:
@@ -195,14 +205,6 @@ def test_a_file_is_fetched_once_and_the_terms_are_said_once(tiny: Source, site: 
     assert site.log == ["/a.tif"]
     assert len(said) == 2 and "Licence: none" in said[0] and "cite: nobody" in said[0]
     assert said[1] == "tiny: fetching 1 file(s) from 127.0.0.1"
-
-
-def test_only_what_is_missing_is_fetched(bare: Source, site: Site, tmp_path: Path) -> None:
-    locate("bare", tmp_path, say=quiet)
-    (tmp_path / "bare/a.tif").unlink()
-    site.log.clear()
-    locate("bare", tmp_path, say=quiet)
-    assert site.log == ["/a.tif"]
 
 
 @pytest.mark.parametrize(
@@ -239,9 +241,7 @@ def test_a_file_that_is_not_the_right_one_never_gets_its_name(
     assert names(tmp_path) == []
 
 
-def test_offline_a_complete_copy_or_a_file_put_there_by_hand_is_enough(
-    tiny: Source, site: Site, tmp_path: Path
-) -> None:
+def test_offline_a_file_put_there_by_hand_is_enough(tiny: Source, site: Site, tmp_path: Path) -> None:
     site.close()
     assert not reachable("tiny", tmp_path)
     assert "By hand: save" in refused(locate, "tiny", tmp_path, say=quiet)
@@ -250,17 +250,24 @@ def test_offline_a_complete_copy_or_a_file_put_there_by_hand_is_enough(
     assert locate("tiny", tmp_path, say=quiet) == tmp_path / "tiny"
 
 
-def test_a_wrong_file_put_there_by_hand_is_replaced(tiny: Source, bare: Source, tmp_path: Path) -> None:
-    save(tmp_path / "tiny/im/a.tif", picture())  # another TIFF: the checksum tells
+def test_a_wrong_file_put_there_by_hand_is_replaced_and_a_right_one_is_used(
+    bare: Source, boxed: Boxed, site: Site, tmp_path: Path, monkeypatch: Patch
+) -> None:
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare/a.tif").write_bytes(HTML)  # no checksum: the first bytes tell
-    for name, place in (("tiny", "tiny/im/a.tif"), ("bare", "bare/a.tif")):
-        if name == "tiny":
-            (tmp_path / "tiny/im/b.tif").write_bytes(TIF)  # one file too many, so the folder is not complete
-            assert "2 files im/*.tif (expected 1)" in refused(locate, name, tmp_path, say=quiet)
-        else:
-            locate(name, tmp_path, say=quiet)
-        assert (tmp_path / place).read_bytes() == TIF
+    locate("bare", tmp_path, say=quiet)
+    assert (tmp_path / "bare/a.tif").read_bytes() == TIF
+    source, archive = boxed(pack_zip(GOOD)), pack_zip(GOOD)
+    file = source.files[0]._replace(checksum=f"md5:{hashlib.md5(archive).hexdigest()}")
+    monkeypatch.setitem(SOURCES, "boxed", replace(source, files=(file,)))
+    (tmp_path / "z.zip").write_bytes(archive + b"x")  # the checksum tells
+    locate("boxed", tmp_path, say=quiet)
+    assert (tmp_path / "z.zip").read_bytes() == archive
+    shutil.rmtree(tmp_path / "boxed")
+    site.log.clear()
+    assert reachable("boxed", tmp_path)
+    assert locate("boxed", tmp_path, say=quiet) == tmp_path / "boxed"
+    assert site.log == []  # the archive was enough
 
 
 def test_a_full_disk_is_said_and_leaves_no_half_file(tiny: Source, tmp_path: Path, monkeypatch: Patch) -> None:
@@ -283,24 +290,17 @@ def test_reachable_says_no_to_another_answer(page: Page, tiny: Source, site: Sit
 def test_reachable_does_not_wait_for_a_name_server_that_is_silent(
     tiny: Source, site: Site, tmp_path: Path, monkeypatch: Patch
 ) -> None:
-    def silent(*ignored: object, **more: object) -> None:
-        site.release.wait(60)
+    answered: list[str] = []
+
+    def silent(host: str, *ignored: object, **more: object) -> None:
+        site.release.wait(3)
+        answered.append(host)
         raise socket.gaierror("too late")
 
     monkeypatch.setattr(socket, "getaddrinfo", silent)
     assert not reachable("tiny", tmp_path, timeout=0.1)
-    assert not site.release.is_set()  # the answer came while the name server was silent still
+    assert answered == []
     site.release.set()
-
-
-def test_reachable_needs_no_network_for_what_is_there(
-    boxed: Callable[[bytes], Source], site: Site, tmp_path: Path
-) -> None:
-    boxed(pack_zip(GOOD))
-    (tmp_path / "z.zip").write_bytes(pack_zip(GOOD))
-    assert reachable("boxed", tmp_path)
-    assert locate("boxed", tmp_path, say=quiet)
-    assert site.log == []
 
 
 # --- names, numbers, first bytes ---
@@ -319,15 +319,10 @@ def test_faults_lists_every_problem(bare: Source, tmp_path: Path) -> None:
         "b.tif is missing",
     ]
     assert len(faults(bare, tmp_path, official=False)) == 2  # number and names are those of the official set
-
-
-def test_names_are_asked_for_where_nobody_publishes_a_checksum(
-    boxed: Callable[[bytes], Source], tmp_path: Path
-) -> None:
-    source = replace(boxed(pack_zip(GOOD)), names=("im/a.tif", "im/c.tif"))
-    for name in "ab":
-        save(tmp_path / "im" / f"{name}.tif", picture())
-    assert faults(source, tmp_path) == ["im/c.tif is missing"]
+    source = replace(bare, files=(), expected=(("d*.tif", 1), ("z*.tif", 1)), names=("d.tif", "g.tif"))
+    assert faults(source, tmp_path) == ["0 files z*.tif (expected 1)", "g.tif is missing"]
+    assert faults(source, tmp_path, official=False) == ["0 files z*.tif (expected one or more)"]
+    assert faults(replace(source, mirror_may_lack=("z*.tif",)), tmp_path, official=False) == []
 
 
 @pytest.mark.parametrize(
@@ -351,7 +346,7 @@ def test_first_bytes_tell_a_file_from_a_login_page(name: str, start: bytes, tmp_
 # --- archives ---
 
 
-def test_an_archive_is_unpacked_without_its_outer_folder(boxed: Callable[[bytes], Source], tmp_path: Path) -> None:
+def test_an_archive_is_unpacked_without_its_outer_folder(boxed: Boxed, tmp_path: Path) -> None:
     boxed(pack_zip(GOOD))
     (tmp_path / "boxed.unpacking/box/im").mkdir(parents=True)
     (tmp_path / "boxed.unpacking/box/im/of_a_killed_run.tif").write_bytes(TIF)
@@ -370,9 +365,7 @@ def test_two_archives_become_one_folder(site: Site, tmp_path: Path, monkeypatch:
     assert names(locate("two", tmp_path, say=quiet)) == ["gt/a.tif", "im/._a.tif", "im/a.tif"]
 
 
-def test_a_folder_that_is_there_is_never_overwritten(
-    boxed: Callable[[bytes], Source], site: Site, tmp_path: Path
-) -> None:
+def test_a_folder_that_is_there_is_never_overwritten(boxed: Boxed, site: Site, tmp_path: Path) -> None:
     boxed(pack_zip(GOOD))
     (tmp_path / "boxed/im").mkdir(parents=True)
     (tmp_path / "boxed/im/mine.tif").write_bytes(TIF)
@@ -391,7 +384,7 @@ def test_a_folder_that_is_there_is_never_overwritten(
     ids=["other content", "damaged", "outside"],
 )
 def test_an_archive_that_is_not_the_right_one_leaves_no_folder(
-    archive: bytes, reason: str, boxed: Callable[[bytes], Source], tmp_path: Path
+    archive: bytes, reason: str, boxed: Boxed, tmp_path: Path
 ) -> None:
     boxed(archive)
     assert reason in refused(locate, "boxed", tmp_path / "data", say=quiet)
@@ -414,16 +407,6 @@ def test_links_and_devices_in_a_tar_are_refused(kind: bytes, tmp_path: Path) -> 
     (tmp_path / "a.tar.gz").write_bytes(pack_tar({"box/a": b"x"}, info))
     assert "is a link or a device" in refused(unpack, tmp_path / "a.tar.gz", tmp_path / "out")
     assert names(tmp_path / "out") == ["box/a"]
-
-
-def test_a_link_in_a_zip_becomes_a_file(tmp_path: Path) -> None:
-    info = zipfile.ZipInfo("link")
-    info.create_system, info.external_attr = 3, (stat.S_IFLNK | 0o777) << 16
-    with zipfile.ZipFile(tmp_path / "a.zip", "w") as packed:
-        packed.writestr(info, b"/etc/passwd")
-    unpack(tmp_path / "a.zip", tmp_path / "out")
-    assert not (tmp_path / "out/link").is_symlink()
-    assert (tmp_path / "out/link").read_bytes() == b"/etc/passwd"
 
 
 @pytest.mark.parametrize("cut", [0.2, 0.5, 0.9])
@@ -473,13 +456,6 @@ def test_a_damaged_mirror_is_refused(content: bytes | None, bare: Source, mirror
 def test_a_mirror_that_is_not_there_is_refused(bare: Source, tmp_path: Path, monkeypatch: Patch) -> None:
     monkeypatch.setenv(real.MIRROR_VARIABLE, str(tmp_path / "typing mistake"))
     assert "typing mistake" in refused(locate, "bare", tmp_path)
-
-
-def test_a_mirror_may_lack_what_the_table_says(bare: Source, tmp_path: Path) -> None:
-    source = replace(bare, expected=(("a*.tif", 1), ("b*.tif", 1)), mirror_may_lack=("b*.tif",))
-    (tmp_path / "a.tif").write_bytes(TIF)
-    assert faults(source, tmp_path, official=False) == []
-    assert faults(source, tmp_path) == ["0 files b*.tif (expected 1)", "b.tif is missing"]
 
 
 # --- small fakes of the layouts ---
@@ -577,9 +553,8 @@ def test_yeast_phase_gives_one_sample_a_region(tmp_path: Path) -> None:
 
 def test_kitti_road_has_roads_and_pixels_that_nobody_judged(tmp_path: Path) -> None:
     samples = list(read_dataset("kitti_road", fake_kitti(tmp_path)))
-    assert [(sample.name, sample.part) for sample in samples] == [
-        ("um_000000", None), ("umm_000001", None), ("uu_000002", None)
-    ]  # fmt: skip
+    assert {sample.part for sample in samples} == {None}
+    assert [sample.name for sample in samples] == ["um_000000", "umm_000001", "uu_000002"]
     for seed, sample in enumerate(samples):
         assert np.array_equal(sample.image, colour_picture(seed))
         # red: not road, red and blue: road, black: ignored, blue alone: a road that is ignored
@@ -687,11 +662,6 @@ def test_every_pet_has_three_colours(tmp_path: Path) -> None:
     assert (images["Abyssinian_1"][..., 0] == images["Abyssinian_1"][..., 2]).all()
 
 
-def test_species_follow_the_list(tmp_path: Path) -> None:
-    species = pet_species(fake_pets(tmp_path, cats=2, dogs=1, tests=0))
-    assert species == {"Abyssinian_1": "cat", "Abyssinian_2": "cat", "great_dane_1": "dog"}
-
-
 @pytest.mark.parametrize("content", [None, b"\xff\xfe", b"pug_1 1 3 1\n", b"pug_1 1 2\n"])
 def test_a_list_that_is_none_is_said(content: bytes | None, tmp_path: Path) -> None:
     for name in ("list", "test"):
@@ -731,16 +701,6 @@ def test_real_yeast_phase_is_split_by_region_with_a_gap_wider_than_a_cell() -> N
     assert all(0.02 < sample.label.mean() < 0.5 for sample in samples)  # there are cells in every region
 
 
-@needs("kitti_road")
-def test_real_kitti_road_has_289_frames() -> None:
-    pairs = READERS["kitti_road"].find_pairs(Path(MIRROR, "kitti_road"))
-    assert all(image and label and part is None for image, label, part in pairs)
-    kinds = [image.stem.split("_")[0] for image, _, _ in pairs if image]
-    assert {kind: kinds.count(kind) for kind in set(kinds)} == {"um": 95, "umm": 96, "uu": 98}
-    samples = list(itertools.islice(read_dataset("kitti_road", Path(MIRROR, "kitti_road")), 6))
-    assert 0.1 < np.mean([(sample.label == 1).mean() for sample in samples]) < 0.3
-
-
 @needs("oxford_pets")
 def test_real_pets_are_split_as_their_authors_did() -> None:
     root = Path(MIRROR, "oxford_pets")
@@ -753,13 +713,3 @@ def test_real_pets_are_split_as_their_authors_did() -> None:
         assert sum(name.startswith(breed) for name in by_part["val"]) == 15  # of 100 in the official list
     assert {species[name] for name in species if name[0].isupper()} == {"cat"}
     assert {species[name] for name in species if name[0].islower()} == {"dog"}
-
-
-@needs("camvid")
-def test_real_camvid_has_eleven_classes_and_the_sky_above_the_road() -> None:
-    samples = list(itertools.islice(read_dataset("camvid", Path(MIRROR, "camvid")), 0, None, 4))
-    assert {value for sample in samples for value in np.unique(sample.label).tolist()} == {*range(11), 255}
-    sky, road = (
-        np.mean([np.argwhere(s.label == c).mean(axis=0)[0] for s in samples if (s.label == c).any()]) for c in (0, 3)
-    )
-    assert sky < 150 < 250 < road  # rows of 360

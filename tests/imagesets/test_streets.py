@@ -1,24 +1,39 @@
-"""The built-in streets: sound labels in any size, and a task that neither brightness nor place solves."""
+"""The synthetic streets: sound labels in any size, and a task that neither brightness nor place solves."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from checks import IGNORE_INDEX
-from imagesets import streets as synthetic_streets
-from imagesets.streets import BUILDING, CAR, PAVEMENT, ROAD, SKY, TREE, street_scene
+from imagesets import streets
+from imagesets.streets import (
+    BUILDING,
+    CAR,
+    PAVEMENT,
+    ROAD,
+    SKY,
+    TREE,
+    photograph,
+    road_label,
+    soft_noise,
+    street_scene,
+    write_roads,
+    write_streets,
+)
 from imagesets.yeast import Scene
 
 CLASSES = [SKY, BUILDING, TREE, ROAD, PAVEMENT, CAR, IGNORE_INDEX]
 PINNED = [  # scene, mean colour, share of every class
-    (0, [134.37, 145.31, 159.43], [0.2645, 0.2211, 0.1104, 0.201, 0.1848, 0.017, 0.0012]),
-    (1, [145.61, 151.94, 155.18], [0.407, 0.0229, 0.1054, 0.2201, 0.1607, 0.0211, 0.0629]),
-    (2, [105.52, 107.65, 102.71], [0.2706, 0.1165, 0.1627, 0.3525, 0.0653, 0.0318, 0.0005]),
+    (0, [145.59, 149.48, 144.42], [0.272, 0.2198, 0.188, 0.1764, 0.0723, 0.017, 0.0544]),
+    (1, [157.4, 156.07, 151.43], [0.3812, 0.0175, 0.139, 0.2267, 0.16, 0.021, 0.0546]),
+    (2, [125.31, 130.09, 130.1], [0.272, 0.111, 0.1671, 0.2818, 0.0652, 0.0318, 0.0712]),
 ]
 
 
@@ -48,7 +63,7 @@ def check_scene(scene: Scene, height: int, width: int) -> None:
     assert scene.image.std() > 10
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 2**32), height=st.integers(64, 140), width=st.integers(64, 140))
 def test_scenes_of_any_size(seed: int, height: int, width: int) -> None:
     check_scene(street_scene(np.random.default_rng(seed), height, width), height, width)
@@ -56,12 +71,12 @@ def test_scenes_of_any_size(seed: int, height: int, width: int) -> None:
 
 @pytest.mark.parametrize(("height", "width"), [(64, 64), (64, 400), (301, 65), (94, 310)])
 def test_extreme_sizes(height: int, width: int) -> None:
-    for seed in range(8):
+    for seed in range(4):
         check_scene(street_scene(np.random.default_rng(seed), height, width), height, width)
 
 
 def test_the_pictures_are_the_pinned_ones(scenes: list[Scene]) -> None:
-    """When this fails on purpose, raise `synthetic_scenes.VERSION` and pin the new numbers."""
+    """When this fails on purpose, raise `streets.VERSION` and pin the new numbers."""
     for i, colour, shares in PINNED:
         assert scenes[i].image.mean(axis=(0, 1)) == pytest.approx(colour, abs=0.3)
         assert [share(scenes[i], number) for number in CLASSES] == pytest.approx(shares, abs=0.002)
@@ -77,22 +92,6 @@ def test_every_class_is_frequent(scenes: list[Scene]) -> None:
     assert min(mean.values()) > 0.02
     assert ((table > 0).sum(axis=1) >= 5).all()
     assert table[:, CLASSES.index(ROAD)].min() > 0.1
-
-
-def test_the_road_narrows_towards_the_horizon(scenes: list[Scene]) -> None:
-    narrower = []
-    for scene in scenes:
-        rows = np.flatnonzero((scene.label == ROAD).any(axis=1))
-        wide = [(scene.label[row] == ROAD).sum() for row in (rows[0] + 2, rows[-1] - 20)]
-        narrower.append(wide[0] < 0.6 * wide[1])
-    assert np.mean(narrower) > 0.85  # not all: another road may cross far away, a car may stand close
-
-
-def test_the_sky_is_above_the_road(scenes: list[Scene]) -> None:
-    row = np.arange(128)[:, None]
-    for scene in scenes:
-        sky, road = ((row * (scene.label == number)).sum() / (scene.label == number).sum() for number in (SKY, ROAD))
-        assert sky < 64 < road
 
 
 def test_road_pavement_and_walls_share_their_greys(scenes: list[Scene]) -> None:
@@ -121,9 +120,9 @@ def test_place_alone_does_not_find_the_road(scenes: list[Scene]) -> None:
 # ---- the ingredients
 
 
-def street(**changes: object) -> synthetic_streets._Street:
+def street(**changes: object) -> streets._Street:
     """A camera 2 m above the ground; columns have the slopes −0.4 … 0.4, rows −0.3 … 0.4."""
-    empty = synthetic_streets._empty_street(np.random.default_rng(0), 64, 64)
+    empty = streets._empty_street(np.random.default_rng(0), 64, 64)
     x, y = np.arange(-4, 5) / 10, np.arange(-3, 5)[:, None] / 10
     blank = np.zeros((8, 9, 3), np.float32), np.zeros((8, 9), np.uint8), np.zeros((8, 9), np.float32)
     settings = {"x": x, "y": y, "eye": 2.0, "image": blank[0], "label": blank[1], "fine": blank[2], "coarse": blank[2]}
@@ -159,29 +158,72 @@ def test_haze_hides_what_is_far() -> None:
 
 def test_shadows_need_the_sun_but_cars_are_always_dark_below() -> None:
     z, x = np.linspace(40, 2, 60)[:, None], np.linspace(-8, 8, 40) + np.zeros((60, 1))
-    things = [synthetic_streets._Thing(kind, 2.0, 10.0, 2.0, 4.0, 3.0) for kind in (CAR, BUILDING, TREE)]
+    things = [streets._Thing(kind, 2.0, 10.0, 2.0, 4.0, 3.0) for kind in (CAR, BUILDING, TREE)]
     for sun in (0.0, 1.0):
-        dark = [synthetic_streets._shadows(street(sun=sun), [t], x, z, 0 * x).max() for t in things]
+        dark = [streets._shadows(street(sun=sun), [t], x, z, 0 * x).max() for t in things]
         assert [d > 0.3 for d in dark] == [True, sun > 0, sun > 0]
-    dark = synthetic_streets._shadows(street(sun=1.0, side=1), [things[1]], x, z, 0 * x)
+    dark = streets._shadows(street(sun=1.0, side=1), [things[1]], x, z, 0 * x)
     assert dark[:, x[0] > 3.2].any() and not dark[:, x[0] < 0.8].any()  # it falls to the right
 
 
 def test_marks_lie_on_the_road() -> None:
-    z = np.linspace(40, 2, 60)[:, None]
-    off = np.linspace(-8, 8, 200) + np.zeros((60, 1))
+    z, off = np.linspace(40, 2, 60)[:, None], np.linspace(-8, 8, 200) + np.zeros((60, 1))
     out = np.abs(off) - 3.0
-    found = 0
-    for seed in range(20):
-        marks = synthetic_streets._marks(street(rng=np.random.default_rng(seed)), off, out, z)
-        assert not marks[out > 0].any()
-        found += marks.any()
-    assert found > 10
+    found = [streets._marks(street(rng=np.random.default_rng(seed)), off, out, z) for seed in range(20)]
+    assert not any(marks[out > 0].any() for marks in found)
+    assert sum(marks.any() for marks in found) > 10
 
 
 def test_a_pole_is_at_least_a_pixel_wide() -> None:
-    far = synthetic_streets._Thing(IGNORE_INDEX, 0.5, 60.0, 0.1, 0.0, 5.0)
+    far = streets._Thing(IGNORE_INDEX, 0.5, 60.0, 0.1, 0.0, 5.0)
     for seed in range(10):
-        scene = synthetic_streets._empty_street(np.random.default_rng(seed), 128, 128)
-        synthetic_streets._paint_pole(scene, far)
+        scene = streets._empty_street(np.random.default_rng(seed), 128, 128)
+        streets._paint_pole(scene, far)
         assert (scene.label == IGNORE_INDEX).any()
+
+
+# ---- colours, noise, the camera
+
+
+@settings(max_examples=40, deadline=None)
+@given(height=st.integers(0, 90), width=st.integers(0, 90), cells=st.tuples(st.floats(0.5, 100), st.floats(0.5, 100)))
+def test_soft_noise_has_any_shape(height: int, width: int, cells: tuple[float, float]) -> None:
+    noise = soft_noise(np.random.default_rng(0), (height, width), cells)
+    assert noise.shape == (height, width)
+    assert noise.dtype == np.float32
+    assert np.isfinite(noise).all()
+
+
+@pytest.mark.parametrize("cell", [1.5, 6, 20])
+def test_soft_noise_is_as_coarse_as_asked_for(cell: float) -> None:
+    noise = soft_noise(np.random.default_rng(0), (400, 400), cell)
+    assert abs(noise.mean()) < 0.2
+    assert 0.5 < noise.std() < 1
+    near, far = (np.corrcoef(noise[:, :-gap].ravel(), noise[:, gap:].ravel())[0, 1] for gap in (1, int(3 * cell)))
+    assert near > 0.3
+    assert abs(far) < 0.15
+
+
+def test_the_camera_keeps_the_picture_and_clips() -> None:
+    image = np.full((60, 80, 3), 0.5, dtype=np.float32)
+    image[:30] = (3, -1, 0.5)
+    photo = photograph(np.random.default_rng(0), image)
+    assert photo.dtype == np.uint8
+    assert (photo[:28, :, 0] == 255).all() and photo[:28, :, 1].max() == 0
+    assert 100 < photo[32:].mean() < 155
+    assert 1 < photo[32:, :, 0].std() < 6  # noise
+
+
+# ---- the sets
+
+
+def test_roads_are_the_streets_with_another_label(tmp_path: Path) -> None:
+    small = {"num_images": 2, "height": 64, "width": 80}
+    one, other = write_streets(tmp_path / "streets", **small), write_roads(tmp_path / "roads", **small)
+    for i in range(2):
+        files = one / "labels" / f"street_00{i}.png", other / "labels" / f"road_00{i}.png"
+        street, road = (np.asarray(Image.open(path)) for path in files)
+        assert (one / f"images/street_00{i}.png").read_bytes() == (other / f"images/road_00{i}.png").read_bytes()
+        assert np.array_equal(road, road_label(street))
+    label = np.array([[0, 1, 2, 3], [4, 5, 255, 3]], dtype=np.uint8)
+    assert road_label(label).tolist() == [[0, 0, 0, 1], [0, 0, 255, 1]]
