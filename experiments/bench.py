@@ -1,58 +1,168 @@
-"""The bench of defects: what do metrics and losses say about each kind of error, and does a gradient mend it?
+"""Two benches on drawn images: what do metrics and losses say under class imbalance, and about each kind of error?
 
-`geometry/defects.py` draws one truth, predictions with exactly one defect each, and for each defect a neutral control:
-as many wrong pixels, but along straight borders of thick cells, where they change no object and no hole.  Here they are
-judged by all metrics (`judge`) and given to all losses (`bench_losses`):
+Discs (A1.3a): 21 pixels each on noise of equal contrast, from very many discs to a single one, so whatever differs
+between two prevalences is due to the prevalence; before any training (`at_constant`) and after it (`compare_on_discs`).
 
-- `selectivity`: the cost of a wrong pixel of the defect over that of a wrong pixel of its control;
-- `repair`: steps of equal length down the gradient, on free logits, until the topology is right;
-- `pushes`: how hard the gradient pushes the defect, the neutral wrong pixels, and the pixels that are right.
-
-A prediction has the logits +2 on objects and −2 outside; maps are (H, W), logits (B, 1, H, W).  Neutral controls are
-an idea of Reinke et al., 2024 (doi:10.1038/s41592-023-02150-0).
+Defects (A1.3d): predictions of one truth with one defect each, and for each a neutral control: as many wrong pixels
+along straight borders of thick cells, where they change no object and no hole (after Reinke et al., 2024,
+doi:10.1038/s41592-023-02150-0).  All metrics judge them (`judge`), and all losses: the cost of a pixel
+(`selectivity`), the steps until the topology is right (`repair`), and where the gradient pushes (`pushes`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+import math
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from typing import NamedTuple
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
+from torch.nn import functional as F
 
 import losses
 import metrics
 from geometry import boundary, defects, objects
 from geometry.topology import critical_regions
+from learner import Learner, pick_device, set_seed
+from losses import cross_entropy
+from unet import UNet
 
-Loss = Callable[[Tensor, Tensor], Tensor]
+Loss = Callable[..., Tensor]
 Map = NDArray[np.uint8]
+Scores = dict[str, float]
+Images = tuple[Tensor, Tensor]  # with their labels
+
+# ---- discs: one prevalence or another -------------------------------------------------------------------------------
+
+SIDE, CONTRAST = 64, 1.5  # pixels along each axis; foreground − background, in standard deviations of the noise
+
+
+def draw_discs(prevalence: float, images: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Noisy images of discs at random places, (B, 1, 64, 64) float32, and their labels, (B, 64, 64) int64.
+
+    Discs may overlap, and what leaves on one side enters on the other: n discs of a pixels leave (1 − a / 64²)ⁿ free.
+
+    >>> image, label = draw_discs(0.05, images=8, seed=0)
+    >>> image.shape, label.shape, round(label.float().mean().item(), 2)
+    (torch.Size([8, 1, 64, 64]), torch.Size([8, 64, 64]), 0.05)
+    """
+    axis = torch.arange(-2, 3)
+    disc = (axis[:, None] ** 2 + axis**2 <= 6).float()
+    number = round(math.log(1 - prevalence) / math.log(1 - disc.sum().item() / SIDE**2))
+    generator = torch.Generator().manual_seed(seed)
+    centres = torch.randint(SIDE**2, (images, number), generator=generator)
+    points = torch.zeros(images, SIDE**2).scatter_(1, centres, 1.0).view(-1, 1, SIDE, SIDE)
+    label = F.conv2d(F.pad(points, (2, 2, 2, 2), mode="circular"), disc[None, None]) > 0
+    return CONTRAST * label + torch.randn(label.shape, generator=generator), label[:, 0].long()
+
+
+def balanced(prevalence: float) -> Tensor:
+    """The weights that give each class half of the loss."""
+    return torch.tensor([0.5 / (1 - prevalence), 0.5 / prevalence])
+
+
+def losses_at(prevalence: float) -> dict[str, Loss]:
+    """The losses compared on discs, by name; only the class weights depend on the prevalence."""
+    return {
+        "cross-entropy": cross_entropy,
+        "weighted CE": partial(cross_entropy, class_weight=balanced(prevalence).to(pick_device())),
+        "Dice": losses.dice_loss,
+        "CE + Dice": losses.WeightedSum((1.0, cross_entropy), (1.0, losses.dice_loss)),
+        "focal": losses.focal_loss,
+    }
+
+
+def at_constant(loss: Loss, p: float, label: Tensor) -> tuple[float, float]:
+    """Value of the loss where the network says p everywhere, and the foreground's part of all Σ|∂loss/∂logits|."""
+    logits = torch.zeros(len(label), 2, *label.shape[1:], device=pick_device())
+    logits[:, 1] = math.log(p / (1 - p))
+    value = loss(logits.requires_grad_(), label.to(logits.device))
+    (gradient,) = torch.autograd.grad(value, logits)
+    size = gradient.abs().sum(dim=1).cpu()  # (B, H, W)
+    return value.item(), (size[label == 1].sum() / size.sum()).item()
+
+
+def train_on_discs(loss: Loss, prevalence: float, seed: int, steps: int) -> Learner:
+    """A small U-Net after `steps` steps on four new images each; the same weights and images for every loss."""
+    batches = [draw_discs(prevalence, 4, 10_000 * seed + step) for step in range(steps)]
+    set_seed(seed)
+    learner = Learner(UNet(1, 2, (4, 8)), loss, batches, lr=0.03, seed=seed, precision="float32", verbose=False)
+    learner.fit(1)
+    return learner
+
+
+def judge_discs(parts: Sequence[Images], threshold: float | None, candidates: ArrayLike) -> Scores:
+    """All scores on the test images, from the numbers (B, H, W) and the labels of validation and test images.
+
+    They hold at `threshold`, or (None) at the candidate with the highest F1 of the foreground on validation images.
+    """
+    validation, test = parts
+
+    def counts(part: Images, cut: float) -> Tensor:
+        return metrics.confusion_matrix((part[0] > cut).long(), part[1], 2)
+
+    own = max(np.asarray(candidates), key=lambda cut: metrics.f1_per_class(counts(validation, cut))[1].item())
+    found = counts(test, own if threshold is None else threshold)
+    return {
+        "accuracy": metrics.accuracy(found),
+        "mean IoU": metrics.mean_iou(found),
+        "F1 rare": metrics.f1_per_class(found)[1].item(),
+        "MCC": metrics.matthews(found),
+        "precision": metrics.precision_per_class(found)[1].item(),
+        "recall": metrics.recall_per_class(found)[1].item(),
+        "F1, own threshold": metrics.f1_per_class(counts(test, own))[1].item(),
+    }
+
+
+def judge_network(learner: Learner, prevalence: float, seed: int) -> Scores:
+    """`judge_discs` for the probability of the foreground, at ½, on images that no training of this seed has seen."""
+    guesses = [(learner.predict(image)[:, 1], label) for image, label in _new_images(prevalence, seed)]
+    return judge_discs(guesses, 0.5, np.linspace(0.02, 0.98, 25))
+
+
+def compare_on_discs(
+    prevalences: Iterable[float], seeds: Sequence[int], steps: int
+) -> dict[tuple[str, float, int], Scores]:
+    """{(predictor, prevalence, seed): scores}: a training with each loss, the empty answer, the best brightness."""
+    found: dict[tuple[str, float, int], Scores] = {}
+    for prevalence, seed in itertools.product(prevalences, seeds):
+        images = _new_images(prevalence, seed)
+        nothing, brightness = ([(number * image[:, 0], label) for image, label in images] for number in (0, 1))
+        found["finding nothing", prevalence, seed] = judge_discs(nothing, 0.5, [0.5])
+        found["threshold", prevalence, seed] = judge_discs(brightness, None, np.linspace(-1, 4, 51))
+        for name, loss in losses_at(prevalence).items():
+            learner = train_on_discs(loss, prevalence, seed, steps)
+            found[name, prevalence, seed] = judge_network(learner, prevalence, seed)
+    return found
+
+
+def _new_images(prevalence: float, seed: int) -> list[Images]:
+    """32 images for validation and 64 for the test, from seeds above those of any training step."""
+    return [draw_discs(prevalence, images, 10_000 * seed + last) for images, last in ((32, 9_998), (64, 9_999))]
+
+
+# ---- defects: one kind of error or another --------------------------------------------------------------------------
 
 TRUTH = defects.truth()
-TARGET = torch.from_numpy(TRUTH)[None].long()
-"""The truth as a target, (1, H, W)."""
-LARGEST = defects.control(24, 24)
-"""The largest control: 24 false and 24 missed pixels, all neutral."""
+TARGET = torch.from_numpy(TRUTH)[None].long()  # (1, H, W)
+LARGEST = defects.control(24, 24)  # 24 false and 24 missed pixels, all neutral
 NEUTRAL = LARGEST != TRUTH
-STRENGTH = 0.3
-"""λ of the topology losses."""
-NEAR, FORGIVING = boundary.boundary_weights(TRUTH), boundary.boundary_weights(TRUTH, w0=-0.8)
-"""Weight maps of the truth: the border stressed, and forgiven."""
-GAPS = boundary.separation_weights(boundary.find_cells(TRUTH))
-"""The weights of the U-Net paper, for narrow gaps between two cells."""
+NEAR, FORGIVING = boundary.boundary_weights(TRUTH), boundary.boundary_weights(TRUTH, w0=-0.8)  # border stressed or not
+GAPS = boundary.separation_weights(boundary.find_cells(TRUTH))  # the U-Net paper: narrow gaps between two cells
+STRENGTH = 0.3  # λ of the topology losses
 TOPOLOGY = losses.TopologyLoss(strength=STRENGTH)
 
 
 def shown() -> dict[str, Map]:
-    """The eight predictions with a defect, by name."""
+    """The predictions with a defect, by name."""
     return {name: pred for name, pred in defects.predictions().items() if name != "nothing wrong"}
 
 
 def broken() -> dict[str, Map]:
-    """Those of them whose defect is not a shift: each leaves room for the neutral wrong pixels beside it."""
+    """Those of them that leave room for neutral wrong pixels: all but the shift."""
     return {name: pred for name, pred in shown().items() if not name.startswith("shift")}
 
 
@@ -84,22 +194,19 @@ def judge(pred: Map) -> dict[str, float]:
     }
 
 
-def with_map(loss: Callable[[Tensor, Tensor, Tensor], Tensor], array: NDArray[np.floating]) -> Loss:
+def with_map(loss: Loss, array: NDArray[np.floating]) -> Loss:
     """The loss with a map (H, W) made once for the mask, as a data set would hand it over."""
-    stored = torch.as_tensor(array, dtype=torch.float32)
-    return lambda logits, target: loss(logits, target, stored.expand_as(target))
+    return lambda logits, target: loss(logits, target, torch.from_numpy(array).float().expand_as(target))
 
 
 def bench_losses() -> dict[str, Loss]:
     """The losses on the bench, by name; add one of your own to see what it cares for."""
-    cross_entropy, foreground = losses.cross_entropy, float(TRUTH.mean())
-    balance = torch.tensor([0.5 / (1 - foreground), 0.5 / foreground])  # each class has half of the weight
     depth = with_map(losses.boundary_loss, boundary.signed_distance(TRUTH)[1])
     centre_line = partial(losses.soft_cldice_loss, iterations=8)  # half the width of the closed ring
     border = losses.BoundaryWeightedLoss()
     return {
         "cross-entropy (CE)": cross_entropy,
-        "class-weighted CE": partial(cross_entropy, class_weight=balance),
+        "class-weighted CE": partial(cross_entropy, class_weight=balanced(float(TRUTH.mean()))),
         "focal": losses.focal_loss,
         "Dice": losses.dice_loss,
         "Tversky": losses.tversky_loss,
@@ -116,19 +223,12 @@ def bench_losses() -> dict[str, Loss]:
 
 
 def as_logits(*maps: Map) -> Tensor:
-    """Predictions (H, W) as logits (B, 1, H, W): +2 on objects, −2 outside.
-
-    >>> as_logits(np.array([[0, 1]])).tolist()
-    [[[[-2.0, 2.0]]]]
-    """
+    """Predictions (H, W) as logits (B, 1, H, W): +2 on objects, −2 outside."""
     return torch.from_numpy(4.0 * np.stack(maps) - 2).float()[:, None]
 
 
 def selectivity(loss: Loss, pred: Map) -> float:
-    """Cost of a wrong pixel of the prediction over that of a wrong pixel of its control.
-
-    The cost is (loss − loss of the truth) / number of wrong pixels; 1 is the answer of a loss that only counts them.
-    """
+    """Cost of a wrong pixel, (loss − loss of the truth) / number of wrong pixels, over that of the control's."""
 
     def cost(wrong: Map) -> float:
         above = loss(as_logits(wrong), TARGET) - loss(as_logits(TRUTH), TARGET)
@@ -143,10 +243,7 @@ def starts() -> NDArray[np.uint8]:
 
 
 def descend(loss: Loss, start: Tensor, steps: int, length: float = 0.5) -> NDArray[np.bool_]:
-    """Go down the gradient on free logits (B, 1, H, W): the predicted masks, (steps + 1, B, H, W).
-
-    Every step has the same Euclidean length in each picture, so no loss wins by being larger.
-    """
+    """Masks (steps + 1, B, H, W) down the gradient on free logits (B, 1, H, W), each step of the same length."""
     logits, target = start.clone().requires_grad_(), TARGET.expand(len(start), -1, -1)
     masks = [logits.detach()[:, 0] > 0]
     for _ in range(steps):
@@ -157,23 +254,22 @@ def descend(loss: Loss, start: Tensor, steps: int, length: float = 0.5) -> NDArr
     return torch.stack(masks).numpy()
 
 
-class Repair(NamedTuple):
-    """When each picture was mended, in steps (infinite: never); `harmed`: most right pixels that were wrong at once."""
+def repair(loss: Loss, steps: int) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:
+    """From `starts`, the steps until no region is critical (strictly), and until the neutral pixels are right.
 
-    topology: NDArray[np.float64]
-    neutral: NDArray[np.float64]
-    harmed: int
+    Both for each picture, infinite if never; the last number is how many right pixels were at most wrong at once.
+    """
 
+    def first(done: NDArray[np.bool_]) -> NDArray[np.float64]:
+        return np.where(done.any(axis=0), done.argmax(axis=0), np.inf)
 
-def repair(loss: Loss, steps: int) -> Repair:
-    """From `starts`, the steps until no region is critical (strictly), and until the neutral pixels are right."""
     masks = descend(loss, as_logits(*starts()), steps)
     truths = np.broadcast_to(TRUTH, masks.shape).reshape(-1, *TRUTH.shape)
-    regions = critical_regions(masks.reshape(truths.shape), truths, strict=True)
-    critical = regions.counts().sum(axis=(1, 2)).reshape(masks.shape[:2])  # (steps + 1, B)
+    counts = critical_regions(masks.reshape(truths.shape), truths, strict=True).counts()
+    critical = counts.sum(axis=(1, 2)).reshape(masks.shape[:2])  # (steps + 1, B)
     right = masks == (TRUTH > 0)
-    harmed = (right[0] & ~right).sum(axis=(2, 3)).max()
-    return Repair(_first(critical == 0), _first(right[:, :, NEUTRAL].all(axis=2)), int(harmed))
+    harmed = int((right[0] & ~right).sum(axis=(2, 3)).max())
+    return first(critical == 0), first(right[:, :, NEUTRAL].all(axis=2)), harmed
 
 
 def pushes(loss: Loss, pred: Map) -> Sequence[float]:
@@ -182,8 +278,3 @@ def pushes(loss: Loss, pred: Map) -> Sequence[float]:
     (gradient,) = torch.autograd.grad(loss(logits, TARGET), logits)
     size, wrong = gradient[0, 0].abs().numpy(), pred != TRUTH
     return [float(np.linalg.norm(size)), *(float(size[part].mean()) for part in (wrong & ~NEUTRAL, NEUTRAL, ~wrong))]
-
-
-def _first(done: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """First step, along axis 0, at which it is done; infinite if never."""
-    return np.where(done.any(axis=0), done.argmax(axis=0), np.inf)
