@@ -1,16 +1,14 @@
 """Exact distances to the borders between classes, and the weight maps made from them.
 
-A border is the set of *cracks* between neighbouring pixels of different label.  It has no pixels of its own, so the
-distance of a pixel to "the nearest pixel of another class" is not its distance to the border: that is 0.58 pixels too
-long on average within three pixels of it.  On the lattice of half pixels, though, cracks are points like any other,
-and a Euclidean distance transform there is exact.
+A border is the set of *cracks* between neighbouring pixels of different label.  On the lattice of half pixels cracks
+are points like any other, and a Euclidean distance transform there is exact; a distance to the nearest pixel of another
+class would be 0.58 pixels too long on average.  Neither the frame of the image nor an ignored region makes a border.
 
-The frame of the image is no border, and neither is the edge of an ignored region: nobody has drawn a border there.
-Maps depend on the label alone.  So they are computed once for each mask and then move with it through every flip.
+Maps are made from a label (H, W), integer; `InputError` says so.  They depend on the label alone, so they are computed
+once for each mask and then move with it through every flip.
 
 Sources: Ronneberger et al., 2015 (arXiv:1505.04597), equation 2; Kervadec et al., 2021
-(doi:10.1016/j.media.2020.101851); distance transform: Maurer, Qi and Raghavan, 2003
-(doi:10.1109/TPAMI.2003.1177156).
+(doi:10.1016/j.media.2020.101851); Maurer, Qi and Raghavan, 2003 (doi:10.1109/TPAMI.2003.1177156).
 """
 
 from __future__ import annotations
@@ -22,16 +20,7 @@ from checks import IGNORE_INDEX, InputError
 
 
 def border_distance(label: np.ndarray) -> np.ndarray:
-    """Distance from every pixel centre to the nearest crack between two different labels.
-
-    Args:
-        label: (H, W) integer; `IGNORE_INDEX` makes no border.
-
-    Returns:
-        float64 (H, W), in pixels; at least 0.5, and infinite where the label has no border.
-
-    Raises:
-        InputError: if `label` is not two-dimensional integer.
+    """Distance in pixels from every pixel centre to the nearest border, float64 (H, W); infinite if there is none.
 
     >>> border_distance(np.array([[0, 0, 1, 1]])).tolist()
     [[1.5, 0.5, 0.5, 1.5]]
@@ -40,20 +29,10 @@ def border_distance(label: np.ndarray) -> np.ndarray:
 
 
 def signed_distance(label: np.ndarray, num_classes: int = 2) -> np.ndarray:
-    """Signed distance of every pixel centre to the border of each class: −d inside of the class, +d outside.
+    """Signed distance to the border of each class against the rest: −d inside of the class, +d outside.
 
-    Args:
-        label: (H, W) integer; `IGNORE_INDEX` makes no border.
-        num_classes: K; each class is taken against the rest.
-
-    Returns:
-        float32 (K, H, W), in pixels; 0 where the label is ignored, and 0 everywhere for a class without a border
-        (one that is absent, or fills the whole image).
-
-    Raises:
-        InputError: if `label` is not two-dimensional integer.
-
-    Reference: the level set φ of Kervadec et al., 2021 (doi:10.1016/j.media.2020.101851), equation 5.
+    float32 (K, H, W), in pixels; 0 where the label is ignored, and 0 everywhere for a class without a border.  It is
+    the level set φ of Kervadec et al., 2021, equation 5.
 
     >>> signed_distance(np.array([[0, 0, 1, 1]]))[1].tolist()
     [[1.5, 0.5, -0.5, -1.5]]
@@ -72,29 +51,19 @@ def signed_distance(label: np.ndarray, num_classes: int = 2) -> np.ndarray:
 def boundary_weights(
     label: np.ndarray, w0: float = 5.0, sigma: float = 2.0, *, class_weight: np.ndarray | None = None
 ) -> np.ndarray:
-    """Weight of each pixel by its distance d to the nearest border: w_class + w0·exp(−d² / 2σ²), of mean 1.
+    """Weight of each pixel by its distance d to the nearest border: w_class + w0·exp(−d² / 2σ²), scaled to mean 1.
 
     w0 > 0 stresses the border: touching objects are kept apart.  −1 ≤ w0 < 0 forgives it: right at the border the
     label depends on the drawing hand and on the pixel grid, and the loss should not.
 
-    Args:
-        label: (H, W) integer.
-        w0: height of the bump at the border, relative to a class weight of 1; at least −1.
-        sigma: its width in pixels.
-        class_weight: (K,) weight of each class, default 1.
-
-    Returns:
-        float32 (H, W): mean 1 over the pixels that count, 0 where the label is ignored, and 1 everywhere for a mask
-        of a single class, which has no border.
-
-    Raises:
-        InputError: if `label` is not two-dimensional integer, or the settings make no weight.
+    `sigma` is in pixels, `class_weight` (K,) is 1 by default.  The mean of the float32 (H, W) is taken over the pixels
+    that count; ignored ones have weight 0.  A mask of a single class has weight 1 everywhere.  Raises `InputError` if
+    the settings make no weight.
 
     >>> [round(float(w), 2) for w in boundary_weights(np.array([[0, 0, 1, 1]]), w0=4.0, sigma=0.5)[0]]
     [0.47, 1.53, 1.53, 0.47]
     """
-    if not (w0 >= -1 and sigma > 0):
-        raise InputError(f"boundary_weights: w0={w0}, sigma={sigma}; expected w0 ≥ −1 and sigma > 0 pixels.")
+    _check_bump(w0, sigma)
     bump = w0 * np.exp(_squared_distance(label) / (-2 * sigma**2))
     return _of_mean_one(_class_weights(label, class_weight) + bump, label)
 
@@ -102,28 +71,17 @@ def boundary_weights(
 def separation_weights(
     instances: np.ndarray, w0: float = 10.0, sigma: float = 5.0, *, class_weight: np.ndarray | None = None
 ) -> np.ndarray:
-    """The weight map of the U-Net paper: w_class + w0·exp(−(d₁ + d₂)² / 2σ²) on the background, of mean 1.
+    """The weights of the U-Net paper: w_class + w0·exp(−(d₁ + d₂)² / 2σ²) on the background, scaled to mean 1.
 
-    d₁ and d₂ are the distances to the border of the nearest and of the second nearest *cell* (not class), so the
-    weight is high only in narrow gaps between two cells.
-
-    Args:
-        instances: (H, W) integer: 0 background, 1 … n cells or connected components.  255 is a cell like any other
-            here; ignored pixels are handed in as background.
-        w0, sigma, class_weight: as in `boundary_weights`; class 1 is "any cell".
-
-    Returns:
-        float32 (H, W), of mean 1 over the pixels that count.
-
-    Raises:
-        InputError: if `instances` is not two-dimensional integer, or the settings make no weight.
+    d₁ and d₂ are the distances to the border of the nearest and of the second nearest *cell* (not class), so the weight
+    is high only in narrow gaps between two cells.  `instances` (H, W): 0 background (ignored pixels too), 1 … n cells.
+    The rest is as in `boundary_weights`; class 1 is "any cell".
 
     >>> [round(float(w), 2) for w in separation_weights(np.array([[1, 0, 2, 2]]), w0=4.0, sigma=1.0)[0]]
     [0.62, 2.13, 0.62, 0.62]
     """
     _check_label(instances)
-    if not (w0 >= -1 and sigma > 0):
-        raise InputError(f"separation_weights: w0={w0}, sigma={sigma}; expected w0 ≥ −1 and sigma > 0 pixels.")
+    _check_bump(w0, sigma)
     nearest, second = _two_distances(instances, reach=4 * sigma)
     gap = np.where(instances == 0, w0 * np.exp(-((nearest + second) ** 2) / (2 * sigma**2)), 0)
     label = np.minimum(instances, 1)
@@ -131,15 +89,9 @@ def separation_weights(
 
 
 def find_cells(label: np.ndarray) -> np.ndarray:
-    """Number the objects of a mask: 8-connected pixels of one class (not 0, not ignored) are one cell.
+    """Number the objects of a mask as instances, int64 (H, W): 8-connected pixels of one class (not 0, not ignored).
 
-    Use it for `separation_weights` where nobody has drawn instances.  Cells that touch in the mask become one.
-
-    Args:
-        label: (H, W) integer.
-
-    Returns:
-        int64 (H, W): 0 background, 1 … n.
+    For `separation_weights` where nobody has drawn instances.  Cells that touch in the mask become one.
 
     >>> find_cells(np.array([[1, 0, 1, 2, 255]])).tolist()
     [[1, 0, 2, 3, 0]]
@@ -187,11 +139,9 @@ def _two_distances(instances: np.ndarray, reach: float) -> tuple[np.ndarray, np.
     nearest, second = np.full(instances.shape, np.inf), np.full(instances.shape, np.inf)
     margin = int(np.ceil(reach)) + 1
     for number, box in enumerate(ndimage.find_objects(instances), start=1):
-        if box is None:
+        if box is None:  # no cell has this number
             continue
-        around = tuple(
-            slice(max(s.start - margin, 0), min(s.stop + margin, n)) for s, n in zip(box, instances.shape, strict=True)
-        )
+        around = tuple(slice(max(s.start - margin, 0), s.stop + margin) for s in box)
         distance = border_distance((instances[around] == number).astype(np.uint8))
         distance[distance > reach] = np.inf
         before = nearest[around].copy()
@@ -203,23 +153,21 @@ def _two_distances(instances: np.ndarray, reach: float) -> tuple[np.ndarray, np.
 def _class_weights(label: np.ndarray, class_weight: np.ndarray | None) -> np.ndarray:
     if class_weight is None:
         return np.ones(label.shape)
-    weights = np.asarray(class_weight, dtype=float)
-    classes = label[label != IGNORE_INDEX]
-    if (
-        weights.ndim != 1
-        or not np.isfinite(weights).all()
-        or (weights < 0).any()
-        or classes.max(initial=0) >= len(weights)
-    ):
-        shown = weights.tolist() if weights.size <= 16 else f"an array of shape {weights.shape}"
-        raise InputError(f"class_weight is {shown}; expected one finite number ≥ 0 for each class of the label.")
-    return weights[np.where(label == IGNORE_INDEX, 0, label)]
+    weights, label = np.asarray(class_weight, dtype=float), np.where(label == IGNORE_INDEX, 0, label)
+    if weights.ndim != 1 or not (0 <= weights.min() <= weights.max() < np.inf) or label.max(initial=0) >= weights.size:
+        raise InputError(f"class_weight is {class_weight}; expected a finite number ≥ 0 for each class of the label.")
+    return weights[label]
 
 
 def _of_mean_one(weights: np.ndarray, label: np.ndarray) -> np.ndarray:
     counts = label != IGNORE_INDEX
     mean = weights[counts].mean() if counts.any() else 0.0
     return np.where(counts, weights / mean if mean > 0 else 1.0, 0.0).astype(np.float32)
+
+
+def _check_bump(w0: float, sigma: float) -> None:
+    if not (w0 >= -1 and sigma > 0):
+        raise InputError(f"w0={w0}, sigma={sigma}; expected w0 ≥ −1 and sigma > 0 pixels.")
 
 
 def _check_label(label: np.ndarray) -> None:
