@@ -267,7 +267,8 @@ class Learner:
         self.model.train()
         with torch.random.fork_rng(devices=[]):  # dropout draws here too
             for name in (*seconds, *seconds):
-                self.number_format, began = name, time.process_time()  # what other programs take does not count
+                self.number_format = name
+                began = time.process_time()  # what other programs take does not count
                 self._backward(batch, GradScaler("cpu", enabled=False))
                 seconds[name] = min(seconds[name], time.process_time() - began)
         self.number_format = chosen

@@ -1,4 +1,4 @@
-"""Started by tests/test_parallel.py, alone or by torchrun: train on the CPU and save what came out."""
+"""Started by tests/training/test_parallel.py, alone or by torchrun: train on the CPU and save what came out."""
 
 import sys
 from pathlib import Path
@@ -43,7 +43,7 @@ def main(folder: Path) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(7 + parallel.rank())  # the weights of rank 0 count
     learner = Learner(
-        UNet(widths=(4, 8), norm="batch"), cross_entropy, Batches(5), Batches(8),
+        UNet(widths=(4, 8), norm="group"), cross_entropy, Batches(5), Batches(8),
         lr=0.02, augment=turn, folder=folder / "run", device="cpu", precision="float32",
     )  # fmt: skip
     start = {name: value.clone() for name, value in learner.model.state_dict().items()}

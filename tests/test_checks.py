@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from checks import IGNORE_INDEX, InputError, check_images, check_pair, two_or_more
-from imagesets.files import Problem, raise_problems
 
 LOGITS, TARGET = torch.zeros(2, 3, 4, 5), torch.zeros(2, 4, 5, dtype=torch.int64)
 
@@ -75,17 +74,3 @@ def test_one_channel_is_the_sigmoid():
     logits = torch.randn(2, 1, 3, 3)
     torch.testing.assert_close(two_or_more(logits).softmax(dim=1)[:, 1], logits.sigmoid()[:, 0])
     assert two_or_more(LOGITS) is LOGITS
-
-
-@pytest.mark.xfail(strict=True, raises=AssertionError, reason="conftest.py must fail a test that has such a message")
-@pytest.mark.parametrize("text", ["1\n2\n3\n4\n5", "\nThe first line is empty.", "2 problems\n- a\n- b\n2\n3\n4\n5"])
-def test_long_messages_are_noticed(text):
-    with pytest.raises(InputError):
-        raise InputError(text)
-
-
-def test_messages_of_four_lines_and_lists_may_be():
-    with pytest.raises(InputError):
-        raise InputError("1\n2\n3\n4\n")
-    with pytest.raises(InputError):
-        raise_problems("folder", [Problem(f"{name}.png", "is empty") for name in "abcdef"])

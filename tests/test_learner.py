@@ -1,15 +1,17 @@
 """The learner: it learns, resumes bit for bit, predicts by tiles as on the whole, and says what is wrong."""
 
+import argparse
+import functools
 import itertools
+import linecache
 
 import pytest
 import torch
 from torch import nn
-from training.modes import Mode
 
 from checks import InputError
-from learner import Learner, pick_device
-from losses import TopologyLoss, cross_entropy
+from learner import Learner, data_settings, model_hash, name_of
+from losses import TopologyLoss, cross_entropy, dice_loss
 from unet import UNet
 
 
@@ -57,7 +59,7 @@ def flip(*tensors, generator):
 
 
 @pytest.mark.parametrize("upsampling", ["transposed", "bilinear", "unpool"])
-def test_four_images_are_learnt_by_heart(upsampling):
+def test_four_images_are_memorised(upsampling):
     learner = make(widths=(8, 16, 16), model={"upsampling": upsampling}, lr=0.01)
     history = learner.fit(25)
     assert history[-1]["train_loss"] < 0.1 * history[0]["train_loss"] and max(r["val_mean_iou"] for r in history) > 0.97
@@ -77,7 +79,7 @@ def without_times(history):
 
 @pytest.mark.parametrize("cut", [1, 2, 3])
 @pytest.mark.parametrize("augment", [None, flip])
-def test_fault_69_resumed_equals_uninterrupted_bit_for_bit(tmp_path, monkeypatch, cut, augment):
+def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, monkeypatch, cut, augment):
     whole = make(augment=augment)
     whole.fit(4)
     first = make(tmp_path, augment=augment)
@@ -98,8 +100,8 @@ def test_fault_69_resumed_equals_uninterrupted_bit_for_bit(tmp_path, monkeypatch
     assert same(weights(whole), weights(second))
 
 
-def test_fault_70_a_loss_that_counts_its_steps_is_resumed_too(tmp_path):
-    settings = {"strength": 0.5, "warm_up": 6, "every": 2}
+def test_a_loss_that_counts_its_steps_is_resumed_too(tmp_path):
+    settings = {"strength": 0.5, "warm_up": 6}
     whole, first = make(loss=TopologyLoss(**settings)), make(tmp_path, loss=TopologyLoss(**settings))
     whole.fit(3)
     whole_settings = first.settings  # cut off after the first of three epochs
@@ -117,10 +119,9 @@ def test_fault_70_a_loss_that_counts_its_steps_is_resumed_too(tmp_path):
     assert second.settings() == whole_settings() and same(weights(whole), weights(second))
 
 
-def test_interrupted_in_the_middle_of_an_epoch_the_same_learner_goes_on(monkeypatch):
-    whole, cut = make(), make()
+def test_interrupted_in_the_middle_of_an_epoch_the_same_learner_goes_on():
+    whole, cut, steps = make(val=False), make(val=False), itertools.count()
     whole.fit(3)
-    steps = itertools.count()
 
     def stops_once(logits, target):
         if next(steps) == 3:  # in the second epoch, after one of its steps changed the weights
@@ -128,9 +129,7 @@ def test_interrupted_in_the_middle_of_an_epoch_the_same_learner_goes_on(monkeypa
         return cross_entropy(logits, target)
 
     stops_once.__name__ = "cross_entropy"
-    cut.loss, cut.val_loader, whole.val_loader = stops_once, None, None
-    whole = make(val=False)
-    whole.fit(3)
+    cut.loss = stops_once
     with pytest.raises(KeyboardInterrupt):
         cut.fit(3)
     assert len(cut.history) == 1
@@ -138,7 +137,7 @@ def test_interrupted_in_the_middle_of_an_epoch_the_same_learner_goes_on(monkeypa
     assert same(weights(whole), weights(cut))
 
 
-def test_fault_75_a_finished_run_is_not_trained_again_and_more_epochs_go_on(tmp_path):
+def test_a_finished_run_is_not_trained_again_and_more_epochs_go_on(tmp_path):
     make(tmp_path).fit(2)
     again = make(tmp_path)
     before = (tmp_path / "latest.ckpt").stat().st_mtime_ns
@@ -146,7 +145,9 @@ def test_fault_75_a_finished_run_is_not_trained_again_and_more_epochs_go_on(tmp_
     assert [row["epoch"] for row in make(tmp_path).fit(3)] == [1, 2, 3]
 
 
-@pytest.mark.parametrize("change", [{"lr": 0.03}, {"seed": 5}, {"widths": (4, 4)}, {"augment": flip}])
+@pytest.mark.parametrize(
+    "change", [{"lr": 0.03}, {"seed": 5}, {"widths": (4, 4)}, {"model": {"skip": "sum"}}, {"augment": flip}]
+)
 def test_other_settings_start_over_and_say_which(tmp_path, capsys, change):
     make(tmp_path).fit(2)
     other = make(tmp_path, verbose=True, **change)
@@ -168,7 +169,7 @@ def test_the_best_epoch_is_left_in_the_model(monkeypatch):
     assert same(seen[1], weights(learner)) and not same(seen[2], weights(learner))
 
 
-def test_fault_40_nan_stops_before_the_step_and_keeps_the_good_weights():
+def test_nan_stops_before_the_step_and_keeps_the_good_weights():
     learner = make(val=False)
     learner.fit(1)
     good = weights(learner)
@@ -204,10 +205,9 @@ def test_predictions_are_probabilities():
 
 
 @pytest.mark.parametrize("settings", [{"upsampling": "unpool"}, {"upsampling": "bilinear"}, {"skip": "none"}])
-@pytest.mark.parametrize("size", [(200, 333), (129, 400)])
-def test_fault_46_tiles_equal_the_whole(settings, size):
+def test_tiles_equal_the_whole(settings):
     learner = make(widths=(2, 4, 4), model=settings)
-    image = torch.randn(1, 1, *size)
+    image = torch.randn(1, 1, 129, 200)
     torch.testing.assert_close(learner.predict(image, tile=128), learner.predict(image), rtol=0, atol=1e-5)
 
 
@@ -216,13 +216,13 @@ def test_flip_averaging_makes_the_prediction_symmetric():
     torch.testing.assert_close(learner.predict(image.flip(3), flips=True), learner.predict(image, flips=True).flip(3))
 
 
-def test_fault_39_images_that_are_not_finite_are_refused():
+def test_images_that_are_not_finite_are_refused():
     with pytest.raises(InputError, match="NaN"):
         make().predict(torch.full((1, 1, 8, 8), float("nan")))
 
 
 @pytest.mark.parametrize(("shape", "flips"), [((8, 8), False), ((1, 8, 8), True)])
-def test_fault_36_images_without_all_four_axes_are_refused_before_they_are_turned_or_cut(shape, flips):
+def test_images_without_all_four_axes_are_refused_before_they_are_turned_or_cut(shape, flips):
     with pytest.raises(InputError, match="images has shape"):
         make().predict(torch.zeros(shape), flips=flips)
 
@@ -236,7 +236,7 @@ def test_further_maps_reach_the_loss():
         return cross_entropy(logits, target, weight)
 
     loader = [(images, target, torch.full(target.shape, 2.0))]
-    Learner(UNet(widths=(2,)), loss, loader, device="cpu", verbose=False).fit(1)
+    Learner(UNet(widths=(2,)), loss, loader, device="cpu", precision="float32", verbose=False).fit(1)
     assert seen == [2.0 * target.numel()]
 
 
@@ -258,27 +258,14 @@ def test_one_live_line(capsys):
 def test_explain_prints_the_table_and_draws_the_u(capsys):
     import matplotlib.pyplot as plt
 
+    Learner(nn.Sequential(nn.Conv2d(3, 2, 3)), None).explain()  # any model has a table
+    assert "Conv2d 3×3" in capsys.readouterr().out
     make().explain()
     out = capsys.readouterr().out
     assert "receptive field" in out and "decoder.0.3" in out
     texts = [text.get_text() for text in plt.gcf().axes[0].texts]
     assert "4" in texts and "8" in texts and "32×32" in texts
     plt.close("all")
-
-
-def test_a_model_of_another_kind_can_be_explained(capsys):
-    Learner(nn.Sequential(nn.Conv2d(3, 2, 3)), None).explain()
-    assert "Conv2d 3×3" in capsys.readouterr().out
-
-
-def test_device_is_one_that_exists():
-    torch.zeros(1, device=pick_device())
-
-
-def test_skip_none_and_sum_are_different_runs(tmp_path, capsys):
-    make(tmp_path, model={"skip": "none"}).fit(1)
-    make(tmp_path, model={"skip": "sum"}, verbose=True).fit(1)
-    assert "settings changed (model)" in capsys.readouterr().out
 
 
 def test_stopped_in_the_first_epoch_the_next_fit_starts_from_the_first_weights():
@@ -321,21 +308,9 @@ def test_more_epochs_than_planned_are_said(tmp_path, capsys):
     assert "begun as a run of 2 epochs" in capsys.readouterr().out
 
 
-def test_fault_46_tiles_reach_as_far_as_a_lopsided_field():
-    # Sees 100 pixels up and left, none down and right: a margin of half of its 101 pixels would be too narrow.
-    net = nn.Sequential(nn.ZeroPad2d((100, 0, 100, 0)), nn.Conv2d(1, 2, 101, bias=False))
-    learner = Learner(net, cross_entropy, device="cpu", verbose=False)
-    image = torch.randn(1, 1, 300, 300, generator=torch.Generator().manual_seed(0))
-    assert torch.allclose(learner.predict(image, tile=128), learner.predict(image), atol=1e-5)
-
-
 def test_group_norm_is_never_cut_into_tiles():
     learner, image = make(model={"norm": "group"}), torch.randn(1, 1, 64, 320)
     torch.testing.assert_close(learner.predict(image, tile=192), learner.predict(image), rtol=0, atol=0)
-
-
-def test_float64_images_are_predicted():
-    assert make().predict(torch.randn(1, 1, 8, 8, dtype=torch.float64)).dtype == torch.float32
 
 
 def test_another_sampling_is_another_run(tmp_path, capsys):
@@ -384,39 +359,15 @@ class Indices:
         return (chosen.flatten().tolist() for chosen, _ in Batches(torch.arange(4), torch.arange(4), 2, False))
 
 
-def test_fault_40_the_images_of_the_bad_batch_are_named():
+def test_the_images_of_the_bad_batch_are_named():
     learner, count = make(val=False), itertools.count()
     learner.train_loader = Named(*discs(), 2, False)
     learner.loss = lambda logits, target: cross_entropy(logits, target) * (float("inf") if next(count) == 1 else 1)
-    with pytest.raises(
-        FloatingPointError, match="step 2; no weight was changed by it.\nImages of this batch: cat, dog"
-    ):
+    with pytest.raises(FloatingPointError, match="step 2; the weights before it stay.\nImages of this batch: cat, dog"):
         learner.fit(1)
 
 
-def test_fault_40_without_a_look_at_the_loss_the_step_changes_nothing(monkeypatch):
-    # On a GPU nobody reads the loss within an epoch: the optimizer itself must leave out the bad step and all after it.
-    learner, changed = make(val=False), []
-    count = itertools.count()
-
-    def sometimes_nan(logits, target):
-        changed.append(weights(learner))
-        return cross_entropy(logits, target) * (float("nan") if next(count) == 1 else 1.0)
-
-    learner.loss, stop = sometimes_nan, learner._stop_if_not_finite
-    steps = iter(range(2))
-    monkeypatch.setattr(learner, "_stop_if_not_finite", lambda *args: next(steps, None) is None and stop(*args))
-    learner.train_loader.size = 1
-    learner.train_loader = list(learner.train_loader)[:2] + list(learner.train_loader)[:1]
-    steps = iter(range(3))  # the looks within the epoch see nothing
-    with pytest.raises(FloatingPointError, match="epoch 1, step 2"):
-        learner.fit(1)
-    learnt = {name for name, _ in learner.model.named_parameters()}
-    first, second, third = ({n: v for n, v in one.items() if n in learnt} for one in changed)
-    assert not same(first, second) and same(second, third)
-
-
-def test_fault_41_a_wrong_label_is_refused_before_the_step():
+def test_a_wrong_label_is_refused_before_the_step():
     learner = make(val=False)
     learner.train_loader.target[1, 0, 0] = 7
     before = weights(learner)
@@ -425,7 +376,7 @@ def test_fault_41_a_wrong_label_is_refused_before_the_step():
     assert same(before, weights(learner))
 
 
-def test_fault_39_a_bad_image_in_a_batch_is_refused():
+def test_a_bad_image_in_a_batch_is_refused():
     learner = make(val=False)
     learner.train_loader.images[0, 0, 0, 0] = float("inf")
     with pytest.raises(InputError, match="NaN or Inf"):
@@ -433,7 +384,7 @@ def test_fault_39_a_bad_image_in_a_batch_is_refused():
 
 
 @pytest.mark.parametrize("norm", ["group", "none"])
-def test_fault_79_a_full_memory_halves_the_batch_and_learns_the_same(monkeypatch, norm, capsys):
+def test_a_full_memory_halves_the_batch_and_learns_the_same(monkeypatch, norm, capsys):
     settings = {"model": {"norm": norm}, "val": False, "loss": TopologyLoss(strength=0.1, warm_up=3)}
     whole, halved = make(**settings), make(**settings, verbose=True)
     for learner in (whole, halved):
@@ -457,7 +408,7 @@ def test_fault_79_a_full_memory_halves_the_batch_and_learns_the_same(monkeypatch
     assert halved.history[-1]["train_loss"] == pytest.approx(whole.history[-1]["train_loss"], rel=1e-3)
 
 
-def test_fault_79_not_even_one_image_fits():
+def test_not_even_one_image_fits():
     learner = make()
 
     def no_memory(images):
@@ -472,11 +423,11 @@ def test_fault_79_not_even_one_image_fits():
         learner.fit(1)
 
 
-def test_fault_71_weights_of_another_architecture_are_refused_with_their_names(tmp_path):
+def test_weights_of_another_architecture_are_refused_with_their_names(tmp_path):
     make(tmp_path).fit(1)
     other = make(tmp_path, widths=(4, 9))
     before = weights(other)
-    with pytest.raises(InputError, match="another architecture.*\n.*encoder.1"):
+    with pytest.raises(InputError, match="another architecture: .*encoder.1"):
         other.restore()
     assert same(before, weights(other))
     with pytest.raises(InputError, match="no finished epoch"):
@@ -492,7 +443,7 @@ def test_the_best_weights_can_be_restored_without_training(tmp_path):
     assert same(weights(first), weights(second)) and second.history == first.history
 
 
-def test_fault_73_a_second_run_in_the_folder_is_refused(tmp_path):
+def test_a_second_run_in_the_folder_is_refused(tmp_path):
     first, second = make(tmp_path), make(tmp_path)
     with pytest.raises(InputError, match="Another run"):
         first.fit(1, after_epoch=lambda row: second.fit(1))
@@ -512,17 +463,6 @@ def test_an_exception_after_an_epoch_ends_the_run_and_leaves_it_resumable(tmp_pa
     again = make(tmp_path)
     again.fit(3, after_epoch=lambda row: seen.append(row["epoch"]))
     assert seen == [1, 2, 3] and same(weights(whole), weights(again))
-
-
-def test_the_mode_of_a_run_is_kept_when_it_is_continued(tmp_path, monkeypatch):
-    monkeypatch.setattr("modes.fastest", lambda *args, **kw: Mode("bfloat16", channels_last=False))
-    make(tmp_path, precision="auto").fit(1)
-    monkeypatch.setattr("modes.fastest", lambda *args, **kw: pytest.fail("chosen again"))
-    again = make(tmp_path, precision="auto")
-    again.fit(2)
-    assert again.mode == Mode("bfloat16", channels_last=False)
-    with pytest.raises(InputError, match="precision"):
-        make(precision="half")
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
@@ -545,12 +485,96 @@ def test_nothing_waits_for_the_gpu_within_an_epoch(monkeypatch, precision):
     learner.fit(2)
 
 
-def test_fault_33_a_worker_that_ends_within_a_step_is_one_sentence():
-    learner = make(val=False)
+def test_without_a_look_within_the_epoch_the_first_bad_step_is_named_at_its_end(monkeypatch):
+    # So it is on a GPU, which nobody waits for: later steps are of NaN, and the weights go back to good ones.
+    learner, count = make(val=False), itertools.count()
+    learner.fit(1)
+    good, stop, state = weights(learner), learner._stop_if_not_finite, learner._state
+    monkeypatch.setattr(learner, "_stop_if_not_finite", lambda losses, *rest: rest[1:] or stop(losses, *rest))
+    learner.loss = lambda logits, target: cross_entropy(logits, target) * (float("nan") if next(count) == 0 else 1.0)
+    learner.settings = lambda: state["settings"]
+    with pytest.raises(FloatingPointError, match="epoch 2, step 1"):
+        learner.fit(2)
+    assert next(count) == 2 and same(good, weights(learner))
 
-    def killed(images):  # PyTorch tells it by a signal, wherever the program is
-        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
 
-    learner.model.forward = killed
-    with pytest.raises(InputError, match=r"worker of the data loader has ended[^$]*num_workers=0"):
-        learner.fit(1)
+# ---- the number format ----
+
+
+@pytest.mark.parametrize(("slow", "chosen"), [("float32", "bfloat16"), ("bfloat16", "float32")])
+def test_on_a_cpu_the_faster_format_is_chosen_said_and_kept(tmp_path, monkeypatch, capsys, slow, chosen):
+    learner, clock = make(tmp_path, precision="auto", verbose=True), [0.0]
+    backward = learner._backward
+
+    def takes_time(*args):
+        clock[0] += 9 if learner.number_format == slow else 1
+        return backward(*args)
+
+    monkeypatch.setattr(learner, "_backward", takes_time)
+    monkeypatch.setattr("learner.time.process_time", lambda: clock[0])
+    learner.fit(1)
+    assert f"({chosen} on cpu)" in capsys.readouterr().out
+    again = make(tmp_path, precision="auto")
+    monkeypatch.setattr(again, "fastest_precision", lambda: pytest.fail("chosen again"))
+    again.fit(2)
+    assert again.number_format == chosen
+
+
+def test_choosing_the_format_changes_neither_model_nor_loss_nor_random_numbers():
+    learner = make(precision="auto", loss=TopologyLoss(strength=0.1, warm_up=3))
+    before, drawn = weights(learner), torch.get_rng_state()
+    assert learner.fastest_precision() in ("float32", "bfloat16")
+    assert same(before, weights(learner)) and torch.equal(drawn, torch.get_rng_state())
+    assert learner.loss.step == 0 and all(parameter.grad is None for parameter in learner.model.parameters())
+
+
+@pytest.mark.parametrize(("capability", "chosen"), [((9, 0), "bfloat16"), ((8, 0), "bfloat16"), ((7, 5), "float16")])
+def test_on_a_gpu_its_capability_decides(monkeypatch, capability, chosen):
+    # A T4 (7.5) says that it supports bfloat16, but emulates it.
+    learner = make()
+    learner.device = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert learner.fastest_precision() == chosen
+    learner.device = torch.device("mps")
+    assert learner.fastest_precision() == "float32"
+
+
+def test_bfloat16_is_what_the_forward_pass_runs_in():
+    learner, seen = make(precision="bfloat16", val=False), []
+    learner.model.head.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    learner.fit(1)
+    assert set(seen) == {torch.bfloat16}
+    with pytest.raises(InputError, match="precision"):
+        make(precision="half")
+
+
+# ---- what a run is made of ----
+
+
+def notebook_function(factor: str):
+    """A function as a notebook's cell defines it."""
+    source = f"def augment(x):\n    return {factor} * x\n"
+    linecache.cache[f"<cell {factor}>"] = (len(source), None, source.splitlines(True), f"<cell {factor}>")
+    namespace = {"__name__": "__main__"}
+    exec(compile(source, f"<cell {factor}>", "exec"), namespace)
+    return namespace["augment"]
+
+
+def test_an_edited_function_of_the_notebook_is_another_setting():
+    names = [name_of(notebook_function(factor)) for factor in ("1", "2")]
+    assert names[0] != names[1] and all(name.startswith("augment-") for name in names)
+
+
+def test_losses_and_architectures_are_named_with_their_settings():
+    assert name_of(cross_entropy) == "cross_entropy"
+    assert name_of(functools.partial(dice_loss, smooth=2.0)) == "dice_loss(smooth=2.0)"
+    assert name_of(TopologyLoss(strength=2.0)) != name_of(TopologyLoss(strength=1.0))
+    assert model_hash(UNet(widths=(4, 8))) == model_hash(UNet(widths=(4, 8))) != model_hash(UNet(widths=(4, 4)))
+
+
+def test_the_content_of_the_data_is_part_of_a_run():
+    loaders = [Batches(*discs(), 2) for _ in range(2)]
+    for loader, fingerprint in zip(loaders, "ab"):
+        loader.dataset = argparse.Namespace(fingerprint=fingerprint)
+    assert [data_settings(loader)["data"] for loader in loaders] == ["a", "b"]
+    assert data_settings([1, 2]) == data_settings([3, 4]) and data_settings([1, 2])["batches"] == 2

@@ -119,12 +119,13 @@ def load(folder: Path) -> tuple[dict[str, Any] | None, str]:
             content = path.read_bytes()
             if not is_damaged(content):
                 return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True), damaged
-            damaged += f"{path.name} is damaged. "
         except FileNotFoundError:
             continue
         except Exception as error:  # torch and pickle raise many kinds
-            reason = str(error).strip().partition("\n")[0]
-            raise InputError(f"{path} cannot be loaded: {reason}\nMove it away to start over.") from error
+            if "PytorchStreamReader" not in str(error):  # else it found damage, where the directory has no checksum
+                reason = str(error).strip().partition("\n")[0]
+                raise InputError(f"{path} cannot be loaded: {reason}\nMove it away to start over.") from error
+        damaged += f"{path.name} is damaged. "
     return None, damaged and f"{damaged}There is no other checkpoint: started over. "
 
 
@@ -132,7 +133,8 @@ def is_damaged(content: bytes) -> bool:
     """True unless `content` is a zip file, such as `torch.save` writes, whose checksums are all right."""
     try:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            return archive.testzip() is not None
+            is_folder = (entry.external_attr & 0x10 for entry in archive.infolist())  # torch would read such as nothing
+            return archive.testzip() is not None or any(is_folder)
     except MemoryError:
         raise
     except Exception:  # a damaged directory raises nearly everything

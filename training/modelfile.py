@@ -306,7 +306,7 @@ def _read_card(content: bytes, name: str) -> Card:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         card = next((archive.read(entry) for entry in archive.namelist() if entry.endswith(CARD)), b"{}")
     fields: dict[str, Any] = json.loads(card)
-    kind, version = fields.pop("format", "file without a card"), fields.pop("version", 0)
+    kind, version = fields.pop("format", "file without a card, or cut off"), fields.pop("version", 0)
     if (kind, version) != (FORMAT, VERSION):
         raise InputError(
             f"{name} is a {kind}, version {version}; expected a {FORMAT}, version {VERSION}.\n"

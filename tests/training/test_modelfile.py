@@ -1,0 +1,332 @@
+"""A model file gives what the model gives, or there is no file; pieces of an image put together equal the whole."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+import itertools
+import json
+import random as chances
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from checks import InputError
+from networks.baselines import DilatedNet, RoadNet, Shrunk
+from networks.fcn import FCN
+from tests.data_helpers import refused
+from tests.net_helpers import random, trained_looking
+from training import modelfile
+from training.modelfile import GRID, margin_of, predict_tiled
+from unet import UNet
+
+NEEDS_ONNX = pytest.mark.skipif(
+    any(importlib.util.find_spec(package) is None for package in modelfile.ONNX_PACKAGES), reason="no ONNX packages"
+)
+
+
+def small_net(**settings):
+    torch.manual_seed(0)
+    return trained_looking(UNet(1, 2, **{"widths": (2, 3), **settings}))
+
+
+def save(model, path, **settings):
+    settings = {"mean": [0.4], "std": [0.2], "onnx": False, "say": lambda line: None, **settings}
+    return modelfile.save(model, path, **settings)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> Path:
+    return save(small_net(), tmp_path_factory.mktemp("model") / "model.pt2", class_names=["background", "cell"])
+
+
+LINKS = {
+    "none": {"skip": "none"},
+    "sum": {"skip": "sum"},
+    "concat": {"widths": (2, 3, 4)},
+    "both": {"upsampling": "unpool", "skip": "concat"},
+    "bilinear": {"upsampling": "bilinear", "norm": "group"},
+}
+
+
+# ---- the round trip ----
+
+
+@pytest.mark.parametrize("name", LINKS)
+@torch.no_grad()
+def test_every_link_gives_the_same_for_every_size(tmp_path, name):
+    model = small_net(**LINKS[name])
+    loaded = modelfile.load(save(model, tmp_path / "model.pt2"))
+    for size in [(64, 64), (63, 65), (17, 31), (3, 2), (1, 1), (1, 127)]:
+        images = random(2, 1, *size)
+        torch.testing.assert_close(loaded(images), model(images), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_network_on_halved_images_with_one_output_has_two_classes(tmp_path):
+    model, images = Shrunk(UNet(1, 1, (2, 3)), 2), random(1, 1, 40, 77)
+    loaded = modelfile.load(save(model, tmp_path / "model.pt2"))
+    torch.testing.assert_close(loaded(images), model.eval()(images), rtol=1e-4, atol=1e-4)
+    assert loaded.card.class_names == ("background", "class 1")
+
+
+@NEEDS_ONNX
+@pytest.mark.parametrize("name", ["both", "bilinear"])
+def test_onnx_gives_the_same_for_every_size_index_links_too(tmp_path, name):
+    import onnxruntime
+
+    model, lines = small_net(**LINKS[name]), []
+    save(model, tmp_path / "model.pt2", onnx=True, say=lines.append)
+    assert [line.split(":")[0] for line in lines] == ["model.pt2", "model.onnx"] and "checked" in lines[1]
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    for size in [(63, 65), (16, 31), (1, 1)]:
+        images = random(2, 1, *size)
+        with torch.no_grad():
+            found = torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+            torch.testing.assert_close(found, model(images), rtol=1e-4, atol=1e-4)
+    assert json.loads(session.get_modelmeta().custom_metadata_map["segmentation.json"])["mean"] == [0.4]
+
+
+def test_the_card_says_what_prediction_needs(saved):
+    card = modelfile.load(saved).card
+    assert card.class_names == ("background", "cell") and (card.mean, card.std) == ((0.4,), (0.2,))
+    assert card.channels == 1 and card.torch == torch.__version__
+    # Four convolutions at full size reach 4 pixels, two on the lower level 2 · 2, and the pooling window has one more
+    assert card.margin == 9
+
+
+def test_the_model_stays_as_it_is(tmp_path):
+    model = small_net().train().to(memory_format=torch.channels_last)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    save(model, tmp_path / "model.pt2")
+    assert model.training and all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+# ---- what must not become a file ----
+
+
+class Wrong(nn.Module):
+    def __init__(self, make):
+        super().__init__()
+        self.make = make
+
+    def forward(self, x):
+        return self.make(x)
+
+
+def test_a_file_that_differs_from_the_model_is_refused_and_the_old_one_stays(tmp_path, monkeypatch):
+    path = save(small_net(), tmp_path / "model.pt2")
+    before = path.read_bytes()
+    monkeypatch.setattr(modelfile, "unpack", lambda content, name: lambda images: torch.zeros(len(images), 2, 1, 1))
+    message = refused(save, small_net(skip="sum"), path)
+    assert "model.pt2 gives other logits than the model for images (1, 1, 64, 96)" in message
+    assert path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (Wrong(lambda x: torch.cat([x, x], 1) * (2 if x.shape[2] == 193 else 3)), "cannot trace"),
+        (Wrong(lambda x: torch.cat([x, x], 1) if x.sum() > 0 else x.repeat(1, 2, 1, 1)), "cannot trace"),
+        (Wrong(lambda x: x[..., ::2, ::2]), "not (1, K, H, W)"),
+        (Wrong(lambda x: {"out": x}), "dict"),
+        (nn.Conv2d(3, 2, 1), "one number for each channel"),
+    ],
+)
+def test_models_that_cannot_be_exported(tmp_path, model, words):
+    assert words in refused(save, model, tmp_path / "model.pt2") and not list(tmp_path.iterdir())
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path):
+    model = small_net()
+    model.head.bias.data.fill_(float("nan"))
+    assert "nan" in refused(save, model, tmp_path / "model.pt2")
+
+
+def test_a_network_with_a_least_size_of_its_own_is_compared_from_there_on(tmp_path):
+    model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReflectionPad2d(4), nn.Conv2d(2, 2, 9))
+    with pytest.raises(RuntimeError):
+        model(torch.zeros(1, 1, 1, 1))
+    assert save(model, tmp_path / "model.pt2").exists()
+
+
+@pytest.mark.parametrize(
+    "settings", [{"mean": [0.1, 0.2]}, {"std": [0.0]}, {"std": [float("nan")]}, {"class_names": ["only one"]}]
+)
+def test_settings_that_do_not_fit_are_refused(tmp_path, settings):
+    message = refused(save, small_net(), tmp_path / "model.pt2", **settings)
+    assert "modelfile.save" in message and not list(tmp_path.iterdir())
+    assert "ends in .pt2" in refused(save, small_net(), tmp_path / "model.pth")
+
+
+def test_without_the_onnx_packages_there_is_one_sentence_and_no_old_model(tmp_path, monkeypatch):
+    (tmp_path / "model.onnx").write_bytes(b"of an older model")
+    monkeypatch.setattr(modelfile, "ONNX_PACKAGES", ("no_such_package",))
+    lines: list[str] = []
+    save(small_net(), tmp_path / "model.pt2", onnx=None, say=lines.append)
+    assert lines[1] == "model.onnx is not written. It needs more packages: pip install no_such_package"
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pt2"]
+    assert "no_such_package" in refused(save, small_net(), tmp_path / "other.pt2", onnx=True)
+    assert not (tmp_path / "other.pt2").exists()
+
+
+def test_an_exporter_that_fails_is_one_sentence(tmp_path, monkeypatch):
+    def fail(*args, **kwargs):
+        raise RuntimeError("no opset\nand a long story")
+
+    monkeypatch.setattr(modelfile, "ONNX_PACKAGES", ())
+    monkeypatch.setattr(torch.onnx, "export", fail)
+    message = refused(save, small_net(), tmp_path / "model.pt2", onnx=True)
+    assert "RuntimeError: no opset" in message and "long story" not in message
+
+
+# ---- reading ----
+
+
+def test_a_flipped_bit_never_gives_another_model(saved):
+    content, chance = bytearray(saved.read_bytes()), chances.Random(0)
+    images, refusals = random(1, 1, 20, 20), 0
+    wanted = modelfile.load(saved)(images)
+    for place in chance.sample(range(len(content)), 40):
+        changed = content.copy()
+        changed[place] ^= 4
+        try:
+            assert torch.equal(modelfile.unpack(bytes(changed), "model.pt2")(images), wanted)
+        except InputError:
+            refusals += 1
+    assert refusals > 20  # in the gaps between entries a bit changes nothing
+
+
+@pytest.mark.parametrize("share", [0, 0.3, 0.999])
+def test_a_cut_off_file_is_refused(saved, share):
+    content = saved.read_bytes()
+    message = refused(modelfile.unpack, content[: int(share * len(content))], "model.pt2")
+    assert "is no model file" in message or "without a card, or cut off" in message
+
+
+def test_other_files_are_refused(tmp_path):
+    torch.save({"a": torch.zeros(3)}, tmp_path / "latest.ckpt")
+    assert "a checkpoint is none" in refused(modelfile.load, tmp_path / "latest.ckpt")
+    assert "No such file" in refused(modelfile.load, tmp_path / "nothing.pt2")
+    assert "cannot be read" in refused(modelfile.load, tmp_path)
+
+
+def archive_with(card) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("extra/segmentation.json", json.dumps(card))
+    return buffer.getvalue()
+
+
+def test_another_version_is_refused():
+    card = {"format": modelfile.FORMAT, "class_names": [], "mean": [], "std": [], "margin": 1, "torch": "9.9"}
+    assert "version 99" in refused(modelfile.unpack, archive_with({**card, "version": 99}), "model.pt2")
+    # all as it should be, but PyTorch finds no graph in it
+    message = refused(modelfile.unpack, archive_with({**card, "version": modelfile.VERSION}), "m.pt2")
+    assert "cannot be loaded by torch" in message and "torch 9.9 wrote it" in message
+
+
+def test_images_of_other_channels_are_refused(saved):
+    assert "takes images (B, 1, H, W)" in refused(modelfile.load(saved), torch.zeros(1, 3, 8, 8))
+
+
+# ---- images of any size ----
+
+MODELS = {
+    "transposed": UNet(widths=(2, 4, 4)),
+    "bilinear": UNet(widths=(2, 4, 4), upsampling="bilinear"),
+    "unpool": UNet(widths=(2, 4, 4), upsampling="unpool", skip="none"),
+    "shrunk": Shrunk(UNet(widths=(2, 4)), 2),
+    "road": RoadNet(1, 2),
+    "dilated": DilatedNet(1, 2, (2, 2, 2, 2, 2)),
+    "fcn": FCN(1, 2, (2, 2, 2, 2, 2)),
+    # Sees 100 pixels up, none down: a margin of half of its 101 pixels would be too narrow.
+    "lopsided": nn.Sequential(nn.ZeroPad2d((0, 0, 100, 0)), nn.Conv2d(1, 2, (101, 1), bias=False)),
+}
+
+
+@pytest.mark.parametrize("name", MODELS)
+@torch.no_grad()
+def test_tiles_equal_the_whole(name):
+    model = trained_looking(MODELS[name]).double()
+    for size in [(200, 129), (7, 300)]:
+        image = random(1, 1, *size).double()
+        tiled = predict_tiled(model, image, tile=128, margin=margin_of(model, 1))
+        torch.testing.assert_close(tiled, model(image), rtol=0, atol=1e-10)
+
+
+@given(H=st.integers(1, 300), W=st.integers(1, 300), tile=st.integers(1, 300), margin=st.integers(0, 9))
+@settings(max_examples=60)
+def test_any_size_and_any_tile(H, W, tile, margin):
+    # A box filter of the reach r is right in every pixel of a core with a margin of at least r.
+    blur = nn.AvgPool2d(2 * margin + 1, 1, margin)
+    image = torch.arange(float(H * W)).reshape(1, 1, H, W).remainder(1009).double()
+    torch.testing.assert_close(predict_tiled(blur, image, tile=tile, margin=margin), blur(image))
+
+
+def test_a_margin_that_is_too_narrow_is_seen():
+    # So the tests above can fail: a field of 100 pixels and no margin.
+    blur, image = nn.AvgPool2d(101, 1, 50), random(1, 1, 40, 400)
+    assert not torch.allclose(predict_tiled(blur, image, tile=128, margin=0), blur(image), atol=1e-3)
+
+
+def test_memory_is_bounded_by_the_tile():
+    sizes, image = [], random(1, 3, 700, 1000)
+    label = predict_tiled(lambda x: sizes.append(x.shape[-2:]) or (x[:, :1] > 0).byte(), image, tile=320, margin=20)
+    # margin 20 → 64, core 320 − 2 · 64 = 192: 4 rows and 6 columns of pieces, none larger than the tile
+    assert len(sizes) == 4 * 6 and max(itertools.chain(*sizes)) == 320
+    assert label.dtype == torch.uint8 and torch.equal(label, (image[:, :1] > 0).byte())  # what forward gives, no more
+
+
+def test_a_wide_margin_still_leaves_half_a_tile():
+    sizes = []
+    predict_tiled(lambda x: sizes.append(x.shape[-1]) or x, random(1, 1, 1, 3000), tile=256, margin=500)
+    # margin 500 → 512, core 128 and not 64: ⌈3000 / 128⌉ = 24 pieces, at most 128 + 2 · 512 wide
+    assert len(sizes) == 24 and max(sizes) == 1152
+
+
+@pytest.mark.parametrize("margin", [0, None])
+def test_small_images_and_models_without_a_margin_are_not_cut(margin):
+    calls, image = [], random(1, 1, 300, 20)
+    predict_tiled(lambda x: calls.append(x.shape) or x, image, tile=300 if margin == 0 else 64, margin=margin)
+    assert calls == [image.shape]
+
+
+@pytest.mark.parametrize(
+    ("model", "tile", "margin", "words"),
+    [
+        (nn.Identity(), 0, 1, "tile=0"),
+        (nn.Identity(), 64, -1, "margin=-1"),
+        (nn.MaxPool2d(2), 64, 0, "height and width of the images"),
+    ],
+)
+def test_sizes_that_are_none_and_models_that_change_the_size_are_refused(model, tile, margin, words):
+    with pytest.raises(InputError, match=words):
+        predict_tiled(model, random(1, 1, 100, 100), tile=tile, margin=margin)
+
+
+def test_margin_by_hand():
+    # 5×5 after 2×2 pooling: two steps of 2 pixels on both sides, and the pixel beside it in the pooled window
+    model = nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(1, 1, 5, padding=2), nn.Upsample(scale_factor=2)).train()
+    assert margin_of(model, 1) == 5 and model.training
+
+
+WHOLE = {
+    "GroupNorm": UNet(widths=(4, 4), norm="group"),
+    "InstanceNorm": nn.InstanceNorm2d(1),
+    "BatchNorm without statistics": nn.BatchNorm2d(1, track_running_stats=False),
+    "mean of the image": Wrong(lambda x: x - x.mean(dim=(2, 3), keepdim=True)),
+    "pooling by 3": nn.Sequential(nn.MaxPool2d(3), nn.Upsample(scale_factor=3)),
+    "pooling by more than the grid": nn.Sequential(nn.AvgPool2d(2 * GRID), nn.Upsample(scale_factor=2 * GRID)),
+    "32 in a network and 8 before it": Shrunk(UNet(widths=(2,) * 6), 8),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_what_sees_the_whole_image_or_fits_no_grid_has_no_margin(name):
+    assert margin_of(WHOLE[name], 1) is None
