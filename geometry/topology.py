@@ -1,32 +1,24 @@
 """Where does a prediction join or cut objects wrongly?  Critical regions, their kinds, and Betti numbers.
 
-For one class let P be its predicted pixels, G its true pixels, T = P ∩ G, FP = P ∖ G and FN = G ∖ P.
-A *component* is a connected group of pixels.  A component of FP *touches* a true object if one of its
-pixels has a neighbour in T that belongs to this object; a component of FN touches a predicted object alike.
+For one class let P be its predicted pixels, G its true pixels, T = P ∩ G, FP = P ∖ G and FN = G ∖ P.  A component
+(connected group of pixels) of FP *touches* a true object if it has a neighbour in T that belongs to this object; one of
+FN touches a predicted object alike.  Let it touch d objects:
 
-- FP component that touches d true objects:       d ≥ 2 it **merges** them;  d = 0 it is **spurious**.
-- FN component that touches d predicted objects:  d ≥ 2 it **splits** a true object;  d = 0 it was **missed**.
-- d = 1 only moves a border: neutral.  All other components are *critical*, with severity |d − 1|.
+- d ≥ 2: FP **merges** them, FN **splits** one.   d = 0: FP is **spurious**, FN was **missed**.   Severity |d − 1|.
+- d = 1 only moves a border: neutral.  All other components are *critical*.
 - The same rule on the background tells how holes, and the outside, were merged, invented, split or missed.
 
-Objects use the connectivity 4 or 8, their background the other one.  With 8 for both, two crossing diagonal
-lines would both be unbroken; with 4 for both, neither would be.  Ignored pixels, and all that lies outside
-of the image, are background in P and in G.
+Objects use the connectivity 4 or 8, their background the other one.  Ignored pixels, and all that lies outside of the
+image, are background in P and in G.
 
-How it works.  All images stand in one long line of pixels, with a row of background before each image and
-one background pixel after each row.  The neighbours of pixel p are then p ± 1, p ± stride, p ± stride ± 1,
-and no border is a special case.  Each pixel has a code: bit 0 = "in P", bit 1 = "in G".  The line is cut into
-*runs* of equal code; in pictures of cells there are about ten times fewer runs than pixels.  A union-find
-joins runs to *patches* (one code, 4-connected), and patches to components of P, of G and of the errors.  Each
-has the number of its first member, so no result depends on the order of the work.  Time and memory are
-nearly linear in the number of pixels, whatever they show.
+How it works: all images stand in one long line of pixels, with background between rows and images, so no border is a
+special case.  The line is cut into *runs* of equal code (bit 0 = in P, bit 1 = in G).  A union-find joins runs to
+*patches* (one code, 4-connected), and patches to components of P, of G and of the errors.  Time and memory are nearly
+linear in the number of pixels.
 
-`_cut_runs`, `_join_runs` and `_judge` do all the work, by comparisons, cumulative sums, sorting and "scatter
-the minimum".  A back end for another device translates these three and must return the same integers.
-
-Sources: Rosenfeld and Pfaltz 1966, doi:10.1145/321356.321357 (labelling by runs and equivalences);
-Kong and Rosenfeld 1989, doi:10.1016/0734-189X(89)90147-3 (4 against 8); Liu and Tarjan 2019,
-arXiv:1812.06177 (union-find in parallel); Lux et al. 2024, arXiv:2411.03228 (Topograph, a related idea).
+Sources: Rosenfeld and Pfaltz 1966, doi:10.1145/321356.321357 (labelling by runs and equivalences); Kong and Rosenfeld
+1989, doi:10.1016/0734-189X(89)90147-3 (4 against 8); Liu and Tarjan 2019, arXiv:1812.06177 (union-find in parallel);
+Lux et al. 2024, arXiv:2411.03228 (Topograph, a related idea).
 """
 
 from __future__ import annotations
@@ -40,13 +32,10 @@ from numpy.typing import ArrayLike, NDArray
 from checks import IGNORE_INDEX, InputError
 
 KINDS = ("merge", "spurious", "split", "missed", "hole_merge", "hole_spurious", "hole_split", "hole_missed")
-"""The kinds of critical regions, those of the objects first.  A gap in a ring is a `hole_merge` (its inside
-and outside become one), a puncture `hole_spurious`, a filled hole `hole_missed`, a bridge across a hole or
-across the mouth of a bay `hole_split`."""
-
+"""The kinds, those of the objects first.  A gap in a ring is a `hole_merge` (its inside and outside become one), a
+puncture `hole_spurious`, a filled hole `hole_missed`, a bridge across a hole or the mouth of a bay `hole_split`."""
 EXCESS = ("merge", "spurious", "hole_split", "hole_missed")
 """The kinds whose pixels are falsely predicted as object; those of all other kinds are missing."""
-
 TN, FP, FN, TP = range(4)  # codes of a pixel: bit 0 = in P, bit 1 = in G
 
 Ints = NDArray[np.int64]
@@ -56,13 +45,12 @@ Codes = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class CriticalRegions:
-    """All M critical regions of a batch: one row a region, and the runs of pixels that they are made of.
+    """All M critical regions of a batch: one row a region, and the runs of pixels that they are made of, all int64.
 
-    `kind` (M,) is an index into `KINDS`, `image` (M,) into the batch, `class_index` (M,) into `classes`;
-    `severity` (M,) is |d − 1|, `size` (M,) the number of pixels.  Run r covers `run_length[r]` pixels of the
-    region `run_region[r]`, from `run_start[r]` on in the flat (B·H·W) batch.  A pixel can lie in two regions,
-    one of the objects and one of the background.  `betti_pred`, `betti_target` (B, K, 2) are β0 and β1, so
-    that `betti_target[..., 0]` counts the true objects.  All arrays are int64.
+    Of each region, (M,): `kind` is an index into `KINDS`, `image` into the batch, `class_index` into `classes`;
+    `severity` is |d − 1|, `size` the number of pixels.  Run r covers `run_length[r]` pixels of the region
+    `run_region[r]`, from `run_start[r]` on in the flat batch.  A pixel can lie in two regions, one of the objects and
+    one of the background.  `betti_pred`, `betti_target` (B, K, 2) are the numbers β0 of objects and β1 of holes.
     """
 
     shape: tuple[int, int, int]
@@ -90,29 +78,21 @@ class CriticalRegions:
 
         (weights · cross_entropy).sum() is then Σ_c severity(c) · mean of the cross-entropy in c.
         """
-        runs = self._runs_of(kinds)
+        if not set(kinds) <= set(KINDS):
+            raise InputError(f"kinds is {kinds!r}; expected a list of names out of {KINDS}.")
+        chosen = np.array([kind in kinds for kind in KINDS])
+        runs = np.flatnonzero(chosen[self.kind[self.run_region]])
         weight = (self.severity / self.size)[self.run_region[runs]].astype(np.float32)
+        length = self.run_length[runs]
+        before = np.cumsum(length) - length
+        pixels = np.repeat(self.run_start[runs] - before, length) + np.arange(length.sum())  # run after run
         out = np.zeros(self.shape, np.float32)
-        np.add.at(out.reshape(-1), self._pixels(runs), np.repeat(weight, self.run_length[runs]))
+        np.add.at(out.reshape(-1), pixels, np.repeat(weight, length))
         return out
 
     def mask(self, kinds: Sequence[str] = KINDS) -> Bools:
         """Pixels in critical regions of the `kinds`, (B, H, W) boolean: draw each kind in its own colour."""
-        out = np.zeros(self.shape, np.bool_)
-        out.reshape(-1)[self._pixels(self._runs_of(kinds))] = True
-        return out
-
-    def _runs_of(self, kinds: Sequence[str]) -> Ints:
-        if not set(kinds) <= set(KINDS):
-            raise InputError(f"kinds is {kinds!r}; expected a list of names like ['merge'] out of\n{KINDS}.")
-        chosen = np.array([kind in kinds for kind in KINDS])
-        return np.flatnonzero(chosen[self.kind[self.run_region]])
-
-    def _pixels(self, runs: Ints) -> Ints:
-        """All pixels that the runs cover, run after run."""
-        length = self.run_length[runs]
-        end = np.cumsum(length)
-        return np.repeat(self.run_start[runs] - end + length, length) + np.arange(length.sum())
+        return self.weights(kinds) > 0
 
     def _sum_by_kind(self, value: Ints) -> Ints:
         total = np.zeros((*self.betti_pred.shape[:2], len(KINDS)), np.int64)
@@ -130,16 +110,12 @@ def critical_regions(
 ) -> CriticalRegions:
     """Find all regions where `pred` merges, splits, invents or misses objects or holes of `target`.
 
-    `pred` and `target` are label maps (B, H, W), integer or boolean; a pixel with `target` 255 is ignored.
-    Each of the `classes` is a problem of its own, this class against the rest.  Of two classes give only one:
-    its holes already tell about the other.  `connectivity` (4 or 8) is that of the objects.
+    `pred` and `target` are label maps (B, H, W), integer or boolean; a pixel with `target` 255 is ignored.  Each of the
+    `classes` is a problem of its own, this class against the rest.  `connectivity` (4 or 8) is that of the objects.
 
-    `strict`: FP also touches objects through FN, and FN through FP, not only through T.  Example: the gap
-        between two objects is one pixel wide and predicted one pixel beside its place.  The objects are still
-        two, so by default nothing is critical; with `strict` the filled gap is a merge, the new gap a split.
-        `strict` only adds: what touches nothing in T and at most one object in all stays spurious or missed.
-
-    Raises `InputError` for shapes that differ, labels that are not integers, and wrong options.
+    With `strict` FP also touches objects through FN, and FN through FP, not only through T: a gap of one pixel that is
+    predicted one pixel beside its place is then a merge and a split.  What touches nothing in T and at most one object
+    in all stays spurious or missed.  Raises `InputError` for maps and options other than these.
 
     >>> target = np.array([[[1, 1, 0, 1, 1]]])
     >>> regions = critical_regions(np.ones_like(target), target)
@@ -151,13 +127,11 @@ def critical_regions(
     if connectivity not in (4, 8):
         raise InputError(f"connectivity is {connectivity!r}; expected 4 or 8, that of the objects.")
     if not classes or len(set(classes)) < len(classes) or IGNORE_INDEX in classes:
-        raise InputError(
-            f"classes is {classes!r}; expected different labels, one or more, not {IGNORE_INDEX} (ignored)."
-        )
-    rule = _Rule(pred.shape[2] + 1, int(connectivity == 8), strict)
-    runs = _cut_runs(_encode(pred, target, classes), rule)
-    patches = _join_runs(runs, rule)
-    kind, severity, first, run, region = _judge(runs, patches, rule)
+        raise InputError(f"classes is {classes!r}; expected different labels, none of them {IGNORE_INDEX} (ignored).")
+    eight = int(connectivity == 8)
+    runs = _cut_runs(_encode(pred, target, classes), pred.shape[2] + 1, strict)
+    patches = _join_runs(runs, eight)
+    kind, severity, first, run, region = _judge(runs, patches, eight, strict)
     start, length = runs.start[run], runs.length[run]
     class_index, image = np.divmod(_locate(patches.start[first], pred.shape)[0], len(pred))
     return CriticalRegions(
@@ -185,8 +159,6 @@ def betti_numbers(mask: ArrayLike, *, connectivity: int = 8) -> Ints:
     ([[1, 1]], [[4, 0]])
     """
     objects = np.asarray(mask) != 0
-    if objects.ndim != 3:
-        raise InputError(f"mask has shape {objects.shape}; expected (B, H, W).  For one mask use mask[None].")
     return critical_regions(objects, objects, connectivity=connectivity).betti_target[:, 0]
 
 
@@ -195,10 +167,7 @@ def check_maps(pred: ArrayLike, target: ArrayLike, axes: str = "B, H, W") -> tup
     maps = np.asarray(pred), np.asarray(target)
     for name, labels in zip(("pred", "target"), maps):
         if labels.ndim != axes.count(",") + 1 or labels.dtype.kind not in "iub":
-            raise InputError(
-                f"{name} has shape {labels.shape} and dtype {labels.dtype}; expected integers ({axes}).\n"
-                "Labels of a batch are logits.argmax(dim=1); labels[i] is one image of it, label[None] a batch of one."
-            )
+            raise InputError(f"{name} has shape {labels.shape} and dtype {labels.dtype}; expected integers ({axes}).")
     if maps[0].shape != maps[1].shape:
         raise InputError(f"pred has shape {maps[0].shape}, target {maps[1].shape}; expected one shape ({axes}).")
     return maps
@@ -216,21 +185,11 @@ def _encode(pred: NDArray, target: NDArray, classes: Sequence[int]) -> Codes:
 
 
 @dataclass(frozen=True)
-class _Rule:
-    """`stride`: steps in the line from a pixel to the one below; `eight`: the value of a bit (1 = objects,
-    0 = background) whose components are 8-connected, while those of the other are 4-connected."""
-
-    stride: int
-    eight: int
-    strict: bool
-
-
-@dataclass(frozen=True)
 class _Runs:
     """R runs: first position, number of pixels, code; and pairs of runs that touch.
 
-    `alike`: pairs of one code that share a side.  `contact`: pairs of different codes that share a side and,
-    where `diagonal`, pairs that share only a corner.  Pairs that can tell nothing new are left out.
+    `alike`: pairs of one code that share a side.  `contact`: pairs of different codes that share a side or, where
+    `diagonal`, only a corner.  Pairs that can tell nothing new are left out.
     """
 
     start: Ints
@@ -241,25 +200,25 @@ class _Runs:
     diagonal: Bools
 
 
-def _cut_runs(line: Codes, rule: _Rule) -> _Runs:
+def _cut_runs(line: Codes, stride: int, strict: bool) -> _Runs:
     """Cut the line where the code changes, and find what touches by looking at four pixels round each cut.
 
-    a b     b is one row above d.   Only places where a run starts at b or at d are looked at:
+    a b     b is one row, `stride` pixels, above d.  Only places where a run starts at b or at d are looked at:
     c d                             elsewhere nothing meets that has not met one pixel further left.
     """
     starts = np.zeros(line.size, np.bool_)
     np.not_equal(line[1:], line[:-1], out=starts[1:])
-    place_b = np.flatnonzero(starts[rule.stride :] | starts[: -rule.stride])
-    place_d = place_b + rule.stride
+    place_b = np.flatnonzero(starts[stride:] | starts[:-stride])
+    place_d = place_b + stride
     a, b, c, d = line[place_b - 1], line[place_b], line[place_d - 1], line[place_d]
     starts_b, starts_d, left, right = a != b, c != d, a == c, b == d
     run_b, run_d = np.cumsum(starts_b), np.cumsum(starts_d)  # number of a run = starts up to here
 
     alike = np.flatnonzero(right)
-    below = np.flatnonzero(_matters(b, d, rule))
+    below = np.flatnonzero(_matters(b, d, strict))
     # c-d is known already if a-b is the same pair, or if a and b are one run that goes on in c or in d
     known = (left & right) | (~starts_b & (left | right))
-    beside = np.flatnonzero(_matters(c, d, rule) & ~known)
+    beside = np.flatnonzero(_matters(c, d, strict) & ~known)
     # diagonals a-d and b-c: if a, c or b, d are alike, what they connect is connected through sides as well
     corner = np.flatnonzero(starts_b & starts_d & ~left & ~right)
     contact = (
@@ -272,41 +231,30 @@ def _cut_runs(line: Codes, rule: _Rule) -> _Runs:
     return _Runs(start, length, line[start], (run_b[alike], run_d[alike]), contact, diagonal)
 
 
-def _matters(first: Codes, second: Codes, rule: _Rule) -> Bools:
+def _matters(first: Codes, second: Codes, strict: bool) -> Bools:
     """Neighbours of which one is an error and one is right (one bit differs); `strict` adds FP beside FN."""
     difference = first ^ second
     one_bit = (difference == FP) | (difference == FN)
-    return one_bit | ((difference == TP) & _is_error(first)) if rule.strict else one_bit
+    return one_bit | ((difference == TP) & _is_error(first)) if strict else one_bit
 
 
 def _is_error(code: Codes) -> Bools:
     return (code == FP) | (code == FN)
 
 
-def _unite(label: Ints, first: Ints, second: Ints) -> Ints:
+def _unite(nodes: int, first: Ints, second: Ints) -> Ints:
     """Join the components of all pairs of nodes; a component has the number of its smallest node.
 
-    `label` holds the components so far, label[label] == label.  In each round every component points to the
-    smallest one beside it, and pointers are doubled until they end.  O(log² n) rounds, in practice 2 to 5.
+    In each round every component points to the smallest one beside it, and pointers are doubled until they end:
+    O(log² n) rounds, in practice 2 to 5.
     """
-    label = label.copy()
-    first, second = label[first], label[second]
+    label = np.arange(nodes)
     while (apart := np.flatnonzero(first != second)).size:
-        first, second = first[apart], second[apart]
-        pending = np.maximum(first, second)
-        np.minimum.at(label, pending, np.minimum(first, second))
-        while 2 * pending.size > label.size:  # while most pointers move it is faster to move all
-            goal = label[label]
-            pending, label = np.flatnonzero(goal != label), goal
-        step = label[pending]
-        while pending.size:
-            goal = label[step]
-            moved = np.flatnonzero(goal != step)
-            pending, step = pending[moved], goal[moved]
-            label[pending] = step
-        first, second = label[first], label[second]
-    while not np.array_equal(goal := label[label], label):  # what was no root before follows its root
-        label = goal
+        first, second = first.take(apart), second.take(apart)
+        np.minimum.at(label, np.maximum(first, second), np.minimum(first, second))
+        while not np.array_equal(goal := label.take(label), label):
+            label = goal
+        first, second = label.take(first), label.take(second)
     return label
 
 
@@ -314,10 +262,9 @@ def _unite(label: Ints, first: Ints, second: Ints) -> Ints:
 class _Patches:
     """Q patches (one code, 4-connected) in the order of their first runs, their contacts, their components.
 
-    `of_run` (R,): the patch of each run.  `start`, `code` (Q,): first position and code of each patch.
-    A component has the number of its first patch: `component` (2, Q) of P, then of G, objects and pieces of
-    background alike; `region` (2, Q) of errors, seen from the objects, then from the background, the latter
-    plus Q so that no number is given twice.
+    `of_run` (R,): the patch of each run.  `start`, `code` (Q,): first position and code of each patch.  A component has
+    the number of its first patch: `component` (2, Q) of P, then of G, objects and pieces of background alike; `region`
+    (2, Q) of errors, seen from the objects, then from the background, the latter plus Q: no number is given twice.
     """
 
     of_run: Ints
@@ -329,9 +276,9 @@ class _Patches:
     region: Ints
 
 
-def _join_runs(runs: _Runs, rule: _Rule) -> _Patches:
-    """Join runs to patches, and patches to components."""
-    root = _unite(np.arange(runs.code.size), *runs.alike)
+def _join_runs(runs: _Runs, eight: int) -> _Patches:
+    """Join runs to patches, and patches to components: 8-connected where the bit is `eight`, 4-connected elsewhere."""
+    root = _unite(runs.code.size, *runs.alike)
     first_run = np.flatnonzero(root == np.arange(root.size))
     patch = np.arange(first_run.size)
     number = np.zeros_like(root)
@@ -342,10 +289,10 @@ def _join_runs(runs: _Runs, rule: _Rule) -> _Patches:
 
     def joined(wanted: Bools) -> Ints:
         link = np.flatnonzero(wanted)
-        return _unite(patch, x[link], y[link])
+        return _unite(patch.size, x[link], y[link])
 
-    pred = joined((difference & 1 == 0) & (side | (code_x & 1 == rule.eight)))
-    true = joined((difference & 2 == 0) & (side | (code_x >> 1 == rule.eight)))
+    pred = joined((difference & 1 == 0) & (side | (code_x & 1 == eight)))
+    true = joined((difference & 2 == 0) & (side | (code_x >> 1 == eight)))
     grown = joined((difference == 0) & _is_error(code_x))  # 8-connected; the patches are the 4-connected ones
     return _Patches(
         of_run=of_run,
@@ -354,11 +301,11 @@ def _join_runs(runs: _Runs, rule: _Rule) -> _Patches:
         contact=(x, y),
         diagonal=runs.diagonal,
         component=np.stack([pred, true]),
-        region=np.stack([grown, patch + patch.size] if rule.eight else [patch, grown + patch.size]),
+        region=np.stack([grown, patch + patch.size] if eight else [patch, grown + patch.size]),
     )
 
 
-def _find_touches(patches: _Patches, rule: _Rule) -> tuple[Ints, Ints, Bools]:
+def _find_touches(patches: _Patches, eight: int, strict: bool) -> tuple[Ints, Ints, Bools]:
     """Which region touches which component, and whether in T: three arrays (N,), with repetitions."""
     code, Q, (x, y), diagonal = patches.code, patches.code.size, patches.contact, patches.diagonal
     error_x, error_y = _is_error(code[x]), _is_error(code[y])
@@ -366,13 +313,13 @@ def _find_touches(patches: _Patches, rule: _Rule) -> tuple[Ints, Ints, Bools]:
     error, other = np.append(x[from_x], y[from_y]), np.append(y[from_x], x[from_y])
     slanted = np.append(diagonal[from_x], diagonal[from_y])
     hole = code[other] == TN  # what is right is either object or background, and is seen by this one only
-    if rule.strict:  # FP beside FN: each touches the other, seen from the objects and from the background
+    if strict:  # FP beside FN: each touches the other, seen from the objects and from the background
         both = np.flatnonzero(error_x & error_y & (code[x] != code[y]))
         x, y, diagonal = x[both], y[both], diagonal[both]
         error, other = np.concatenate([error, x, y, x, y]), np.concatenate([other, y, x, y, x])
         slanted = np.concatenate([slanted, diagonal, diagonal, diagonal, diagonal])
         hole = np.append(hole, np.arange(4 * both.size) >= 2 * both.size)
-    seen = np.flatnonzero(~slanted | (hole != rule.eight))
+    seen = np.flatnonzero(~slanted | (hole != eight))
     error, other, hole = error[seen], other[seen], hole[seen]
     of_target = code[error] & 1 != hole  # what P has too much is compared with G, what it lacks with P
     toucher = patches.region.reshape(-1)[hole * Q + error]
@@ -380,21 +327,20 @@ def _find_touches(patches: _Patches, rule: _Rule) -> tuple[Ints, Ints, Bools]:
     return toucher, touched, ~_is_error(code[other])
 
 
-def _judge(runs: _Runs, patches: _Patches, rule: _Rule) -> tuple[Ints, Ints, Ints, Ints, Ints]:
+def _judge(runs: _Runs, patches: _Patches, eight: int, strict: bool) -> tuple[Ints, Ints, Ints, Ints, Ints]:
     """Find the critical regions by their degree, the number of different components that they touch.
 
     Returns kind, severity and first patch of each region (M,), and each run in a region with the row of this.
     """
     Q = patches.code.size
-    toucher, touched, in_both = _find_touches(patches, rule)
+    toucher, touched, in_both = _find_touches(patches, eight, strict)
     pair = np.sort(toucher * Q + touched)  # with the next line much faster than np.unique
     pair = np.append(pair[:1], pair[1:][pair[1:] != pair[:-1]])
     degree = np.bincount(pair // Q, minlength=2 * Q)
-    if rule.strict:
+    if strict:
         alone = np.ones(2 * Q, np.bool_)
         alone[toucher[in_both]] = False
         degree[alone & (degree == 1)] = 0
-
     exists = np.zeros(2 * Q, np.bool_)
     exists[patches.region[:, np.flatnonzero(_is_error(patches.code))]] = True
     critical = np.flatnonzero(exists & (degree != 1))
@@ -404,7 +350,6 @@ def _judge(runs: _Runs, patches: _Patches, rule: _Rule) -> tuple[Ints, Ints, Int
     hole, first = np.divmod(critical, Q)
     lacking = patches.code[first] & 1 == hole  # FN, or in holes FP
     kind = 4 * hole + 2 * lacking + (degree == 0)
-
     run = np.flatnonzero(_is_error(runs.code))
     region = row[patches.region[:, patches.of_run[run]]].reshape(-1)
     kept = np.flatnonzero(region >= 0)
