@@ -83,16 +83,11 @@ def delete(name: str) -> Callable[[Cells, Path], object]:
     return lambda cells, root: (root / name).unlink()
 
 
-WIDGET = {
-    "output_type": "display_data",
-    "data": {"application/vnd.jupyter.widget-view+json": {}, "text/plain": "HBox()"},
-}
 ERROR = {"output_type": "error", "ename": "ValueError", "evalue": "no", "traceback": []}
 DEFECTS: dict[str, tuple[Callable[[Cells, Path], object], str]] = {
     "cell not run": (set_cell(3, execution_count=None), "cell 4 (A1.1a U-Net) was not run"),
     "out of order": (set_cell(5, execution_count=9), "has number 9, expected 3"),
     "error": (add_output(5, ERROR), "cell 6 (A1.1a U-Net) ends in an error: ValueError: no"),
-    "widget only": (add_output(1, WIDGET), "cell 2 (Report) shows only a widget"),
     "figure of plots missing": (set_cell(3, outputs=[]), "cell 4 (A1.1a U-Net) calls plots.show_pair"),
     "figure of pyplot missing": (set_cell(5, outputs=[]), "cell 6 (A1.1a U-Net) calls plt.plot"),
     "named file missing": (add_text("See `results/gone.csv`."), "points to results/gone.csv"),
@@ -115,69 +110,49 @@ DEFECTS: dict[str, tuple[Callable[[Cells, Path], object], str]] = {
 }
 
 
-def test_a_good_notebook_is_let_through(root: Path) -> None:
+def test_a_good_notebook_is_let_through(root):
     assert handin.problems(save(root, good_cells()), root) == []
 
 
 @pytest.mark.parametrize("defect", DEFECTS)
-def test_one_defect_is_one_line(root: Path, defect: str) -> None:
+def test_one_defect_is_one_line(root, defect):
     cells, (spoil, expected) = good_cells(), DEFECTS[defect]
     spoil(cells, root)
     (problem,) = handin.problems(save(root, cells), root)
     assert expected in problem
 
 
-def test_all_defects_are_listed_at_once_and_no_zip_is_written(root: Path) -> None:
+def test_all_defects_are_listed_at_once_and_no_zip_is_written(root, capsys):
     cells = good_cells()
     apart = {"module of a module missing", "figure of pyplot missing"}  # hidden by or hiding another one
     defects = [DEFECTS[name] for name in DEFECTS if name not in apart]
     for spoil, _ in defects:
         spoil(cells, root)
-    with pytest.raises(handin.HandinError) as caught:
-        handin.build_zip(save(root, cells), root, root / "out" / "report.zip")
-    for _, expected in defects:
-        assert any(expected in problem for problem in caught.value.problems), expected
-        assert expected in str(caught.value)
-    assert not (root / "out").exists()
+    assert handin.hand_in(save(root, cells), root) == 1
+    said = capsys.readouterr().out
+    assert [expected for _, expected in defects if expected not in said] == []
+    assert not list(root.glob("*.zip"))
 
 
 @pytest.mark.parametrize("content", ["", "<html>", "[]", '{"cells": 1}', '{"cells": [{"source": 1}]}'])
-def test_unsaved_or_no_notebook(root: Path, content: str) -> None:
+def test_unsaved_or_no_notebook(root, content):
     (root / "report.ipynb").write_text(content)
     (problem,) = handin.problems(root / "report.ipynb", root)
     assert "report.ipynb is missing, or no notebook" in problem
 
 
-def test_problems_are_short_lines_that_a_screen_can_show(root: Path) -> None:
-    cells = good_cells()
-    cells[2]["source"] = ["## A \x1b[2J\ud800 title\n"]
-    cells[3]["outputs"].append({**ERROR, "ename": "x" * 9999, "evalue": "a\nb"})
-    found = handin.problems(save(root, cells), root)
-    assert found and all(problem.isprintable() and len(problem) <= 300 for problem in found)
-
-
-def test_empty_notebook_and_notebook_without_images(root: Path) -> None:
+def test_empty_notebook_and_notebook_without_images(root):
     (problem,) = handin.problems(save(root, [text("# Only words")]), root)
     assert "report.ipynb is empty" in problem
     (problem,) = handin.problems(save(root, [text("`figures/table.csv`"), code(1, "1 + 1")]), root)
     assert problem == "the notebook shows no image at all: run all cells, then save it"
 
 
-def test_over_the_limit(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    notebook = save(root, good_cells())
+def test_over_the_limit(root, monkeypatch):
+    monkeypatch.setattr(handin, "MAX_MEGABYTES", 0.05)
     (root / "figures" / "table.csv").write_text("1" * 50_000)
-    size = sum(path.stat().st_size for path in handin.read_report(notebook, root).contents.values())
-    monkeypatch.setattr(handin, "MAX_MEGABYTES", size / 1e6)
-    assert handin.problems(notebook, root) == []  # at the limit
-    monkeypatch.setattr(handin, "MAX_MEGABYTES", (size - 1) / 1e6)
-    (problem,) = handin.problems(notebook, root)
-    assert "the largest is figures/table.csv" in problem
-
-
-def test_path_of_the_project_itself(root: Path) -> None:
-    for place in (root, Path.home()):
-        cells = [*good_cells(), text(f"It lies in {place}.")]
-        assert any("path of this machine" in problem for problem in handin.problems(save(root, cells), root))
+    (problem,) = handin.problems(save(root, good_cells()), root)
+    assert "0.1 MB are too much" in problem
 
 
 @pytest.mark.parametrize(
@@ -191,7 +166,7 @@ def test_path_of_the_project_itself(root: Path) -> None:
         "```\n# not a heading\n```",
     ],
 )
-def test_what_only_looks_like_a_defect(root: Path, source: str) -> None:
+def test_what_only_looks_like_a_defect(root, source):
     assert handin.problems(save(root, [*good_cells(), text(source)]), root) == []
 
 
@@ -206,166 +181,95 @@ def test_what_only_looks_like_a_defect(root: Path, source: str) -> None:
         "import IPython, os.path, numpy.linalg, PIL.Image\nif False:\n    from . import helper",
     ],
 )
-def test_cells_that_need_no_image(root: Path, source: str) -> None:
+def test_cells_that_need_no_image(root, source):
     assert handin.problems(save(root, [*good_cells(), code(4, source)]), root) == []
 
 
 @pytest.mark.parametrize("source", ["if True:\n    plt.plot([1])", "from plots import *\nshow_pair(1)"])
-def test_cells_that_need_an_image(root: Path, source: str) -> None:
+def test_cells_that_need_an_image(root, source):
     (problem,) = handin.problems(save(root, [*good_cells(), code(4, source)]), root)
     assert "shows no image" in problem
 
 
-def test_an_image_inside_of_html_is_visible(root: Path) -> None:
+def test_an_image_inside_of_html_is_visible(root):
     html = {"output_type": "display_data", "data": {"text/html": ["<p>", "<img src='data:image/png,'>"]}}
     assert handin.problems(save(root, [*good_cells(), code(4, "plt.show()", html)]), root) == []
 
 
-def test_a_file_that_a_result_points_to_must_be_in_the_zip(root: Path) -> None:
-    cells = good_cells()
-    cells[1]["outputs"].append(printed("curves in `figures/gone.png`"))
-    (problem,) = handin.problems(save(root, cells), root)
-    assert "points to figures/gone.png" in problem
-
-
 @pytest.mark.parametrize("field", ["none", "Names of the partners: ____", "**Group:** _name 1, name 2_", "Name:\n\nx"])
-def test_reminders_name_empty_fields_and_warnings(root: Path, field: str) -> None:
+def test_reminders_name_empty_fields(root, field):
     assert handin.reminders(save(root, good_cells()), root) == []
     cells = good_cells()
     cells[0] = text(f"# Report\n{field}")
     cells[2] = text("## A1.1b\n`figures/table.csv`\n**I needed the following time (1.1):** \\_\\_ hours\n\n7")
-    cells[1]["outputs"].append(printed("UserWarning", name="stderr"))
     notebook = save(root, cells)
     assert handin.problems(notebook, root) == []  # reminders are no reason to refuse
     assert handin.reminders(notebook, root) == [
         "the names of the group are missing",
         "cell 3 (A1.1b): the needed time is missing",
-        "cell 2 (Report): a warning is printed",
     ]
 
 
-@pytest.mark.parametrize("field", ["**Group:** _Emmy, Ada_", "Partners:  Emmy", "Name (both): Emmy"])
-def test_names_that_are_there(root: Path, field: str) -> None:
-    assert handin.reminders(save(root, [*good_cells()[1:], text(field)]), root) == []
-
-
-def test_a_module_that_two_others_import_is_missed_once(root: Path) -> None:
-    (root / "one.py").write_text("import two, gone\n")
-    (root / "two.py").write_text("import one, gone\n")
-    (problem,) = handin.problems(save(root, good_cells()), root)
-    assert "imports gone" in problem
-
-
-def test_paths_in_colab_belong_to_nobody(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Path, "home", lambda: Path("/content"))
-    assert handin.problems(save(root, [*good_cells(), text("Files lie in /content/drive.")]), root) == []
-
-
-def test_heading_is_the_last_outside_of_code() -> None:
+def test_heading_is_the_last_outside_of_code():
     assert handin.heading("# One\n### A1.2b  Plan #\ntext") == "A1.2b  Plan"
     assert handin.heading("no heading\n#hashtag\n```\n# comment\n```") == ""
 
 
 @pytest.mark.parametrize("line", ["%matplotlib inline", "!ls", "sum?", "  %time f()", "x = (1\n  % 2)  # ?"])
-def test_lines_of_ipython_do_not_hide_the_python_around_them(root: Path, line: str) -> None:
+def test_lines_of_ipython_do_not_hide_the_python_around_them(root, line):
     indented = f"if True:\n{line}\n" if line.startswith(" ") else f"{line}\n"
     (problem,) = handin.problems(save(root, [*good_cells(), code(4, f"{indented}import gone  # why?")]), root)
     assert "imports gone" in problem
 
 
-def test_the_zip_holds_the_modules_of_all_folders_and_all_figures_and_nothing_else(root: Path) -> None:
+def test_the_zip_holds_the_modules_of_all_folders_and_all_figures_and_nothing_else(root):
     for name in ("training/checkpoint.py", "figures/study/more.png", "figures/.hidden", "notes/own.txt", "tests/t.py"):
         (root / name).parent.mkdir(exist_ok=True)
         (root / name).write_text("")
-    notebook = save(root, [*good_cells(), code(4, "from training import checkpoint")])
-    target = handin.build_zip(notebook, root, root / "handin" / "report.zip")
-    with zipfile.ZipFile(target) as archive:
+    source = save(root, [code(None, "1")])
+    (root / "handin").mkdir()
+    executed = save(root / "handin", [*good_cells(), code(4, "from training import checkpoint")])
+    assert handin.hand_in(executed, root) == 0
+    with zipfile.ZipFile(root / "handin" / "report.zip") as archive:
         names = archive.namelist()
-        assert archive.read("report.ipynb") == notebook.read_bytes()
+        assert archive.read("report.ipynb") == executed.read_bytes() != source.read_bytes()
     modules = ["helper.py", "mynet.py", "plots.py", "training/checkpoint.py"]
     figures = ["figures/study/more.png", "figures/table.csv"]
     assert names == sorted([*modules, *figures, "README.md", "report.ipynb", "requirements.txt"])
-    assert [path.name for path in target.parent.iterdir()] == ["report.zip"]  # no temporary file
+    assert {path.name for path in executed.parent.iterdir()} == {"report.ipynb", "report.zip"}  # no temporary file
 
 
-@pytest.mark.parametrize("line", ["from training import gone", "import training.gone", "from training.gone import x"])
-def test_a_module_of_a_folder_that_is_missing_is_named(root: Path, line: str) -> None:
-    (root / "training").mkdir()
-    (root / "training" / "checkpoint.py").write_text(line)
-    (problem,) = handin.problems(save(root, good_cells()), root)
-    assert problem.startswith("training/checkpoint.py imports training.gone, but there is no training/gone.py")
-
-
-def test_the_executed_copy_takes_the_place_of_the_notebook_in_the_project(root: Path) -> None:
-    source = save(root, [code(None, "1")])
-    (root / "handin").mkdir()
-    executed = save(root / "handin", good_cells())
-    with zipfile.ZipFile(handin.build_zip(executed, root, root / "handin" / "report.zip")) as archive:
-        assert archive.read("report.ipynb") == executed.read_bytes() != source.read_bytes()
-
-
-def test_a_module_that_is_no_python_is_refused(root: Path) -> None:
+def test_a_module_that_is_no_python_is_refused(root):
     (root / "broken.py").write_text("def f(:\n")
-    with pytest.raises(handin.HandinError, match="broken.py"):
-        handin.build_zip(save(root, good_cells()), root, root / "report.zip")
-    assert not list(root.glob("*.zip*"))
+    (problem,) = handin.problems(save(root, good_cells()), root)
+    assert problem.startswith("broken.py is no Python")
 
 
-def test_a_notebook_that_fails_in_the_reopened_zip_is_refused(root: Path) -> None:
-    target = root / "report.zip"
-    target.write_bytes(b"precious")
-    with pytest.raises(handin.HandinError, match="does not run from the zip alone. no table.csv"):
-        handin.build_zip(save(root, good_cells()), root, target, failure=lambda part: "no table.csv")
-    assert [path.name for path in root.glob("*.zip*")] == ["report.zip"] and target.read_bytes() == b"precious"
+def test_a_notebook_that_fails_in_the_reopened_zip_is_refused(root, capsys):
+    (root / "report.zip").write_bytes(b"precious")
+    assert handin.hand_in(save(root, good_cells()), root, failure=lambda part: "no table.csv") == 1
+    assert "does not run from the zip alone. no table.csv" in capsys.readouterr().out
+    assert (root / "report.zip").read_bytes() == b"precious" and not list(root.glob("*.part"))
 
 
-def test_a_zip_that_was_damaged_while_writing_is_refused(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def damage(number: int) -> None:
-        part = root / "report.zip.part"
-        data = bytearray(part.read_bytes())
-        data[45] ^= 1  # in the first file, after its header of 39 bytes
-        part.write_bytes(data)
-
-    monkeypatch.setattr(os, "fsync", damage)
-    with pytest.raises(handin.HandinError, match="damaged"):
-        handin.build_zip(save(root, good_cells()), root, root / "report.zip")
-    assert not list(root.glob("*.zip*"))
-
-
-def test_equal_files_give_equal_bytes(root: Path) -> None:
+def test_equal_files_give_equal_bytes(root):
     notebook = save(root, good_cells())
-    first = handin.build_zip(notebook, root, root / "one.zip").read_bytes()
+    handin.hand_in(notebook, root)
+    first = (root / "report.zip").read_bytes()
     os.utime(root / "mynet.py", (1e9, 1e9))
     (root / "mynet.py").chmod(0o755)
-    assert handin.build_zip(notebook, root, root / "two.zip").read_bytes() == first
+    handin.hand_in(notebook, root)
+    assert (root / "report.zip").read_bytes() == first
 
 
-def test_an_existing_zip_is_kept_as_backup(root: Path) -> None:
-    notebook, target = save(root, good_cells()), root / "report.zip"
-    target.write_bytes(b"precious")
-    handin.build_zip(notebook, root, target)
-    assert (root / "report_backup1.zip").read_bytes() == b"precious"
-    first = target.read_bytes()
-    handin.build_zip(notebook, root, target)  # the same again: nothing to keep
-    assert not (root / "report_backup2.zip").exists()
-    (root / "README.md").write_text("# Changed\n")
-    handin.build_zip(notebook, root, target)
-    assert (root / "report_backup2.zip").read_bytes() == first != target.read_bytes()
-    assert (root / "report_backup1.zip").read_bytes() == b"precious"
-
-
-def test_the_command_needs_no_package_and_writes_beside_the_notebook(root: Path) -> None:
+def test_the_command_needs_no_package_and_writes_beside_the_notebook(root):
     program = (
         "import pathlib, sys; sys.path.insert(0, sys.argv[1]); from commands import handin; "
         "handin.ROOT = pathlib.Path('.'); sys.exit(handin.main(['report.ipynb']))"
     )
     save(root, [*good_cells(), text("## Part\nI needed the following time to complete the task:")])
-    project = str(Path(handin.__file__).parents[1])
-    command = [sys.executable, "-E", "-s", "-S", "-c", program, project]  # nothing installed is seen
-    result = subprocess.run(command, cwd=root, capture_output=True, text=True)
+    command = [sys.executable, "-E", "-s", "-S", "-c", program, str(Path(handin.__file__).parents[1])]
+    result = subprocess.run(command, cwd=root, capture_output=True, text=True)  # nothing installed is seen
     assert result.returncode == 0, result.stdout + result.stderr
     assert "report.zip is ready" in result.stdout
     assert "cell 7 (Part): the needed time is missing" in result.stdout
-    (root / "README.md").unlink()
-    result = subprocess.run(command, cwd=root, capture_output=True, text=True)
-    assert result.returncode == 1 and "README.md is missing" in result.stdout
