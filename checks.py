@@ -7,7 +7,7 @@ label can reach the GPU, where it would end the session with "device-side assert
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 IGNORE_INDEX = 255
 """Label of a pixel that belongs to no class: it counts in no loss and in no metric."""
@@ -23,14 +23,11 @@ def check_images(images: Tensor) -> None:
     >>> check_images(torch.zeros(2, 1, 8, 8))
     """
     if images.ndim != 4:
-        raise InputError(
-            f"images has shape {tuple(images.shape)}; expected four axes (B, C, H, W).\n"
-            "Add the missing axis, for example images[None] for a single image."
-        )
+        raise InputError(f"images has shape {tuple(images.shape)}; expected four axes (B, C, H, W). One image: images[None].")
     if images.shape[-1] in (1, 3, 4) and images.shape[1] > 4:
         raise InputError(
-            f"images has shape {tuple(images.shape)}: the channels seem to come last.\n"
-            "Expected (B, C, H, W); use images.permute(0, 3, 1, 2)."
+            f"images has shape {tuple(images.shape)}; expected (B, C, H, W).\n"
+            "The channels seem to come last: use images.permute(0, 3, 1, 2)."
         )
     if not images.is_floating_point():
         raise InputError(f"images has dtype {images.dtype}; expected a float type. Use images.float().")
@@ -42,8 +39,7 @@ def check_images(images: Tensor) -> None:
 def check_pair(logits: Tensor, target: Tensor, weight: Tensor | None = None, *, labels: bool = True) -> None:
     """Raise `InputError` unless `logits` (B, C, H, W) float and `target` (B, H, W) integer belong together.
 
-    Labels must lie in 0 … C−1 (with C = 1: 0 or 1) or be `IGNORE_INDEX` (not looked at with `labels=False`); a `weight`
-    has the shape of `target`.
+    Labels lie in 0 … C−1 (with C = 1: 0 or 1) or are `IGNORE_INDEX`; a `weight` has the shape of `target`.
 
     >>> check_pair(torch.zeros(1, 2, 3, 3), torch.zeros(1, 3, 3, dtype=torch.int64))
     """
@@ -51,24 +47,16 @@ def check_pair(logits: Tensor, target: Tensor, weight: Tensor | None = None, *, 
         raise InputError(f"logits has shape {tuple(logits.shape)}; expected four axes (B, C, H, W).")
     B, C, H, W = logits.shape
     if tuple(target.shape) != (B, H, W):
-        hint = (
-            "  The class axis of logits comes second, (B, C, H, W)."
-            if target.ndim == 3 and logits.shape[-1] < H
-            else ""
-        )
         raise InputError(
-            f"target has shape {tuple(target.shape)}, logits has {tuple(logits.shape)}.\n"
-            f"Expected target {(B, H, W)}: one label a pixel.{hint}"
+            f"target has shape {tuple(target.shape)}, logits (B, C, H, W) has {tuple(logits.shape)}.\n"
+            f"Expected target {(B, H, W)}: one label a pixel."
         )
-    if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
+    if target.is_floating_point() or target.dtype == torch.bool:
         raise InputError(f"target has dtype {target.dtype}; expected integer labels. Use target.long().")
     if logits.device != target.device:
         raise InputError(f"logits is on {logits.device}, target on {target.device}; move both to one device.")
-    if weight is not None and (weight.shape != target.shape or weight.device != target.device):
-        raise InputError(
-            f"weight has shape {tuple(weight.shape)} on {weight.device}; "
-            f"expected the shape {tuple(target.shape)} and the device {target.device} of target."
-        )
+    if weight is not None and weight.shape != target.shape:
+        raise InputError(f"weight has shape {tuple(weight.shape)}; expected {tuple(target.shape)}, that of target.")
     if labels and target.device.type == "cpu":  # on a GPU each step would wait for this; the .hdf5 was checked before
         check_labels(target, max(C, 2))
 
@@ -78,8 +66,6 @@ def check_labels(target: Tensor, num_classes: int) -> None:
 
     >>> check_labels(torch.tensor([0, 1, 255]), num_classes=2)
     """
-    if target.numel() == 0:
-        return
     low, high = target.aminmax()
     if low >= 0 and high < num_classes:  # most often, and one pass in place of five
         return
@@ -101,33 +87,3 @@ def two_or_more(logits: Tensor) -> Tensor:
     [0.0, 1.5]
     """
     return logits if logits.shape[1] > 1 else torch.cat([torch.zeros_like(logits), logits], dim=1)
-
-
-def check_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Raise `InputError` with the names and shapes that differ, unless these are weights of this architecture.
-
-    >>> check_weights(nn.Conv2d(1, 2, 3), nn.Conv2d(1, 2, 3).state_dict())
-    """
-    wanted = {name: tuple(value.shape) for name, value in model.state_dict().items()}
-    found = {name: tuple(value.shape) for name, value in weights.items()}
-    wrong = [name for name in [*wanted, *(found.keys() - wanted)] if wanted.get(name) != found.get(name)]
-    if wrong:
-        shown = "; ".join(f"{n}: {found.get(n, 'missing')}, expected {wanted.get(n, 'none')}" for n in wrong[:3])
-        raise InputError(
-            f"These weights belong to another architecture: {len(wrong)} of {len(wanted)} entries differ.\n{shown}.\n"
-            "Build the model with the settings that it was trained with."
-        )
-
-
-def dead_worker(error: RuntimeError) -> InputError | None:
-    """What to say if PyTorch tells that a process of a DataLoader has ended or hangs; None for other errors.
-
-    It tells so wherever the program is at that moment, in the loader or in the middle of a training step.
-    """
-    if "DataLoader" not in str(error):
-        return None
-    reason = str(error).partition("\n")[0]
-    return InputError(
-        f"A worker of the data loader has ended or hangs: {reason}\n"
-        "Most often the memory was full. Restart the kernel and use num_workers=0."
-    )

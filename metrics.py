@@ -1,15 +1,12 @@
 """Metrics for semantic segmentation: what the reader is told about the result.
 
-Counts first, ratios after.  All pixels of a data set are counted into one confusion matrix, and every score is read off
-it.  So the batch size cannot matter, which it does wherever scores of batches are averaged.
-
-The absent-class rule: a class that occurs neither in the truth nor in the prediction has no score (NaN) and
-stays out of the mean.  A class that occurs in one of the two only scores 0.
+All pixels of a data set are counted into one confusion matrix, and every score is read off it: so the batch size
+cannot matter, which it does wherever scores of batches are averaged.  A class that occurs neither in the truth nor in
+the prediction has no score (NaN) and stays out of the mean; one that occurs in one of the two only scores 0.
 """
 
 from __future__ import annotations
 
-import math
 import warnings
 
 import torch
@@ -21,16 +18,9 @@ from checks import IGNORE_INDEX, InputError, check_labels, check_pair, two_or_mo
 def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int | None = None) -> Tensor:
     """Count the pixels of true class i that were predicted as class j.
 
-    Args:
-        prediction: logits or probabilities (B, C, H, W) float, or labels (B, H, W) integer.
-        target: (B, H, W) integer; pixels of `IGNORE_INDEX` are not counted.
-        num_classes: number of classes K; needed for labels, for logits it is C (and 2 where C = 1).
-
-    Returns:
-        int64 (K, K) on the device of the input, rows = truth, columns = prediction.  Matrices of batches add up.
-
-    Raises:
-        InputError: see `check_pair`; labels outside 0 … K−1.
+    `prediction` is logits or probabilities (B, C, H, W) float, or labels (B, H, W) integer together with the number K
+    of classes (with logits K = C, and 2 where C = 1); `target` is (B, H, W) integer, `IGNORE_INDEX` is not counted.
+    Returns int64 (K, K), rows = truth, columns = prediction; raises `InputError` for what does not belong together.
 
     >>> confusion_matrix(torch.tensor([[[0, 1, 1]]]), torch.tensor([[[0, 0, 1]]]), num_classes=2).tolist()
     [[1, 1], [0, 1]]
@@ -39,12 +29,11 @@ def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int | None
         check_pair(prediction, target, labels=False)  # the counts will tell
         logits = two_or_more(prediction)
         num_classes = logits.shape[1]
-        # The first maximum, as by `argmax`, which takes ten times as long across an outer axis.
+        # the first maximum, as by `argmax`, which takes ten times as long across an outer axis
         prediction = (logits[:, 1] > logits[:, 0]).long() if num_classes == 2 else logits.max(dim=1).indices
     elif num_classes is None or prediction.shape != target.shape:
         raise InputError(
-            f"confusion_matrix: prediction has shape {tuple(prediction.shape)}, target {tuple(target.shape)}, "
-            f"num_classes is {num_classes}.\n"
+            f"prediction has shape {tuple(prediction.shape)}, target {tuple(target.shape)}, {num_classes=}.\n"
             "Expected logits (B, C, H, W), or labels in the shape of target together with num_classes."
         )
     elif target.device.type == "cpu":
@@ -102,13 +91,13 @@ def mean_iou(confusion: Tensor) -> float:
 
 
 def precision_per_class(confusion: Tensor) -> Tensor:
-    """TP / (TP + FP): the share of the predicted pixels that are right, float64 (K,)."""
+    """TP / (TP + FP): how much of what is predicted is right, float64 (K,)."""
     hits, truth, predicted = _hits_truth_predicted(confusion)
     return _ratio(hits, predicted.where(truth == 0, predicted.clamp_min(1)))  # truth, but nothing predicted: 0
 
 
 def recall_per_class(confusion: Tensor) -> Tensor:
-    """TP / (TP + FN): the share of the true pixels that were found, float64 (K,)."""
+    """TP / (TP + FN): how much of what is true was found, float64 (K,)."""
     hits, truth, predicted = _hits_truth_predicted(confusion)
     return _ratio(hits, truth.where(predicted == 0, truth.clamp_min(1)))  # prediction, but no truth: 0
 
@@ -126,18 +115,18 @@ def f1_per_class(confusion: Tensor) -> Tensor:
 def matthews(confusion: Tensor) -> float:
     """Matthews correlation coefficient, −1 … 1, for any number of classes; 0 for a constant prediction.
 
-    (n·Σ TP − Σ t_k·p_k) / √((n² − Σ p_k²)·(n² − Σ t_k²)), with t_k true and p_k predicted pixels of class k.
-    Source: Gorodkin, 2004 (doi:10.1016/j.compbiolchem.2004.09.006).
+    (n·Σ TP − Σ t_k·p_k) / √((n² − Σ p_k²)·(n² − Σ t_k²)), with t_k true and p_k predicted pixels of class k; Gorodkin,
+    2004 (doi:10.1016/j.compbiolchem.2004.09.006).
 
     >>> matthews(torch.tensor([[5, 0], [0, 3]])), matthews(torch.tensor([[5, 0], [3, 0]]))
     (1.0, 0.0)
     """
     hits, truth, predicted = _hits_truth_predicted(confusion)
     n = truth.sum()
-    if n == 0:
-        return math.nan
     spread = ((n**2 - (predicted**2).sum()) * (n**2 - (truth**2).sum())).sqrt()
-    return 0.0 if spread == 0 else ((n * hits.sum() - (truth * predicted).sum()) / spread).item()
+    if n == 0 or spread == 0:
+        return 0.0 if n else float("nan")
+    return ((n * hits.sum() - (truth * predicted).sum()) / spread).item()
 
 
 def scores(confusion: Tensor) -> dict[str, float]:

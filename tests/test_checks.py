@@ -15,26 +15,26 @@ def test_right_pairs_pass():
     check_pair(LOGITS, torch.full_like(TARGET, IGNORE_INDEX))
 
 
-def test_fault_36_channels_last():
+def test_channels_last():
     with pytest.raises(InputError, match="permute"):
         check_images(torch.zeros(2, 64, 64, 3))
-    with pytest.raises(InputError, match="class axis"):
+    with pytest.raises(InputError, match=r"logits \(B, C, H, W\) has \(2, 4, 5, 3\)"):
         check_pair(torch.zeros(2, 4, 5, 3), TARGET)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bool, torch.complex64])
-def test_fault_37_float_labels(dtype):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bool])
+def test_float_labels(dtype):
     with pytest.raises(InputError, match="integer labels"):
         check_pair(LOGITS, TARGET.to(dtype))
 
 
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
-def test_fault_38_other_integer_labels_pass(dtype):
+def test_other_integer_labels_pass(dtype):
     check_pair(LOGITS, TARGET.to(dtype))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_fault_39_not_finite_images_are_named(value):
+def test_not_finite_images_are_named(value):
     images = torch.zeros(3, 1, 4, 4)
     images[1, 0, 2, 2] = value
     with pytest.raises(InputError, match=r"position\(s\) \[1\]"):
@@ -42,19 +42,19 @@ def test_fault_39_not_finite_images_are_named(value):
 
 
 @pytest.mark.parametrize("label", [-1, 3, 254])
-def test_fault_41_labels_outside_the_classes(label):
+def test_labels_outside_the_classes(label):
     target = TARGET.clone()
     target[1, 2, 3] = label
     with pytest.raises(InputError, match=rf"\[{label}\]"):
         check_pair(LOGITS, target)
 
 
-def test_fault_42_mixed_devices():
+def test_mixed_devices():
     with pytest.raises(InputError, match="one device"):
         check_pair(LOGITS, TARGET.to("meta"))
 
 
-def test_fault_58_batch_sizes_never_broadcast():
+def test_batch_sizes_never_broadcast():
     with pytest.raises(InputError, match="target has shape"):
         check_pair(LOGITS, TARGET[:1])
     with pytest.raises(InputError, match="weight"):
