@@ -20,7 +20,6 @@ from experiments.tuning import (
     final_test,
     make_model,
     narrowed,
-    winner,
 )
 from imagesets.yeast import write_yeast
 from tests.tuning_helpers import Fake
@@ -61,8 +60,9 @@ def test_all_steps_are_done_once_and_every_table_is_written(
     assert [row["trial"] for row in trials] == [0, 1, 2, 3] and trials[0]["lr"] == DEFAULT["lr"]
     assert len(tables["epochs"]) == sum(row["epochs"] for row in trials)
     candidates = {row["candidate"] for row in tables["confirm"]}
+    best = max(candidates, key=lambda name: sum(scores_of(tables["confirm"], name)))
     assert len(tables["confirm"]) == 2 * len(candidates) and "default" in candidates
-    assert {row["candidate"] for row in tables["test"]} == {"default", winner(tables["confirm"])}
+    assert {row["candidate"] for row in tables["test"]} == {"default", best}
     before = {path.name: path.read_text() for path in Path("figures").glob("*.csv")}
     monkeypatch.setattr(tuning.Learner, "_train_epoch", None)  # a second run trains nothing
     tuning.main(arguments)
@@ -84,7 +84,7 @@ def test_a_study_of_other_images_is_refused(tiny: str) -> None:
 def test_the_test_set_is_opened_once(tiny: str) -> None:
     path, candidates = prepared(tiny), {"default": with_fixed(PLAN, tuning.DEFAULT)}
     options: dict[str, Any] = {"candidates": candidates, "epochs": 1, "seeds": [0, 1]}
-    options |= {"folder": Path("runs"), "record": Path("opened.json")}
+    options |= {"folder": Path("runs")}
     first = final_test(path, tuning.builder(path), **options)
     assert [row["seed"] for row in first[0]] == [0, 1] and {row["candidate"] for row in first[1]} == {"default"}
 
@@ -152,13 +152,10 @@ def test_every_candidate_is_trained_with_every_seed_once(tmp_path: Path) -> None
     rows = confirm(build, TWO, epochs=3, seeds=[0, 1], folder=tmp_path)
     wanted = [("default", 0), ("best", 0), ("default", 1), ("best", 1)]
     assert [(row["candidate"], row["seed"]) for row in rows] == wanted
-    assert scores_of(rows, "best") == [0.9 * 7 / 8] * 2 and winner(rows) == "best"
+    assert scores_of(rows, "best") == [0.9 * 7 / 8] * 2
     assert [learner.trained for learner in learners] == [[1, 2, 3]] * 4
     again = confirm(build, TWO, epochs=3, seeds=[0, 1, 2], folder=tmp_path)
     assert [learner.trained for learner in learners[4:]] == [[]] * 4 + [[1, 2, 3]] * 2 and again[:4] == rows
-    for seeds in ([0], [], [1, 1]):
-        with pytest.raises(InputError, match="two or more, all different"):
-            confirm(build, TWO, epochs=3, seeds=seeds, folder=tmp_path)
 
 
 def test_rows_of_other_sets_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
