@@ -1,12 +1,10 @@
-"""Compare methods as in a publication: mean and spread over seeds, intervals, paired tests over images.
+"""Compare methods as in a publication: tables, mean and spread over seeds, intervals, paired tests over images.
 
-A table is a list of rows, a row is a dict; `read_table` reads one from a .csv file and turns its text into numbers, so
-every figure is drawn again without any training.
+A table is a list of rows, a row is a dict; every figure is drawn from `.csv` files, without any training.
 
 Sources: signed-rank test, Wilcoxon, 1945 (doi:10.2307/3001968), with ties at zero as Pratt, 1959
 (doi:10.1080/01621459.1959.10501526); step-down correction, Holm, 1979 (Scandinavian Journal of Statistics 6, 65–70);
-t-interval, Student, 1908 (doi:10.1093/biomet/6.1.1); share of the variance that one factor explains (η²), Fisher, 1925;
-rank correlation, Spearman, 1904 (doi:10.2307/1412159).
+t-interval, Student, 1908 (doi:10.1093/biomet/6.1.1); η², Fisher, 1925; rank correlation, Spearman, 1904.
 """
 
 from __future__ import annotations
@@ -28,15 +26,8 @@ Row = dict[str, Any]
 TEXT = {"set", "loss", "rule", "image", "precision"}  # columns of names: "071" is not 71
 
 
-# ---- tables ---------------------------------------------------------------------------------------------------------
-
-
 def read_table(path: str | Path) -> list[Row]:
-    """The rows of a .csv file with a header; int and float in all columns but those of names.  No file, no rows.
-
-    >>> read_table("nowhere.csv")
-    []
-    """
+    """The rows of a .csv file with a header; int and float in all columns but those of names.  No file, no rows."""
     if not Path(path).exists():
         return []
     with open(path, newline="", encoding="utf-8") as file:
@@ -63,11 +54,7 @@ def write_table(path: Path, rows: Sequence[Row]) -> None:
 
 
 def select(rows: Iterable[Row], **wanted: Any) -> list[Row]:
-    """The rows that have all the wanted values.
-
-    >>> select([{"loss": "ce", "seed": 0}, {"loss": "dice", "seed": 0}], loss="ce")
-    [{'loss': 'ce', 'seed': 0}]
-    """
+    """The rows that have all the wanted values."""
     return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
 
 
@@ -77,33 +64,19 @@ def scores_of(rows: Sequence[Row], candidate: str, column: str = "score") -> lis
 
 
 def differences(rows: Sequence[Row], candidate: str, other: str, column: str = "score") -> list[float]:
-    """Score of the candidate minus that of the other one, seed by seed: one seed gives both the same crops.
-
-    >>> rows = [{"candidate": c, "seed": s, "score": v} for c, s, v in [("a", 0, 3), ("b", 0, 1)]]
-    >>> differences(rows, "a", "b")
-    [2]
-    """
+    """Score of the candidate minus that of the other one, seed by seed: one seed gives both the same crops."""
     seeds = [sorted(row["seed"] for row in rows if row["candidate"] == name) for name in (candidate, other)]
-    if seeds[0] != seeds[1] or not seeds[0]:
-        raise InputError(
-            f"differences: {candidate!r} has the seeds {seeds[0]}, {other!r} has {seeds[1]}; train the rest."
-        )
+    if seeds[0] != seeds[1]:
+        raise InputError(f"{candidate!r} has the seeds {seeds[0]}, {other!r} has {seeds[1]}; train the rest.")
     return [a - b for a, b in zip(scores_of(rows, candidate, column), scores_of(rows, other, column))]
 
 
 def per_image(rows: Sequence[Row], column: str) -> dict[str, float]:
-    """The mean of a column over all rows (seeds) of an image, by image.
-
-    >>> per_image([{"image": "a", "dice": 0.5}, {"image": "a", "dice": 1.0}], "dice")
-    {'a': 0.75}
-    """
+    """The mean of a column over all rows (seeds) of an image, by image."""
     values: dict[str, list[float]] = {}
     for row in sorted(rows, key=lambda row: row["image"]):
         values.setdefault(row["image"], []).append(row[column])
     return {image: float(np.mean(numbers)) for image, numbers in values.items()}
-
-
-# ---- means and tests ------------------------------------------------------------------------------------------------
 
 
 def mean_sd(values: ArrayLike, digits: int = 3) -> str:
@@ -117,10 +90,8 @@ def mean_sd(values: ArrayLike, digits: int = 3) -> str:
     return f"{mean} ± {numbers.std(ddof=1):.{digits}f}" if numbers.size > 1 else mean
 
 
-def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
-    """Mean and half width of its interval: mean ± t·s/√n, with Student's t for n − 1; for one value the width is nan.
-
-    If values scatter normally, such intervals hold the true mean in a fraction `level` of all experiments.
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and half width of its 95 % interval, mean ± t·s/√n with Student's t for n − 1; of one value nan.
 
     >>> mean, half = interval([1.0, 2.0, 3.0])  # s = 1, t = 4.303 for two degrees of freedom
     >>> mean, round(half, 3)
@@ -130,36 +101,24 @@ def interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float
     if len(numbers) < 2:
         return float(numbers.mean()), float("nan")
     error = numbers.std(ddof=1) / np.sqrt(len(numbers))
-    return float(numbers.mean()), float(student.ppf(0.5 + level / 2, len(numbers) - 1) * error)
+    return float(numbers.mean()), float(student.ppf(0.975, len(numbers) - 1) * error)
 
 
 def paired_test(first: Mapping[str, float], second: Mapping[str, float]) -> float:
     """p-value of Wilcoxon's signed-rank test for pairs of one name: do the differences lie evenly round 0?
 
-    By the normal approximation, which is good for some 20 pairs and more.
-
-    Raises `InputError` if the names differ, or a difference is not finite.
+    By the normal approximation, which is good for some 20 pairs and more.  `InputError` if the names differ.
 
     >>> a = {str(i): float(i) for i in range(8)}
     >>> paired_test(a, a), round(paired_test(a, {key: value + 1 + value / 9 for key, value in a.items()}), 4)
     (1.0, 0.0117)
     """
-    if first.keys() != second.keys():
-        alone = sorted(first.keys() ^ second.keys())[:5]
-        raise InputError(
-            f"paired_test: {len(first)} and {len(second)} names, and some stand on one side only: {', '.join(alone)}.\n"
-            "Score the same images on both sides."
-        )
+    if alone := first.keys() ^ second.keys():
+        raise InputError(f"On one side only: {', '.join(sorted(alone)[:5])}. Score the same images on both sides.")
     differences = np.array([first[name] - second[name] for name in first])
-    if not np.isfinite(differences).all():
-        name = next(name for name in first if not np.isfinite(first[name] - second[name]))
-        raise InputError(
-            f"paired_test: the scores of {name!r} are {first[name]} and {second[name]}; expected finite numbers.\n"
-            "Leave such images out on both sides, or take another score."
-        )
     if not differences.any():
         return 1.0
-    return float(wilcoxon(differences, zero_method="pratt", method="approx").pvalue)
+    return float(wilcoxon(differences, zero_method="pratt", method="approx", nan_policy="raise").pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -175,16 +134,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return corrected
 
 
-# ---- what a factor does ---------------------------------------------------------------------------------------------
-
-
 def groups(rows: Sequence[Row], factor: str, bins: int = 4) -> dict[str, list[Row]]:
-    """The rows by their value of a factor; numbers of more than six values are split into `bins` parts of equal size.
-
-    >>> rows = [{"lr": lr} for lr in (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)]
-    >>> {name: len(part) for name, part in groups(rows, "lr", bins=2).items()}
-    {'0.1 … 0.4': 4, '0.5 … 0.8': 4}
-    """
+    """The rows by their value of a factor; numbers of more than six values are split into equal parts."""
     values = sorted({row[factor] for row in rows}, key=lambda value: (isinstance(value, str), value))
     if len(values) <= 6 or isinstance(values[-1], str):
         return {str(value): [row for row in rows if row[factor] == value] for value in values}
@@ -201,8 +152,7 @@ def explained(rows: Sequence[Row], factor: str, score: str = "score", shuffles: 
     """The fraction of the variance of a score that one factor explains alone, and how far chance gets.
 
     η² = Σ_groups n_g (mean_g − mean)² / Σ (score − mean)².  The second number is what a factor without any influence
-    passes once in twenty times: the scores are shuffled between the rows.  Nothing is said about factors that act
-    together, and a search draws values near the good ones more often.
+    passes once in twenty times: the scores are shuffled between the rows.
 
     >>> share, chance = explained([{"a": i % 2, "score": float(i % 2)} for i in range(20)], "a")
     >>> share, 0 < chance < 0.4
@@ -222,13 +172,7 @@ def explained(rows: Sequence[Row], factor: str, score: str = "score", shuffles: 
 
 
 def pareto_front(costs: Sequence[float], scores: Sequence[float]) -> list[int]:
-    """The indices of points that no other one beats in both, at most the same cost and at least the same score.
-
-    By rising cost; of equal points the first.
-
-    >>> pareto_front([3.0, 1.0, 2.0], [0.9, 0.5, 0.4])
-    [1, 0]
-    """
+    """The indices of points that none beats in both cost and score, by rising cost; of equal points the first."""
     order = sorted(range(len(costs)), key=lambda i: (costs[i], -scores[i]))
     front: list[int] = []
     for index in order:
@@ -238,11 +182,7 @@ def pareto_front(costs: Sequence[float], scores: Sequence[float]) -> list[int]:
 
 
 def rank_agreement(first: Sequence[float], second: Sequence[float]) -> float:
-    """Spearman's rank correlation: 1 if both order alike, 0 if unrelated, nan if one of them does not order at all.
-
-    >>> round(rank_agreement([0.1, 0.2, 0.3], [1, 2, 9]), 3), round(rank_agreement([1, 2, 3], [3, 2, 1]), 3)
-    (1.0, -1.0)
-    """
+    """Spearman's rank correlation: 1 if both order alike, 0 if unrelated, nan if one of them does not order at all."""
     ranks = [rankdata(values) for values in (first, second)]
     flat = len(first) < 2 or any(np.ptp(rank) == 0 for rank in ranks)
     return float("nan") if flat else float(np.corrcoef(*ranks)[0, 1])

@@ -17,7 +17,6 @@ from experiments.statistics import (
     groups,
     holm,
     interval,
-    mean_sd,
     paired_test,
     pareto_front,
     per_image,
@@ -29,24 +28,13 @@ from experiments.statistics import (
 )
 
 
-def test_a_table_that_is_written_comes_back_with_small_numbers(tmp_path: Path) -> None:
-    write_table(tmp_path / "new" / "a.csv", [{"set": "1", "seed": 7, "dice": 2 / 3, "why": "a, b"}])
-    assert read_table(tmp_path / "new" / "a.csv") == [{"set": "1", "seed": 7, "dice": 0.66667, "why": "a, b"}]
-
-
-def test_a_table_comes_back_with_numbers(tmp_path) -> None:
-    path = tmp_path / "table.csv"
-    path.write_text("set,seed,dice\nwalls,1,0.5\nwalls10,2,nan\n")
-    first, second = read_table(path)
-    assert first == {"set": "walls", "seed": 1, "dice": 0.5}
-    assert isinstance(first["seed"], int)
-    assert np.isnan(second["dice"])
-    assert select([first, second], set="walls10") == [second]
-    assert select([first, second], set="walls", seed=2) == []
-
-
-def test_spread_is_that_of_a_sample() -> None:
-    assert mean_sd([2, 4, 4, 4, 5, 5, 7, 9], 2) == "5.00 ± 2.14"  # √(32/7)
+def test_a_table_that_is_written_comes_back_with_numbers(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.csv"
+    rows = [{"set": "1", "seed": 7, "dice": 2 / 3, "why": "a, b"}, {"set": "2", "seed": 8, "dice": 0.5, "why": "c"}]
+    write_table(path, rows)
+    assert read_table(path) == [rows[0] | {"dice": 0.66667}, rows[1]]
+    assert select(read_table(path), set="2") == rows[1:] and select(rows, set="2", seed=7) == []
+    assert read_table(tmp_path / "nowhere.csv") == []
 
 
 def test_images_are_averaged_over_seeds_and_keep_their_names(tmp_path) -> None:
@@ -80,17 +68,12 @@ def test_differences_of_zero_keep_their_ranks() -> None:
 
 
 def test_what_is_not_finite_is_refused() -> None:
-    with pytest.raises(InputError, match="'b' are nan and 2.0"):
+    with pytest.raises(ValueError, match="nan"):
         paired_test({"a": 1.0, "b": float("nan")}, {"a": 1.0, "b": 2.0})
 
 
-def test_equal_methods_are_not_different() -> None:
-    same = {"a": 1.0, "b": 2.0}
-    assert paired_test(same, dict(same)) == 1.0
-
-
 def test_other_images_are_refused() -> None:
-    with pytest.raises(InputError, match="on one side only: a, b"):
+    with pytest.raises(InputError, match="one side only: a, b"):
         paired_test({"a": 1.0}, {"b": 1.0})
 
 
