@@ -4,20 +4,17 @@
     python3 run.py study --sets nuclei --losses ce topology --seeds 0 1
 
 A run is one network: a data set, a loss, a seed.  With one seed all losses share the first weights, images, crops,
-augmentation, number of steps and learning rate, and the network after the last step is judged.  For every network alike
-`objects.choose_threshold` takes a threshold from the validation images.  The test images are judged at this threshold
-and at 0.5, once as they are and once with the predictions for their four reflections averaged.
-
-A finished run is kept in `runs/study`, and its rows go into `figures/study.csv` (each set, loss, seed, number of views
-and rule), `figures/study_images.csv` (each test image) and `figures/study_thresholds.csv` (each threshold, validation
-images); rows of other runs stay.  Tables and plots are drawn from these files; `figures/study_SET.png` shows examples.
+augmentation, steps and learning rate.  `objects.choose_threshold` takes a threshold from the validation images; the
+test images are judged at it and at 0.5, as they are and with the mean prediction for their four reflections.  Finished
+runs are kept in `runs/study`; their rows go into `figures/study*.csv`, those of other runs stay.
 """
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
+import re
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,7 +31,7 @@ import plots
 import transforms
 from checks import InputError
 from experiments.statistics import read_table, write_table
-from geometry.objects import Row, choose_threshold, dice, judge, topology_row
+from geometry.objects import choose_threshold, dice, judge, topology_row
 from geometry.topology import KINDS, critical_regions
 from imagesets.changes import WeightMap, separate_cells
 from imagesets.files import Sample
@@ -49,9 +46,6 @@ RUNS, FIGURES, DATA = Path("runs/study"), Path("figures"), Path("data")
 RULES = ("fixed", "validation")  # the threshold 0.5, or the one chosen
 VIEWS = (1, 4)  # the image as it is, or the mean of the predictions for its four reflections
 CURVE = ("threshold", "dice", "all_errors", "merges", "splits", "beta0_error", "beta1_error")
-
-
-# --- data sets ---
 
 
 @dataclass(frozen=True)
@@ -137,9 +131,6 @@ def augment(*tensors: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
     return transforms.random_intensity(images, gain=0.3, offset=0.3, generator=generator), *others
 
 
-# --- losses ---
-
-
 LOSSES = {
     "ce": "cross-entropy",
     "weighted_ce": "cross-entropy, both classes of equal weight",
@@ -154,10 +145,7 @@ LOSSES = {
 
 
 def make_loss(name: str, study_set: StudySet, path: Path, steps: int) -> Callable[..., Tensor]:
-    """The loss of a name of `LOSSES`; "topology:3" and "both:3" have λ = 3, which rises from 0 over all steps.
-
-    Weights by the distance to borders come with the data, see `weights_of`.
-    """
+    """The loss of a name of `LOSSES`; "topology:3" and "both:3" have λ = 3, which rises from 0 over all steps."""
     kind, _, strength = check_name(name).partition(":")
     if kind in ("topology", "both"):
         topology = TopologyLoss(float(strength or study_set.strength), margin=1.0, warm_up=steps)
@@ -180,24 +168,15 @@ def weights_of(name: str, study_set: StudySet) -> WeightMap | None:
 
 def check_name(name: str) -> str:
     """The name of a loss as it is, or an `InputError` with all names."""
-    kind, colon, strength = name.partition(":")
-    is_number = strength.replace(".", "", 1).isdigit()
-    if kind not in LOSSES or (colon and not (kind in ("topology", "both") and is_number)):
-        raise InputError(
-            f"{name!r} is no loss of the study; there are {', '.join(LOSSES)},\n"
-            "and topology:λ and both:λ with a number λ, for example topology:0.3."
-        )
+    if name not in LOSSES and not re.fullmatch(r"(topology|both):\d+(\.\d+)?", name):
+        raise InputError(f"{name!r} is no loss of the study: {', '.join(LOSSES)}, topology:λ and both:λ (a number).")
     return name
 
 
 def class_weights(path: Path) -> Tensor:
     """Weights that give both classes the same share of the loss: 1 / (2·share of the class in the training part)."""
-    dataset = data.SegmentationDataset(path, "train")
-    labels = torch.cat([dataset[index][1].flatten() for index in range(len(dataset))])
+    labels = torch.cat([sample[1].flatten() for sample in _samples(path, "train")])
     return labels.numel() / (2 * torch.bincount(labels, minlength=2)[:2])
-
-
-# --- one run ---
 
 
 def make_learner(set_name: str, loss_name: str, seed: int) -> tuple[Learner, Path]:
@@ -223,15 +202,18 @@ def file_of(set_name: str, loss_name: str, seed: int) -> Path:
 
 def predict(learner: Learner, path: Path, part: str, views: int) -> list[np.ndarray]:
     """Probability of class 1 of each image of a part; with four views the mean over its reflections."""
-    dataset = data.SegmentationDataset(path, part)
-    images = [dataset[index][0][None] for index in range(len(dataset))]
+    images = [sample[0][None] for sample in _samples(path, part)]
     return [learner.predict(image, flips=views == 4)[0, 1].numpy() for image in images]
 
 
 def labels_of(path: Path, part: str) -> list[np.ndarray]:
     """The labels of all images of a part."""
+    return [sample[1].numpy() for sample in _samples(path, part)]
+
+
+def _samples(path: Path, part: str) -> list[tuple[Tensor, ...]]:
     dataset = data.SegmentationDataset(path, part)
-    return [dataset[index][1].numpy() for index in range(len(dataset))]
+    return [dataset[index] for index in range(len(dataset))]
 
 
 def run_one(set_name: str, loss_name: str, seed: int) -> None:
@@ -243,9 +225,8 @@ def run_one(set_name: str, loss_name: str, seed: int) -> None:
         return
     learner.fit(study_set.epochs)
     truth, names = labels_of(path, "test"), data.SegmentationDataset(path, "test").names
-    steps = len(learner.history) * len(learner.train_loader)
-    cost: Row = {"steps": steps, "seconds": sum(row["seconds"] for row in learner.history)}
-    cost |= {"precision": learner.number_format}
+    seconds, steps = sum(row["seconds"] for row in learner.history), len(learner.history) * len(learner.train_loader)
+    cost = {"steps": steps, "seconds": seconds, "precision": learner.number_format}
     done: dict[str, Any] = {"settings": settings, "rows": [], "images": [], "thresholds": []}
     for views in VIEWS:
         key = {"set": set_name, "loss": loss_name, "seed": seed, "views": views}
@@ -254,16 +235,13 @@ def run_one(set_name: str, loss_name: str, seed: int) -> None:
         probs = predict(learner, path, "test", views)
         for rule, threshold in zip(RULES, (0.5, best)):
             guesses = [p > threshold for p in probs]
-            row = key | {"rule": rule, "threshold": threshold} | judge(guesses, truth, study_set.object_class)
-            done["rows"].append(row | cost)
+            scores = judge(guesses, truth, study_set.object_class)
+            done["rows"].append(key | {"rule": rule, "threshold": threshold} | scores | cost)
         for name, guess, label in zip(names, guesses, truth):  # at the chosen threshold
-            scores: Row = {"dice": dice([guess], [label])} | topology_row([guess], [label])
+            scores = {"dice": dice([guess], [label])} | topology_row([guess], [label])
             done["images"].append(key | {"image": name} | {column: scores[column] for column in CURVE[1:]})
     with replacing(file) as part:
         part.write_text(json.dumps(done), encoding="utf-8")
-
-
-# --- tables ---
 
 
 TABLES = {"rows": "study.csv", "images": "study_images.csv", "thresholds": "study_thresholds.csv"}
@@ -271,10 +249,7 @@ KEYS = 5  # so many columns say which row it is
 
 
 def collect() -> None:
-    """Bring the rows of all finished runs into the tables; rows of runs that are not here stay.
-
-    A row with other columns than those of the last run, from another version of this file, is left out.
-    """
+    """Bring the rows of all finished runs into the tables; rows of runs that are not here stay, if of equal columns."""
     with FileLock(RUNS / "tables.lock"):  # two processes may do a part each
         files = sorted(RUNS.glob("*/*/*.json"), key=lambda file: file.stat().st_mtime)
         runs = [json.loads(file.read_text(encoding="utf-8")) for file in files]
@@ -285,14 +260,10 @@ def collect() -> None:
             write_table(FIGURES / file_name, [merged[key] for key in sorted(merged)])
 
 
-# --- examples ---
-
-
 def draw_examples(set_name: str, seed: int = 0, side: int = 160) -> None:
-    """Three test images: where merges and splits fell most, like the median, and least from "ce" to "both".
+    """Three test images, each the square with the most errors, once the runs of "ce" and "both" are there.
 
-    Of each image the square is shown that holds the most errors of both networks together.  Nothing is drawn before
-    both runs are done, or if the picture is newer than they are.
+    Those where merges and splits fell most from "ce" to "both", like the median, and least.
     """
     files = {loss: file_of(set_name, loss, seed) for loss in ("ce", "both")}
     picture = FIGURES / f"study_{set_name}.png"
@@ -310,8 +281,7 @@ def draw_examples(set_name: str, seed: int = 0, side: int = 160) -> None:
         threshold = next(row["threshold"] for row in run["rows"] if row["views"] == 1 and row["rule"] == "validation")
         learner = make_learner(set_name, loss, seed)[0]
         learner.fit(SETS[set_name].epochs)  # a finished run is only read
-        probs = predict(learner, path, "test", views=1)
-        guesses[loss] = [p > threshold for p in probs]
+        guesses[loss] = [probs > threshold for probs in predict(learner, path, "test", views=1)]
     order = np.lexsort((errors["both"] - errors["ce"]).T[::-1])  # by merges and splits, then by all errors
     rows = {"fell most": order[0], "median": order[len(order) // 2], "fell least": order[-1]}
     plots.use_style()
@@ -348,8 +318,7 @@ def _fullest_square(marks: np.ndarray, side: int) -> tuple[slice, slice]:
 
 def main(arguments: list[str]) -> None:
     """Do the runs that the command line asks for and that are not done yet."""
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="run.py study", description=__doc__, formatter_class=layout)
+    parser = ArgumentParser("run.py study", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
     parser.add_argument("--losses", nargs="+", metavar="NAME", help=f"default: those of the set; {', '.join(LOSSES)}")
     parser.add_argument("--seeds", nargs="+", type=int, help="default: as many as the set is worth")
