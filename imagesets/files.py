@@ -1,9 +1,7 @@
 """From files to samples: read images and labels, pair them in a folder, and split them into parts.
 
-Students' folders hold everything: JPEG masks with invented values, palettes, alpha channels, turned photographs, web
-pages saved as .png.  Whatever would have to be guessed is refused, and all problems of a folder come together.  A label
-keeps the numbers that are stored in it.
-
+`decode` gives the numbers of a file as they are stored; `picture_of` says what they show, `label_of` what they mean.
+Whatever would have to be guessed (JPEG masks, colours, alpha channels) is refused, and all problems come together.
 Sources: W3C, Portable Network Graphics, third edition, https://www.w3.org/TR/png-3; Adobe, TIFF revision 6.0, 1992.
 """
 
@@ -15,7 +13,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import tifffile
@@ -26,10 +24,8 @@ from checks import IGNORE_INDEX, InputError
 PARTS = ("train", "val", "test")
 FRACTIONS = {"train": 0.7, "val": 0.15, "test": 0.15}
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
-JUNK = {"__macosx", "thumbs.db", "desktop.ini"}  # and every name that begins with a dot
 SHOWN = 20  # problems in one message
 
-MAX_PIXELS = 2**26  # 8192 × 8192; a larger declared size is refused before anything is decoded
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP")  # Pillow knows forty more, and one of them (EPS) starts a program
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 LOSSY, LOSSY_TIFF = ("JPEG", "MPO", "WEBP"), (6, 7, 34892, 50001)
@@ -44,11 +40,7 @@ LabelMap = Mapping[Any, int]  # value, or colour (red, green, blue) → class
 
 @dataclass(frozen=True)
 class Problem:
-    """One file that cannot be taken as it is: what was found in it, and what to do.
-
-    >>> str(Problem("labels/a.png", "is empty (0 bytes)", "copy it again"))
-    'labels/a.png is empty (0 bytes); copy it again'
-    """
+    """One file that cannot be taken as it is: what was found in it, and what to do."""
 
     file: str
     found: str
@@ -69,8 +61,7 @@ class BadFiles(InputError):
         lines = [str(problem) for problem in self.problems]
         if len(lines) == 1:
             return f"{self.title}: {lines[0]}." if self.title else lines[0]
-        more = [f"and {len(lines) - SHOWN} more"] if len(lines) > SHOWN else []
-        return "\n- ".join([f"{self.title}: {len(lines)} problems", *lines[:SHOWN], *more])
+        return "\n- ".join([f"{self.title}: {len(lines)} problems", *lines[:SHOWN], *["…"] * (len(lines) > SHOWN)])
 
 
 def raise_problems(title: str, problems: Sequence[Problem]) -> None:
@@ -79,7 +70,7 @@ def raise_problems(title: str, problems: Sequence[Problem]) -> None:
         raise BadFiles(problems, title)
 
 
-def _refused(path: Path, found: str, advice: str = "") -> BadFiles:
+def _refused(path: Path, found: str, advice: str) -> BadFiles:
     return BadFiles([Problem(short_name(path), found, advice)])
 
 
@@ -91,55 +82,72 @@ def short_name(path: Path) -> str:
 # --- one file ---
 
 
+class Stored(NamedTuple):
+    """The numbers (H, W) or (H, W, C) of one file as they are stored, and what its header says about them."""
+
+    path: Path
+    numbers: np.ndarray
+    bits: int = 8  # of one number
+    has_alpha: bool = False  # the last channel
+    is_lossy: bool = False
+    palette: np.ndarray | None = None  # (colours, 3)
+    white_is_0: bool = False
+
+
 def read_image(path: Path) -> np.ndarray:
-    """An image (H, W) or (H, W, C) as it is stored; an alpha channel is dropped if it hides nothing."""
-    image, has_alpha, _ = decode(path, as_label=False)
-    if has_alpha and (image[..., -1] != np.iinfo(image.dtype).max).any():
+    """What an image shows, (H, W) or (H, W, C); an alpha channel is dropped if it hides nothing."""
+    stored = decode(path)
+    if stored.has_alpha and np.ptp(stored.numbers[..., -1]):
         raise _refused(path, "has transparent pixels", "save it without an alpha channel")
-    image = image[..., :-1] if has_alpha else image
-    image = image.astype(np.uint8) * 255 if image.dtype == bool else image
-    return image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image
+    return picture_of(stored)
 
 
 def read_label(path: Path, label_map: LabelMap | None = None) -> np.ndarray:
     """A label (H, W) of integers; whatever would have to be guessed raises `InputError`."""
-    label, has_alpha, is_lossy = decode(path, as_label=True)
-    if is_lossy:
+    return label_of(decode(path), label_map)
+
+
+def picture_of(stored: Stored) -> np.ndarray:
+    """What a picture shows, (H, W) or (H, W, C): colours of a palette, few bits spread over a byte, white is large."""
+    image = stored.numbers[..., :-1] if stored.has_alpha else stored.numbers
+    if stored.palette is not None:
+        image = stored.palette[image]
+    elif stored.bits < 8:
+        image = image * np.uint8(255 // (2**stored.bits - 1))
+    if stored.white_is_0:
+        image = -image if image.dtype.kind == "f" else np.invert(image)
+    return image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image
+
+
+def label_of(stored: Stored, label_map: LabelMap | None = None) -> np.ndarray:
+    """The classes (H, W) that a label stores: its numbers, or what `label_map` makes of its values or colours."""
+    label, path = stored.numbers, stored.path
+    if stored.is_lossy:
         found = f"is a JPEG or WebP, which invents values: {list_values(label)}"
         raise _refused(path, found, "export it again as PNG; a new name is not enough")
-    if has_alpha:
+    if stored.has_alpha:
         raise _refused(path, "has an alpha channel", "save it as one channel of class numbers")
-    if label.dtype != bool and not np.issubdtype(label.dtype, np.integer):
+    if not np.issubdtype(label.dtype, np.integer):
         raise _refused(path, f"has dtype {label.dtype}", "save a mask as integers, for example as 8-bit PNG")
-    is_colour_table = any(np.size(value) > 1 for value in label_map or ())
-    if label.ndim == 3 and not is_colour_table and (label == label[..., :1]).all():
+    if label.ndim == 3 and (label == label[..., :1]).all():
         label = label[..., 0]  # grey that was stored as colour
-    if label_map is not None:
-        return _mapped(label, label_map, path)
-    if label.ndim == 3:
+    if label_map is None and label.ndim == 3:
         advice = "give each colour a class: label_map={(255, 0, 255): 1, …}, in run.py check --map 255-0-255=1,…"
         raise _refused(path, f"is a colour image with {list_values(label)}", advice)
-    return label.astype(np.uint8) if label.dtype == bool else label
+    return label if label_map is None else _mapped(label, label_map, path)
 
 
 def _mapped(label: np.ndarray, label_map: LabelMap, path: Path) -> np.ndarray:
-    """Replace the values of a label (H, W), or the colours of (H, W, C), by the classes of `label_map`."""
-    pixels = label if label.ndim == 3 else label[..., None]
-    result = np.zeros(pixels.shape[:2], np.uint8)
-    is_known = np.zeros(pixels.shape[:2], bool)
+    classes, is_known = np.zeros(label.shape[:2], np.uint8), np.zeros(label.shape[:2], bool)
     for value, number in label_map.items():
-        if np.size(value) != pixels.shape[2] or number not in range(256):
-            wanted = "(red, green, blue): class" if label.ndim == 3 else "value: class"
-            found = f"with shape {label.shape} does not fit the label_map entry {value}: {number}"
-            raise _refused(path, found, f"write {wanted}, with a class from 0 to 255")
-        is_value = (pixels == np.atleast_1d(value)).all(axis=2)
-        result[is_value] = number
+        is_value = (np.atleast_3d(label) == np.atleast_1d(value)).all(axis=2)  # the colour (7, 7, 7) is the grey 7, too
+        classes[is_value] = number
         is_known |= is_value
     if not is_known.all():
-        left = pixels[~is_known][None]
+        left = label[~is_known][None]
         found = f"has {left.shape[1]} pixels not in label_map: {list_values(left)}"
         raise _refused(path, found, "add these values to it; class 255 means ignored")
-    return result
+    return classes
 
 
 def list_values(array: np.ndarray) -> str:
@@ -155,24 +163,17 @@ def list_values(array: np.ndarray) -> str:
     return f"{kinds}, {shown}{', …' if len(found) > limit else ''}"
 
 
-def decode(path: Path, *, as_label: bool) -> tuple[np.ndarray, bool, bool]:
-    """Decode one file: (array, has an alpha channel, is packed with loss); raise `InputError` if it is no sound image.
-
-    An image has its colours, a label the numbers that are stored: indices into a palette, 0 … 15 in four bits.
-    """
+def decode(path: Path) -> Stored:
+    """The numbers of one file as they are stored; raise `InputError` if it is no sound image."""
     start = b""
     try:
         with open(path, "rb") as stream:
             start = stream.read(60)
         if not start:
             raise _refused(path, "is empty (0 bytes)", "copy or download it again")
-        if path.suffix.lower() in (".tif", ".tiff") or start.startswith(TIFF_STARTS):
-            return _decode_tiff(path, as_label)
-        return _decode_with_pillow(path, as_label, start)
+        return _decode_tiff(path) if start.startswith(TIFF_STARTS) else _decode_with_pillow(path, start)
     except InputError:
         raise
-    except Image.DecompressionBombError as error:
-        raise _refused(path, f"is too large: at most {MAX_PIXELS} pixels are read", "cut it into tiles") from error
     except Exception as error:  # decoders raise nearly everything on damaged files, SyntaxError included
         said = " ".join(str(error).replace(str(path), path.name).split())[:90]
         reason, advice = f"{type(error).__name__}: {said}", "copy or download it again"
@@ -182,53 +183,48 @@ def decode(path: Path, *, as_label: bool) -> tuple[np.ndarray, bool, bool]:
         raise _refused(path, f"cannot be read as an image ({reason})", advice) from error
 
 
-def _decode_with_pillow(path: Path, as_label: bool, start: bytes) -> tuple[np.ndarray, bool, bool]:
+def _decode_with_pillow(path: Path, start: bytes) -> Stored:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # our limit of the size is lower; broken notes of a camera do not matter
+        warnings.simplefilter("ignore")  # broken notes of a camera, and large sizes, do not matter
         with Image.open(path, formats=FORMATS) as opened:
-            _check_size(path, *opened.size)
             format, depth, colour = opened.format, start[24], start[25]  # the last two are in the header of a PNG
             if format == "PNG" and depth == 16 and colour != 0:
                 raise _refused(path, "is a 16-bit colour PNG, of which Pillow reads 8 bits", "save it as TIFF")
             opened.verify()  # the checksums of a PNG; without them a flipped bit gives another mask, without a word
         with Image.open(path, formats=FORMATS) as opened:
             upright = ImageOps.exif_transpose(opened)  # cameras store a turned image and a note to turn it back
-            if not as_label and upright.mode in ("P", "PA", "CMYK", "YCbCr", "LAB", "HSV"):
-                upright = upright.convert("RGBA" if upright.mode == "PA" else "RGB")
-            array = np.array(upright)
-    if as_label and format == "PNG" and colour == 0 and depth in (2, 4):
-        array = array // (255 // (2**depth - 1))  # Pillow spreads 0 … 15 over 0 … 255
-    array = array.astype(np.uint16) if array.dtype == np.int32 else array  # so older Pillows read 16-bit grey
-    return array, "A" in upright.getbands(), format in LOSSY
+            upright = upright.convert("RGB") if upright.mode == "CMYK" else upright
+            numbers = np.array(upright)
+    bits, palette = 8, None
+    if upright.mode == "P":
+        palette = np.resize(np.array(upright.getpalette(), np.uint8), 768).reshape(256, 3)
+    elif upright.mode == "1":
+        bits, numbers = 1, numbers.astype(np.uint8)
+    elif format == "PNG" and colour == 0 and depth in (2, 4):
+        bits, numbers = depth, numbers // (255 // (2**depth - 1))  # Pillow spreads 0 … 15 over 0 … 255
+    elif numbers.dtype == np.int32:
+        numbers = numbers.astype(np.uint16)  # so older Pillows read 16-bit grey
+    return Stored(path, numbers, bits, "A" in upright.getbands(), format in LOSSY, palette)
 
 
-def _decode_tiff(path: Path, as_label: bool) -> tuple[np.ndarray, bool, bool]:
+def _decode_tiff(path: Path) -> Stored:
     """Read a TIFF of one page; its tags, and not its shape, say what the numbers mean."""
     with tifffile.TiffFile(path) as file:
         page: Any = file.pages.first
         is_lossy, colours = page.compression in LOSSY_TIFF, page.photometric
-        _check_size(path, page.imagewidth, page.imagelength)
         if len(file.pages) != 1:
             raise _refused(path, f"holds {len(file.pages)} pages", "save each page as a file of its own")
         if "Orientation" in page.tags and page.tags["Orientation"].value != 1:
             raise _refused(path, "is stored turned (TIFF orientation)", "open it and save it upright")
         if colours not in (WHITE_IS_0, BLACK_IS_0, RGB, PALETTE) and not (colours == YCBCR and is_lossy):
             raise _refused(path, f"has the colours {getattr(colours, 'name', colours)}", "save it as grey or RGB")
-        array, palette = page.asarray(), page.colormap  # (3, values), 16 bits
-    if array.ndim not in (2, 3):
-        raise _refused(path, f"has shape {array.shape}", "save it as an ordinary picture (H, W) or (H, W, C)")
-    if array.ndim == 3 and page.planarconfig == 2:  # one channel behind the other
-        array = np.moveaxis(array, 0, -1)
-    if not as_label and colours == PALETTE:
-        array = np.moveaxis(palette[:, array] >> 8, 0, -1).astype(np.uint8)
-    if not as_label and colours == WHITE_IS_0:
-        array = np.invert(array) if array.dtype.kind in "bu" else -array
-    return array, any(kind in (1, 2) for kind in page.extrasamples), is_lossy
-
-
-def _check_size(path: Path, width: int, height: int) -> None:
-    if width * height > MAX_PIXELS:
-        raise _refused(path, f"declares {width} × {height} pixels; at most {MAX_PIXELS} are read", "cut it into tiles")
+        numbers = page.asarray()
+        palette = (page.colormap.T >> 8).astype(np.uint8) if colours == PALETTE else None
+    if numbers.ndim == 3 and page.planarconfig == 2:  # one channel behind the other
+        numbers = np.moveaxis(numbers, 0, -1)
+    numbers = numbers.astype(np.uint8) if numbers.dtype == bool else numbers
+    has_alpha = any(kind in (1, 2) for kind in page.extrasamples)
+    return Stored(path, numbers, page.bitspersample, has_alpha, is_lossy, palette, colours == WHITE_IS_0)
 
 
 # --- a folder ---
@@ -236,13 +232,9 @@ def _check_size(path: Path, width: int, height: int) -> None:
 
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One image and its label: `image` (H, W) or (H, W, C), uint8, uint16 or float; `label` (H, W) integer.
+    """One image (H, W) or (H, W, C), uint8, uint16 or float, and its label (H, W) of integers.
 
-    `part` is "train", "val", "test", or None if it is still to be chosen.  `extras` are maps (H, W) that
-    travel along: instance numbers, dead cells, weights.
-
-    >>> Sample("a", np.zeros((2, 3), np.uint8), np.zeros((2, 3), np.uint8)).part is None
-    True
+    `part` is "train", "val", "test", or None if it is still to be chosen; `extras` are maps (H, W) that travel along.
     """
 
     name: str
@@ -252,33 +244,12 @@ class Sample:
     extras: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-def find_pairs(folder: str | Path) -> list[tuple[Path, Path]]:
-    """Return the pairs (image path, label path) of a folder, sorted by name; each file is opened and checked.
-
-    Layout: `images/` (png, tif, tiff, jpg) and `labels/` or `masks/` (png, tif, tiff), with equal names
-    before the suffix.  Raises one `InputError` that lists all problems: partners that are missing, files that
-    are empty or damaged, sizes that differ, names that occur twice.
-
-    >>> find_pairs("nowhere")
-    Traceback (most recent call last):
-    imagesets.files.BadFiles: nowhere does not exist; give a folder with images/ and labels/ (or masks/, but not both)
-    """
-    pairs, problems = _match(Path(folder))
-    for image_path, label_path in pairs:
-        try:
-            read_sample(image_path, label_path)
-        except BadFiles as error:
-            problems += error.problems
-    raise_problems(str(folder), problems)
-    return pairs
-
-
 def read_folder(folder: str | Path, label_map: LabelMap | None = None, extras: Sequence[str] = ()) -> Iterator[Sample]:
-    """Yield the samples of a folder (layout: see `find_pairs`); `extras` names more sub-folders, of maps.
+    """Yield the samples of a folder with `images/`, `labels/` or `masks/`, and the folders of maps `extras`.
 
-    `label_map` gives the class of every value in the mask files, {0: 0, 255: 1}, or of every colour,
-    {(255, 0, 255): 1, (255, 0, 0): 0}.  Without it the values are the classes, and 255 means "ignored".
-    A bad sample is left out; after the last good one an `InputError` lists all problems.
+    Files belong together by their names before the suffix.  `label_map` gives the class of every value in the labels,
+    {0: 0, 255: 1}, or of every colour, {(255, 0, 255): 1, (255, 0, 0): 0}.  Without it the values are the classes, and
+    255 means "ignored".  A bad sample is left out; after the last good one an `InputError` lists all problems.
     """
     problems: list[Problem] = []
     for found in read_each(folder, label_map, extras):
@@ -293,71 +264,52 @@ def read_each(
     folder: str | Path, label_map: LabelMap | None = None, extras: Sequence[str] = ()
 ) -> Iterator[Sample | Problem]:
     """Yield what `read_folder` finds, each sound sample and each problem; only a wrong layout raises `InputError`."""
-    folder = Path(folder)
-    pairs, problems = _match(folder)
-    maps = {extra: _by_stem(folder / extra, problems) for extra in extras}
-    yield from problems
-    only_255: list[str] = []  # masks that hold 255 and no class above 0
-    both = False
-    for image_path, label_path in pairs:
-        try:
-            sample = read_sample(image_path, label_path, label_map, maps)
-        except BadFiles as error:
-            yield from error.problems
-            continue
-        is_ignored = sample.label == IGNORE_INDEX
-        if is_ignored.any() and ((sample.label != 0) & ~is_ignored).any():
-            both = True
-        elif is_ignored.any():
-            only_255.append(short_name(label_path))
-        yield sample
-    if label_map is None and only_255 and not both:
-        others = f"(as {len(only_255) - 1} more do) " if len(only_255) > 1 else ""
-        advice = "if 255 is class 1, use label_map={0: 0, 255: 1}; if it is ignored, label_map={0: 0, 255: 255}"
-        yield Problem(only_255[0], f"{others}holds 255 but no class, and 255 means 'ignored'", advice)
-
-
-def _match(folder: Path) -> tuple[list[tuple[Path, Path]], list[Problem]]:
-    """Pair images and labels by name; return the pairs and the problems met."""
-    label_folders = [folder / name for name in ("labels", "masks") if (folder / name).is_dir()]
-    if not (folder / "images").is_dir() or len(label_folders) != 1:
-        names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-        found = f"holds {', '.join(names[:8] + ['…'] * (len(names) > 8)) or 'nothing'}"
+    folder, problems = Path(folder), list[Problem]()
+    inside = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+    kinds = [name for name in ("images", "labels", "masks") if name in inside]
+    if len(kinds) != 2 or kinds[0] != "images":
+        found = f"holds {', '.join(inside[:8]) or 'nothing'}"
         advice = "give a folder with images/ and labels/ (or masks/, but not both)"
-        raise BadFiles([Problem(str(folder), found if folder.is_dir() else "does not exist", advice)])
-    problems: list[Problem] = []
-    images, labels = _by_stem(folder / "images", problems), _by_stem(label_folders[0], problems)
+        raise BadFiles([Problem(str(folder), found, advice)])
+    images, labels = (_by_stem(folder / kind, problems) for kind in kinds)
+    maps = {extra: _by_stem(folder / extra, problems) for extra in extras}
     for there, missing, what in ((images, labels, "label"), (labels, images, "image")):
         for stem in sorted(there.keys() - missing.keys()):
             problems.append(Problem(short_name(there[stem]), f"has no {what}", "add one, or take this file away"))
     if not images and not labels:
         problems.append(Problem("images/", "holds no image", "put images into it, and their labels into labels/"))
-    return [(images[stem], labels[stem]) for stem in sorted(images.keys() & labels.keys())], problems
+    yield from problems
+    classes: set[int] = set()
+    for stem in sorted(images.keys() & labels.keys()):
+        try:
+            sample = read_sample(images[stem], labels[stem], label_map, maps)
+        except BadFiles as error:
+            yield from error.problems
+            continue
+        if len(classes) < 3 and sample.label.dtype == np.uint8:
+            classes.update(np.flatnonzero(np.bincount(sample.label.ravel())).tolist())
+        yield sample
+    if label_map is None and IGNORE_INDEX in classes <= {0, IGNORE_INDEX}:
+        advice = "if 255 is class 1, use label_map={0: 0, 255: 1}; if it is ignored, label_map={0: 0, 255: 255}"
+        yield Problem("All labels", "hold 0 and 255 only, and 255 means 'ignored'", advice)
 
 
 def _by_stem(folder: Path, problems: list[Problem]) -> dict[str, Path]:
     """The image files of one folder by name without suffix; junk is skipped, problems are appended."""
     found: dict[str, Path] = {}
-    try:
-        paths = sorted(path for path in folder.iterdir() if not is_junk(path.name) and not path.is_dir())
-    except OSError as error:
-        problems.append(Problem(f"{folder.name}/", f"cannot be read ({error.strerror})", "get the right to read it"))
-        return found
-    for path in paths:
+    for path in sorted(path for path in folder.iterdir() if not is_junk(path.name) and not path.is_dir()):
         if path.suffix.lower() not in IMAGE_SUFFIXES:
             what = f"is none of {', '.join(IMAGE_SUFFIXES)}"
             problems.append(Problem(short_name(path), what, "move it to another place, or save it as PNG or TIFF"))
-        elif _stem(path) in found:
-            what = f"and {found[_stem(path)].name} have one name before the suffix"
+        elif (other := found.setdefault(_stem(path), path)) != path:
+            what = f"and {other.name} have one name before the suffix"
             problems.append(Problem(short_name(path), what, "rename one of the two, or delete it"))
-        else:
-            found[_stem(path)] = path
     return found
 
 
 def is_junk(name: str) -> bool:
     """True for the files and folders that operating systems and Jupyter leave behind."""
-    return name.startswith(".") or name.lower() in JUNK
+    return name.startswith(".") or name.lower() in ("__macosx", "thumbs.db", "desktop.ini")
 
 
 def _stem(path: Path) -> str:
@@ -377,7 +329,7 @@ def read_sample(
     for name, paths in (maps or {}).items():
         if stem not in paths:
             raise _refused(image_path, f"has no map in {name}/", "add the map, or take the folder of maps away")
-        extras[name] = decode(paths[stem], as_label=True)[0]
+        extras[name] = decode(paths[stem]).numbers
     for what, array in {short_name(label_path): label, **extras}.items():
         if array.shape != image.shape[:2]:
             found = f"has size {image.shape[:2]}, {what} has {array.shape}"
@@ -397,43 +349,29 @@ def split_parts(
 ) -> list[str]:
     """Return the part of each sample; samples with the same content hash always get the same one.
 
-    `given` holds parts that are fixed already (None: still open).  Open samples are divided among the parts
-    that nobody has given: a set with a test folder of its own is split into train and val.  The fractions
-    count different images; each part gets at least one, and the first part takes what rounding leaves.
-    Raises `InputError` if one image is given to two parts (`names` are for this message), or if there are
-    too few images.
+    `given` holds parts that are fixed already (None: still open).  Open samples are divided among the parts that
+    nobody has given.  The fractions count different images; each part gets at least one, and the first part takes
+    what rounding leaves.  One image in two given parts (`names` are for this message), or too few images for the
+    parts, raise `InputError`.
 
     >>> split_parts(["a", "b", "c", "a"], {"train": 0.5, "val": 0.5})
     ['val', 'val', 'train', 'val']
     """
-    given = given or [None] * len(hashes)
-    fixed = _fixed_parts(hashes, given, names or [f"sample {index}" for index in range(len(hashes))])
-    open_hashes = sorted(set(hashes) - fixed.keys())
-    if open_hashes:
-        free = {part: share for part, share in fractions.items() if share > 0 and part not in given}
-        fixed |= _divide(open_hashes, free or fractions, seed)
-    return [fixed[value] for value in hashes]
-
-
-def _fixed_parts(hashes: Sequence[str], given: Sequence[str | None], names: Sequence[str]) -> dict[str, str]:
-    """The part that was given to each hash; one image in two parts raises `InputError`."""
-    owners: dict[str, int] = {}
-    problems = []
-    for index, part in enumerate(given):
-        owner = owners.setdefault(hashes[index], index) if part else index
-        if given[owner] != part:
-            found = f"({given[owner]}) and {names[index]} ({part}) are the same image"
-            problems.append(Problem(names[owner], found, "delete one of the two"))
+    given, problems = given or [None] * len(hashes), []
+    owners: dict[str, tuple[str, str]] = {}  # content → part and name of the first sample that has it
+    for value, part, name in zip(hashes, given, names or hashes):
+        if part and (owner := owners.setdefault(value, (part, name)))[0] != part:
+            found = f"({owner[0]}) and {name} ({part}) are the same image"
+            problems.append(Problem(owner[1], found, "delete one of the two"))
     raise_problems("Parts must not share an image, or the score on them is too good", problems)
-    return {value: str(given[index]) for value, index in owners.items()}
-
-
-def _divide(hashes: Sequence[str], fractions: Mapping[str, float], seed: int) -> dict[str, str]:
-    """Shuffle the different images and cut the row by the fractions."""
-    first, *others = fractions
-    total = sum(fractions.values())
-    parts = [part for part in others for _ in range(max(1, round(len(hashes) * fractions[part] / total)))]
-    if len(parts) >= len(hashes):
-        raise InputError(f"{len(hashes)} different images are too few for the parts {', '.join(fractions)}; add some.")
-    parts = [first] * (len(hashes) - len(parts)) + parts
-    return {hashes[i]: part for i, part in zip(np.random.default_rng(seed).permutation(len(hashes)), parts)}
+    part_of = {value: part for value, (part, _) in owners.items()}
+    if left := sorted(set(hashes) - part_of.keys()):
+        shares = {part: share for part, share in fractions.items() if share > 0 and part not in given} or fractions
+        first, *others = shares
+        total = sum(shares.values())
+        row = [part for part in others for _ in range(max(1, round(len(left) * shares[part] / total)))]
+        if len(row) >= len(left):
+            raise InputError(f"{len(left)} different images are too few for the parts {', '.join(shares)}; add some.")
+        row = [first] * (len(left) - len(row)) + row
+        part_of |= {left[i]: part for i, part in zip(np.random.default_rng(seed).permutation(len(left)), row)}
+    return [part_of[value] for value in hashes]

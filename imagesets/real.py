@@ -45,6 +45,7 @@ from imagesets.files import (
     Sample,
     decode,
     is_junk,
+    picture_of,
     raise_problems,
     read_image,
     read_sample,
@@ -411,10 +412,8 @@ def _fixed_share(names: Iterable[str]) -> set[str]:
 
 def _read_rgb(path: Path) -> np.ndarray:
     """An image (H, W, 3), whatever the file holds: three of the official .jpg are PNG with an alpha channel."""
-    image, has_alpha, _ = decode(path, as_label=False)
-    image = image[..., None] if image.ndim == 2 else image
-    colours = image[..., :-1] if has_alpha else image
-    return np.ascontiguousarray(np.broadcast_to(colours, (*colours.shape[:2], 3)))
+    image = np.atleast_3d(picture_of(decode(path)))
+    return np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3)))
 
 
 class Reader(NamedTuple):
