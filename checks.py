@@ -23,7 +23,7 @@ def check_images(images: Tensor) -> None:
     >>> check_images(torch.zeros(2, 1, 8, 8))
     """
     if images.ndim != 4:
-        raise InputError(f"images has shape {tuple(images.shape)}; expected four axes (B, C, H, W). One image: images[None].")
+        raise InputError(f"images has shape {tuple(images.shape)}; expected four axes (B, C, H, W), as images[None].")
     if images.shape[-1] in (1, 3, 4) and images.shape[1] > 4:
         raise InputError(
             f"images has shape {tuple(images.shape)}; expected (B, C, H, W).\n"
