@@ -1,9 +1,7 @@
 """Changes of a sample on its way into the .hdf5: cells kept apart, weights for borders, another size, other classes.
 
-They are made once for each image and not in every training step, and the file remembers them:
+They are made once for each image, and the file remembers them:
 `data.prepare("dsb2018", changes=[separate_cells, WeightMap(10, 5, separation=True)])`.
-
-Source: Ronneberger et al., 2015 (arXiv:1505.04597), section 3: touching cells are separated by background.
 """
 
 from __future__ import annotations
@@ -14,23 +12,20 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from scipy import ndimage
 from torch.nn.functional import interpolate
 
 from checks import InputError
 from geometry.boundary import boundary_weights, find_cells, separation_weights
 from imagesets.files import Sample
 
-NEIGHBOURS = ((0, 1), (1, 0), (1, 1), (1, -1))  # one of each pair of opposite directions
-
 
 def separate_cells(sample: Sample) -> Sample:
-    """Turn the pixels where two cells touch, corners included, into background (class 0), in label and instances.
+    """Turn the pixels where two cells touch, corners included, into background (class 0), in label and `instances`.
 
     Without it touching cells are one object of the label, and a network that joins them is right.  The gap is two
-    pixels wide, one from each cell, so it keeps the objects apart in both connectivities and looks the same from all
-    sides.  A cell so small that all of its pixels touch others is lost.
-
-    Raises `InputError` if the sample has no map `instances` that numbers its cells.
+    pixels wide, one from each cell; a cell so small that all of its pixels touch others is lost.  Raises `InputError`
+    if no map `instances` numbers the cells.  Source: Ronneberger et al., 2015 (arXiv:1505.04597), section 3.
 
     >>> ids = np.array([[1, 1, 2, 2, 0]])
     >>> sample = separate_cells(Sample("a", np.zeros((1, 5)), ids > 0, extras={"instances": ids}))
@@ -38,33 +33,21 @@ def separate_cells(sample: Sample) -> Sample:
     ([[1, 0, 0, 1, 0]], [[1, 0, 0, 2, 0]])
     """
     if "instances" not in sample.extras:
-        raise InputError(
-            f"{sample.name}: cells can be separated only if the map `instances` numbers them.\n"
-            "Put such maps into a folder instances/ beside images/, or leave separate_cells out."
-        )
+        raise InputError(f"{sample.name}: separate_cells needs a map that numbers the cells, in a folder instances/.")
     ids = sample.extras["instances"]
-    touching = np.zeros(ids.shape, np.bool_)
-    for dy, dx in NEIGHBOURS:
-        here, there = _shifted(ids, dy, dx), _shifted(ids, -dy, -dx)
-        meet = (here != there) & (here > 0) & (there > 0)
-        _shifted(touching, dy, dx)[meet] = True
-        _shifted(touching, -dy, -dx)[meet] = True
+    largest = ndimage.maximum_filter(ids, 3, mode="nearest")
+    smallest = ndimage.minimum_filter(np.where(ids > 0, ids, ids.max()), 3, mode="nearest")  # background does not count
+    touching = (ids > 0) & (largest != smallest)
     extras = {**sample.extras, "instances": np.where(touching, 0, ids).astype(ids.dtype)}
     return replace(sample, label=np.where(touching, 0, sample.label).astype(np.uint8), extras=extras)
-
-
-def _shifted(array: np.ndarray, dy: int, dx: int) -> np.ndarray:
-    """The view of all pixels whose neighbour at (−dy, −dx) lies inside of the array."""
-    H, W = array.shape
-    return array[max(dy, 0) : H + min(dy, 0), max(dx, 0) : W + min(dx, 0)]
 
 
 @dataclass(frozen=True)
 class WeightMap:
     """Adds to a sample the map `weights` (H, W) float32, of mean 1: a weight for each pixel in a loss.
 
-    As `boundary.boundary_weights` makes it from the label; or with `separation` as `boundary.separation_weights` from
-    the map `instances`, or where there is none from the connected components of each class.
+    As `boundary_weights` makes it from the label; or with `separation` as `separation_weights` from the map
+    `instances`, or where there is none from the connected components of each class.
 
     >>> sample = WeightMap(w0=4.0, sigma=0.5)(Sample("a", np.zeros((1, 4)), np.array([[0, 0, 1, 1]])))
     >>> [round(weight, 2) for weight in sample.extras["weights"][0].tolist()]
@@ -97,10 +80,6 @@ class Resize:
     height: int
     width: int
 
-    def __post_init__(self) -> None:
-        if min(self.height, self.width) < 1:
-            raise InputError(f"Resize: {self.height}×{self.width} pixels; expected at least 1×1.")
-
     def __call__(self, sample: Sample) -> Sample:
         pixels = np.atleast_3d(sample.image)
         pixels = pixels.astype(np.float64 if pixels.dtype == np.float64 else np.float32)
@@ -108,33 +87,24 @@ class Resize:
         # antialias: all old pixels below a new one count; without it, thin stripes would come and go
         smooth = interpolate(channels, (self.height, self.width), mode="bilinear", antialias=True)
         image = smooth[0].permute(1, 2, 0).numpy().reshape(self.height, self.width, *sample.image.shape[2:])
-        if sample.image.dtype.kind == "u":
-            image = image.round()
+        image = image.round() if sample.image.dtype.kind == "u" else image
         extras = {name: self._nearest(array) for name, array in sample.extras.items()}
-        image = image.astype(sample.image.dtype)
-        return replace(sample, image=image, label=self._nearest(sample.label), extras=extras)
+        return replace(sample, image=image.astype(sample.image.dtype), label=self._nearest(sample.label), extras=extras)
 
     def _nearest(self, array: np.ndarray) -> np.ndarray:
-        rows, columns = (
-            ((np.arange(new) + 0.5) * old / new).astype(np.int64)
-            for new, old in zip((self.height, self.width), array.shape)
-        )
-        return array[rows[:, None], columns]
+        sides = zip((self.height, self.width), array.shape)
+        return array[np.ix_(*(((np.arange(new) + 0.5) * old / new).astype(np.int64) for new, old in sides))]
 
 
 @dataclass(frozen=True)
 class Relabel:
     """Gives classes other numbers; classes that are not named keep theirs.
 
-    >>> Relabel({255: 0})(Sample("a", np.zeros((1, 3)), np.array([[0, 1, 255]], np.uint8))).label.tolist()
+    >>> Relabel({255: 0})(Sample("a", np.zeros((1, 3)), np.array([[0, 1, 255]]))).label.tolist()
     [[0, 1, 0]]
     """
 
     numbers: Mapping[int, int]
-
-    def __post_init__(self) -> None:
-        if wrong := [new for new in self.numbers.values() if new not in range(256)]:
-            raise InputError(f"Relabel: {wrong[0]} is no class; expected 0 … 255.")
 
     def __call__(self, sample: Sample) -> Sample:
         label = sample.label.copy()
@@ -145,12 +115,7 @@ class Relabel:
 
 @dataclass(frozen=True)
 class PartsByName:
-    """Puts samples into training or validation by their names; samples that are not named are left out.
-
-    >>> sample = Sample("b", np.zeros((1, 1)), np.zeros((1, 1)))
-    >>> PartsByName(train=("a",), val=("b",))(sample).part, PartsByName(train=("a",))(sample)
-    ('val', None)
-    """
+    """Puts samples into training or validation by their names; samples that are not named are left out."""
 
     train: tuple[str, ...]
     val: tuple[str, ...] = ()
@@ -164,12 +129,7 @@ class PartsByName:
 class HalfOfTestValidates:
     """Lets every official training image train: the validation part joins it, and half of the test part validates.
 
-    For small sets with a large test part.  The hash of an image says to which half it belongs, so that two copies of
-    one image lie in the same.
-
-    >>> samples = [Sample("a", np.full((1, 1), k, np.uint8), np.zeros((1, 1)), "test") for k in range(6)]
-    >>> [HalfOfTestValidates()(sample).part for sample in samples]
-    ['test', 'val', 'val', 'test', 'val', 'val']
+    For small sets with a large test part.  The hash of an image decides, so that its copies lie in the same half.
     """
 
     def __call__(self, sample: Sample) -> Sample:
