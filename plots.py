@@ -35,23 +35,11 @@ Row = Mapping[str, Any]
 
 def use_style() -> None:
     """White background (also in a dark notebook), fonts that can be read, 110 dots an inch."""
-    plt.rcParams.update(
-        {
-            "figure.facecolor": "white",
-            "savefig.facecolor": "white",
-            "figure.dpi": 110,
-            "savefig.dpi": 110,
-            "figure.constrained_layout.use": True,
-            "axes.prop_cycle": plt.cycler(color=PALETTE),
-            "axes.spines.top": False,
-            "axes.spines.right": False,
-            "axes.titlesize": 10,
-            "axes.titlelocation": "left",
-            "font.size": 9,
-            "legend.frameon": False,
-            "image.cmap": "gray",
-        }
-    )
+    plt.style.use(dict.fromkeys(("figure.facecolor", "savefig.facecolor"), "white"))
+    plt.style.use(dict.fromkeys(("figure.dpi", "savefig.dpi"), 110))
+    plt.style.use(dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False))
+    plt.style.use({"axes.titlelocation": "left", "axes.titlesize": 10, "font.size": 9, "image.cmap": "gray"})
+    plt.style.use({"axes.prop_cycle": plt.cycler(color=PALETTE), "figure.constrained_layout.use": True})
 
 
 def show(path: str | Path) -> None:
@@ -63,10 +51,7 @@ def show(path: str | Path) -> None:
 
 
 def save(path: str | Path) -> None:
-    """Save the current figure as a PNG of 128 colours, and close it.
-
-    The palette makes pictures of noisy images a third of their size, so that the notebook stays small.
-    """
+    """Save the current figure as a PNG of 128 colours, so that the notebook stays small, and close it."""
     buffer = io.BytesIO()
     plt.gcf().savefig(buffer, format="png")
     plt.close()
@@ -98,11 +83,9 @@ class Table(str):
 
 
 def table(rows: Sequence[Row] | Sequence[Sequence[Any]], columns: Sequence[str] = (), *, digits: int = 3) -> Table:
-    """A table of rows, floats with that many digits behind the point, and "–" for NaN.
+    """A table of rows (dicts, or lists of the entries), floats with that many digits behind the point, "–" for NaN.
 
-    Args:
-        rows: dicts, or lists of the entries.
-        columns: the head; of dicts also which entries are shown, by default those of the first row.
+    The columns are the head, and of dicts the entries that are shown, by default those of the first row.
 
     >>> table([{"loss": "CE", "Dice": 0.91234}, {"loss": "both", "Dice": float("nan")}])
     | loss | Dice |
@@ -189,11 +172,7 @@ def show_errors(ax: Axes, image: np.ndarray, target: np.ndarray, prediction: np.
 
 
 def overlay(image: np.ndarray, label: np.ndarray) -> np.ndarray:
-    """The image (H, W) or (H, W, C) with its classes on it, pixel by pixel: uint8 (H, W, 3).
-
-    Stretched to its own range as in `show_image`.  Class k = 1, 2, … has colour k of `CLASS_COLOURS`: half of it
-    inside, all of it along the edge.  Class 0 and ignored pixels keep the image.
-    """
+    """The image (H, W) or (H, W, C) with its classes on it: uint8 (H, W, 3), half of a colour inside, all on edges."""
     colours = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in CLASS_COLOURS], np.uint8)
     H, W = label.shape
     image = np.atleast_3d(image)[..., : 3 if np.ndim(image) == 3 and image.shape[2] >= 3 else 1]
@@ -219,8 +198,8 @@ def show_classes(ax: Axes, label: np.ndarray, title: str = "", num_classes: int 
     return _frame(ax, title)
 
 
-def _legend_below(ax: Axes, handles: Sequence[Any], columns: int = 6) -> Axes:
-    ax.figure.legend(handles=handles, loc="outside lower left", ncols=min(len(handles), columns), fontsize=8)
+def _legend_below(ax: Axes, handles: Sequence[Any]) -> Axes:
+    ax.figure.legend(handles=handles, loc="outside lower left", ncols=min(len(handles), 6), fontsize=8)
     return ax
 
 
@@ -238,13 +217,7 @@ def error_legend(ax: Axes) -> Axes:
 def show_regions(
     ax: Axes, image: np.ndarray, regions: Mapping[str, np.ndarray], title: str = "", **options: Any
 ) -> Axes:
-    """The image with critical regions on it, each kind in its colour and outlined, so that one pixel can be seen.
-
-    Args:
-        regions: kind → mask (H, W), as `topology.CriticalRegions.mask` makes them.  Kinds of holes share one colour
-            and lie below the others.
-        options: for `show_image`.
-    """
+    """The image with critical regions on it, kind → mask (H, W), in colour and outlined; holes lie below the others."""
     show_image(ax, image, title, **options)
     for kind, mask in sorted(regions.items(), key=lambda entry: not entry[0].startswith("hole")):
         colour = REGION_COLOURS[kind.partition("_")[0]]
@@ -292,9 +265,7 @@ def show_pooling(
 ) -> Sequence[Axes]:
     """2×2 pooling in four pictures: the map with its winners, the pooled map, repeated, and unpooled by indices.
 
-    Args:
-        before: (H, W), with H and W even, as `restored`.
-        pooled: (H/2, W/2), as `indices`, which are positions in the flattened H×W plane.
+    `before` and `restored` are (H, W), `pooled` and `indices` (positions in the flattened H×W plane) (H/2, W/2).
     """
     scale = {"vmin": before.min(), "vmax": before.max()}
     show_image(axes[0], before, "before: winners dotted", **scale)
@@ -305,15 +276,14 @@ def show_pooling(
     return axes
 
 
-def show_receptive_field(
-    ax: Axes, image: np.ndarray, field: np.ndarray, box: Sequence[int], title: str = "", *, level: float = 1 - 0.9545
-) -> Axes:
+def show_receptive_field(ax: Axes, image: np.ndarray, field: np.ndarray, box: Sequence[int], title: str = "") -> Axes:
     """The image with what one output pixel sees of it: the theoretical field framed, the effective one as heat.
 
     Args:
-        field: (H, W) ≥ 0, the share of each pixel; pixels above `level` times the largest are coloured and outlined.
+        field: (H, W) ≥ 0, the share of each pixel; above 4.55 % of the largest they are coloured and outlined.
         box: top, left, bottom, right of the theoretical field, these pixels included; cut off at the border.
     """
+    level = 1 - 0.9545
     show_image(ax, image, title)
     share = np.asarray(field) / np.max(field)
     ax.imshow(share, cmap="viridis", vmin=0, vmax=1, alpha=np.sqrt(share) * (share > level), interpolation="nearest")
@@ -335,12 +305,7 @@ def field_legend(ax: Axes) -> Axes:
 def contact_sheet(
     images: Sequence[np.ndarray], labels: Sequence[np.ndarray], names: Sequence[str], num_classes: int
 ) -> np.ndarray:
-    """Draw samples two in a row, each as image, label, and the outlines of its classes on the image; return the axes.
-
-    Args:
-        images: (H, W) or (H, W, C) each.
-        labels: (H, W) each, in the colours of `show_classes`; ignored pixels are white.
-    """
+    """Draw samples two in a row, each as image, label, and the outlines of its classes on the image."""
     axes = grid(-(-len(images) // 2), 6).reshape(-1, 3)
     for row, image, label, name in zip(axes, images, labels, names):
         show_image(row[0], image, name if len(name) < 20 else f"{name[:18]}…")
@@ -354,64 +319,48 @@ def contact_sheet(
 
 
 def draw_unet(
-    stages: Sequence[Any], *, input_channels: int = 1, num_classes: int = 2, skip: str = "concat",
-    upsampling: str = "", ax: Axes | None = None,
-) -> Axes:  # fmt: skip
-    """Draw the U from the maps of its blocks: height = size of the map, width ~ channels, numbers as measured.
-
-    Args:
-        stages: `inspection.stages`: encoder from the top down, then decoder from the bottom up.
-    """
+    stages: Sequence[Any], *, input_channels: int = 1, num_classes: int = 2, skip: str = "concat", upsampling: str = ""
+) -> Axes:
+    """Draw the U from the maps of its blocks (`inspection.stages`): height = size of the map, width ~ channels."""
     depth = (len(stages) - 1) // 2
-    if ax is None:
-        _, ax = plt.subplots(figsize=(9, 1.0 + 0.95 * (depth + 1)))
-    boxes = []  # left, bottom, width, height
+    _, ax = plt.subplots(figsize=(9, 1.0 + 0.95 * (depth + 1)))
+    boxes = []  # left, bottom, right, top
     for index, stage in enumerate(stages):
         level = min(index, 2 * depth - index)
         width, height = 0.12 * np.log2(stage.channels + 1), 0.72 * 0.8**level
-        x, y = 1.25 * index, -float(level)
-        colour = SKY if index <= depth else ORANGE
+        x, y, colour = 1.25 * index, -float(level), SKY if index <= depth else ORANGE
         ax.add_patch(Rectangle((x - width / 2, y), width, height, facecolor=colour, edgecolor=BLACK, linewidth=0.8))
         ax.text(x, y + height + 0.03, f"{stage.channels}", ha="center", va="bottom", fontsize=8, fontweight="bold")
         ax.text(x, y - 0.03, f"{stage.height}×{stage.width}", ha="center", va="top", fontsize=7)
-        boxes.append((x, y, width, height))
-    for index, ((x0, y0, w0, h0), (x1, y1, w1, h1)) in enumerate(zip(boxes, boxes[1:])):
-        start, end = (x0 + w0 / 2, y0 + h0 / 2), (x1 - w1 / 2, y1 + h1 / 2)
-        _arrow(ax, start, end, VERMILION if index < depth else GREEN, "-")
-    if skip != "none" or upsampling == "unpool":
-        for left, right in zip(boxes[:depth], boxes[:depth:-1]):
-            middle = left[1] + left[3] / 2
-            start, end = (left[0] + left[2] / 2, middle), (right[0] - right[2] / 2, middle)
-            _arrow(ax, start, end, GREY, "-" if skip != "none" else "--")
-    x, y, w, h = boxes[0]
+        boxes.append((x - width / 2, y, x + width / 2, y + height))
+
+    def arrow(start: Sequence[float], end: Sequence[float], colour: str, style: str = "-") -> None:
+        """From the right side of one box to the left side of another."""
+        ends = (start[2], (start[1] + start[3]) / 2), (end[0], (end[1] + end[3]) / 2)
+        line: dict[str, Any] = {"color": colour, "linestyle": style, "shrinkA": 2, "shrinkB": 2}
+        ax.add_patch(FancyArrowPatch(*ends, arrowstyle="-|>", mutation_scale=9, **line))
+
+    for index, (start, end) in enumerate(zip(boxes, boxes[1:])):
+        arrow(start, end, VERMILION if index < depth else GREEN)
+    links = [text for name, text in (("concat", "skip: concatenation"), ("sum", "short-cut: sum")) if name == skip]
+    links += ["pooling indices" if links else "pooling indices (dashed)"] * (upsampling == "unpool")
+    for start, end in zip(boxes[:depth], boxes[:depth:-1]) if links else ():
+        arrow(start, end, GREY, "-" if skip != "none" else "--")
+    left, bottom, _, top = boxes[0]
     text = f"image\n{input_channels} channel{'s' * (input_channels > 1)}"
-    ax.text(x - w / 2 - 0.12, y + h / 2, text, ha="right", va="center", fontsize=8)
-    x, y, w, h = boxes[-1]
-    ax.text(x + w / 2 + 0.12, y + h / 2, f"1×1 →\n{num_classes} logits", ha="left", va="center", fontsize=8)
-    links = {"concat": "skip: concatenation", "sum": "short-cut: sum"}.get(skip)
-    if upsampling == "unpool":
-        links = f"{links} + pooling indices" if links else "pooling indices (dashed)"
-    handles = [
-        Patch(color=SKY, label="encoder block: two 3×3 convolutions"),
-        Patch(color=ORANGE, label="decoder block: the same"),
-        plt.Line2D([], [], color=VERMILION, label="2×2 max pooling"),
-        plt.Line2D([], [], color=GREEN, label=f"up ×2: {upsampling}" if upsampling else "up ×2"),
-    ]
-    if links:
-        handles.append(plt.Line2D([], [], color=GREY, label=links))
+    ax.text(left - 0.12, (bottom + top) / 2, text, ha="right", va="center", fontsize=8)
+    _, bottom, right, top = boxes[-1]
+    ax.text(right + 0.12, (bottom + top) / 2, f"1×1 →\n{num_classes} logits", ha="left", va="center", fontsize=8)
+    blocks = {SKY: "encoder block: two 3×3 convolutions", ORANGE: "decoder block: the same"}
+    lines = {VERMILION: "2×2 max pooling", GREEN: f"up ×2: {upsampling}" if upsampling else "up ×2"}
+    lines |= {GREY: " + ".join(links)} if links else {}
+    handles: list[Any] = [Patch(color=colour, label=label) for colour, label in blocks.items()]
+    handles += [plt.Line2D([], [], color=colour, label=label) for colour, label in lines.items()]
     ax.legend(handles=handles, loc="lower center", ncols=3, fontsize=8, bbox_to_anchor=(0.5, -0.16))
-    ax.set_xlim(-1.4, boxes[-1][0] + 1.4)
-    ax.set_ylim(-depth - 0.45, 1.1)
+    ax.set(xlim=(-1.4, 1.25 * 2 * depth + 1.4), ylim=(-depth - 0.45, 1.1))
     ax.axis("off")
     return ax
 
-
-def _arrow(ax: Axes, start: tuple[float, float], end: tuple[float, float], colour: str, style: str) -> None:
-    line: dict[str, Any] = {"color": colour, "linestyle": style, "shrinkA": 2, "shrinkB": 2}
-    ax.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", mutation_scale=9, **line))
-
-
-# ---- a search for hyper-parameters ----------------------------------------------------------------------------------
 
 _STATES: dict[str, dict[str, Any]] = {
     "complete": {"marker": "o", "linestyle": "", "color": BLUE, "markersize": 5},
@@ -421,22 +370,21 @@ _STATES: dict[str, dict[str, Any]] = {
 
 
 def range_curve(
-    ax: Axes, rows: Sequence[Row], smooth: Sequence[float], limits: tuple[float, float], default: float | None = None
+    ax: Axes, rows: Sequence[Row], smooth: Sequence[float], limits: tuple[float, float], default: float
 ) -> Axes:
     """Range test: the loss of each step over its learning rate, smoothed, and the suggested range as a band."""
     rates = [row["lr"] for row in rows]
     ax.axvspan(*limits, color=SKY, alpha=0.25, linewidth=0, label=f"searched: {limits[0]:g} … {limits[1]:g}")
     ax.plot(rates, [row["train_loss"] for row in rows], color=GREY, linewidth=0.8, label="each step")
     ax.plot(rates, smooth, color=BLUE, linewidth=2, label="median of 9 steps")
-    if default is not None:
-        ax.axvline(default, color=VERMILION, linestyle="--", linewidth=1, label=f"default: {default:g}")
+    ax.axvline(default, color=VERMILION, linestyle="--", linewidth=1, label=f"default: {default:g}")
     top = 1.3 * max(smooth[: max(len(smooth) // 2, 1)])
     ax.set(xscale="log", xlabel="learning rate", ylabel="training loss", ylim=(0, top))
     ax.legend(fontsize=8)
     return ax
 
 
-def history(ax: Axes, rows: Sequence[Row], best: Sequence[float], startup: int = 0) -> Axes:
+def history(ax: Axes, rows: Sequence[Row], best: Sequence[float], startup: int) -> Axes:
     """Scores in the order of the trials, and the best so far; the first `startup` trials were random."""
     bottom = min((row["score"] for row in rows if np.isfinite(row["score"])), default=0.0)  # of failures without score
     for state, style in _STATES.items():
@@ -444,7 +392,7 @@ def history(ax: Axes, rows: Sequence[Row], best: Sequence[float], startup: int =
             scores = [row["score"] if np.isfinite(row["score"]) else bottom for row in chosen]
             ax.plot([row["trial"] for row in chosen], scores, label=f"{state} ({len(chosen)})", **style)
     ax.step([row["trial"] for row in rows], best, where="post", color=VERMILION, linewidth=1.5, label="best so far")
-    if 0 < startup < len(rows):
+    if startup < len(rows):
         ax.axvline(startup - 0.5, color=GREY, linestyle=":", linewidth=1)
         ax.text(startup, 0.3, "TPE →", fontsize=8, color=GREY, transform=ax.get_xaxis_transform())
     ax.set(xlabel="trial", ylabel="validation mean IoU")
@@ -453,12 +401,12 @@ def history(ax: Axes, rows: Sequence[Row], best: Sequence[float], startup: int =
     return ax
 
 
-def learning_curves(ax: Axes, epochs: Sequence[Row], trials: Sequence[Row], score: str = "val_mean_iou") -> Axes:
+def learning_curves(ax: Axes, epochs: Sequence[Row], trials: Sequence[Row]) -> Axes:
     """The score after each epoch: complete trials in blue, pruned ones in grey up to their end, the best in red."""
     complete = {row["trial"]: row["score"] for row in trials if row["state"] == "complete"}
     best = max(complete, key=lambda trial: complete[trial], default=None)
     for trial in sorted((row["trial"] for row in trials), key=lambda trial: (trial == best, trial in complete)):
-        points = [(row["epoch"], row[score]) for row in epochs if row["trial"] == trial]
+        points = [(row["epoch"], row["val_mean_iou"]) for row in epochs if row["trial"] == trial]
         x, y = zip(*points) if points else ((), ())
         if trial == best:
             ax.plot(x, y, "o-", color=VERMILION, linewidth=2, markersize=4, label=f"best: trial {trial}")
@@ -478,12 +426,9 @@ def learning_curves(ax: Axes, epochs: Sequence[Row], trials: Sequence[Row], scor
 def slices(
     ax: Axes, rows: Sequence[Row], factor: str, means: Sequence[tuple[float, float, float]], names: Sequence[str] = ()
 ) -> Axes:
-    """The scores over the values of one factor, and for groups of values the mean with its interval.
+    """The scores over the values of one factor, and (place, mean, half width of its interval) for groups of values.
 
-    Args:
-        rows: with the factor, `state`, and `score`.
-        means: one for each group: its place on the axis, the mean, and half the width of the interval.
-        names: the values in the order of their places 0, 1, …; without them the axis is logarithmic.
+    The names are the values in the order of their places 0, 1, …; without them the axis is logarithmic.
     """
     rng = np.random.default_rng(0)
     for row in rows:
@@ -503,10 +448,9 @@ def slices(
 
 
 def importance(ax: Axes, shares: Mapping[str, Mapping[str, tuple[float, float]]]) -> Axes:
-    """Bars: the share of the variance that each factor explains; a line that chance hardly passes.
+    """Bars of the share of the variance that each factor explains, and a line at the share that chance hardly passes.
 
-    Args:
-        shares: what was explained (such as "after epoch 1") → factor → (share, share that chance hardly passes).
+    `shares` is what was explained (such as "after epoch 1") → factor → both shares.
     """
     first = next(iter(shares.values()))
     order, height = sorted(first, key=lambda name: -first[name][0]), 0.8 / len(shares)
@@ -526,14 +470,7 @@ def importance(ax: Axes, shares: Mapping[str, Mapping[str, tuple[float, float]]]
 def quality_and_time(
     ax: Axes, rows: Sequence[Row], groups: Mapping[str, Sequence[int]], front: Sequence[int], labels: Mapping[int, str]
 ) -> Axes:
-    """Score over cost, one colour and marker a group, and the trials that none beats in both joined by a line.
-
-    Args:
-        rows: with cost and score.
-        groups: name → indices into `rows`.
-        front: indices of the Pareto front, by rising cost.
-        labels: a text beside some of the points.
-    """
+    """Score over cost, one colour and marker a group of indices, and the indices that none beats joined by a line."""
     cost, score = (np.array([row[key] for row in rows]) for key in ("cost", "score"))
     for (name, indices), colour, marker in zip(groups.items(), cycle((BLUE, ORANGE, VERMILION)), cycle("os^")):
         chosen = list(indices)
@@ -550,12 +487,7 @@ def quality_and_time(
 def confirmed(
     ax: Axes, values: Mapping[str, tuple[Sequence[float], tuple[float, float]]], xlabel: str, first_colour: int = 0
 ) -> Axes:
-    """One row a candidate: a dot for each seed, and the mean with its interval beside them.
-
-    Args:
-        values: candidate → the values of its seeds, and (mean, half width).
-        first_colour: index in the palette, so that a candidate keeps its colour in another panel.
-    """
+    """One row a candidate: a dot for each seed, and beside them the mean with half the width of its interval."""
     colours = islice(cycle(PALETTE), first_colour, None)
     for row, ((numbers, (mean, half)), colour) in enumerate(zip(values.values(), colours)):
         ax.plot(numbers, [row - 0.12] * len(numbers), "o", color=colour, alpha=0.6, markersize=4)

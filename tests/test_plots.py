@@ -190,7 +190,7 @@ def test_history_shows_each_state_and_the_best_so_far(ax):
 
 
 def test_history_of_nothing_but_failures(ax):
-    plots.history(ax, [row(0, "failed", float("nan"))], [float("nan")])
+    plots.history(ax, [row(0, "failed", float("nan"))], [float("nan")], startup=10)
 
 
 def test_learning_curves_mark_the_best(ax):
