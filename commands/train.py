@@ -1,15 +1,11 @@
 """Train a U-Net on a data set or a folder of your own from the command line, in one process or in many.
 
     python3 run.py train synthetic_yeast --output runs/yeast
-    python3 run.py predict runs/yeast/model.pt2 my_images
-
     torchrun --nproc-per-node 4 run.py train dsb2018                 # four GPUs of this machine (or four CPU processes)
     torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d --rdzv-endpoint HOST:29500 run.py train NAME
 
-The recipe is that of the notebook: random crops, the eight symmetries, changes of brightness, AdamW with a rising and
-falling learning rate, the epoch of the best validation.  A run that is cut off goes on when the command is repeated.
-At the end the test part is scored once and the model is written as model.pt2, for `predict`.  Several machines need
-the same data in the same place.
+The recipe is that of the notebook.  A run that is cut off goes on when the command is repeated.  At the end the test
+part is scored once and the model is written as model.pt2, for `predict`.  Several machines need the same data.
 """
 
 from __future__ import annotations
@@ -81,7 +77,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    layout = argparse.RawDescriptionHelpFormatter
+    layout = argparse.RawTextHelpFormatter
     parser = argparse.ArgumentParser(prog="run.py train", description=__doc__, formatter_class=layout)
     parser.add_argument("source", help=f"a folder with images and labels, or one of {', '.join(data.NAMES)}")
     parser.add_argument("--output", type=Path, help="gets checkpoints and model.pt2; default: runs/NAME")
