@@ -4,14 +4,9 @@
     python3 run.py check FOLDER --classes 3      labels 0, 1, 2, and 255 for what is ignored
     python3 run.py check FOLDER --map 0=0,255=1  the class of each value in the masks; a colour is written 255-0-255=1
 
-Each problem comes with the file, what was found and what to do.  Then: classes, sizes, copies, a picture of some images
-with their labels, and whether a tiny network can learn one batch of them.  Nothing in the folder is changed.
-
-One batch: a network that cannot memorise eight small crops will learn nothing from a thousand images; most often the
-labels do not belong to the images (moved, turned, sorted in another way).  A network with a small receptive field is
-slow to learn labels that have nothing to do with what it sees.  So it learns the crops twice more with their labels
-exchanged: if that goes as well, something may be wrong.  Source: Karpathy, 2019, "A Recipe for Training Neural
-Networks", https://karpathy.github.io/2019/04/25/recipe (overfit one batch).
+Each problem comes with what to do; then classes, sizes, copies, a picture, and whether a tiny network can learn one
+batch: if it learns the labels of other images as well as the right ones, they may not belong to the images.
+Source: Karpathy, 2019, https://karpathy.github.io/2019/04/25/recipe (overfit one batch).
 """
 
 from __future__ import annotations
@@ -23,6 +18,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,30 +53,19 @@ class Report:
 
     source: str
     num_classes: int
+    num_sound: int = 0
     problems: list[Problem] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     frequencies: dict[int, float] = field(default_factory=dict)
-    images_with: Counter[int] = field(default_factory=Counter)
     ignored: float = 0.0
     sizes: Counter[tuple[int, ...]] = field(default_factory=Counter)
     parts: dict[str, int] = field(default_factory=dict)
-    duplicates: list[tuple[str, ...]] = field(default_factory=list)
+    duplicates: list[str] = field(default_factory=list)
     examples: list[Sample] = field(default_factory=list)
-
-    @property
-    def num_sound(self) -> int:
-        """The number of pairs without a problem."""
-        return self.sizes.total()
 
 
 def examine(source: str | Path, *, num_classes: int | None = None, label_map: LabelMap | None = None) -> Report:
-    """Look at all files of a folder (`images/` and `labels/` or `masks/`) or of a named set; raise nothing for them.
-
-    Without `num_classes` a named set has its own number, a folder 2, as in `data.prepare`.
-
-    >>> examine("nowhere").problems[0].found[:56]
-    "'nowhere' is neither a folder nor a known data set; know"
-    """
+    """Look at all files of a folder (`images/` and `labels/` or `masks/`) or of a named set; raise nothing for them."""
     report = Report(str(source), num_classes or NUM_CLASSES.get(str(source), 2))
     counts = np.zeros(256, np.int64)
     copies: dict[str, list[tuple[str, str, str | None]]] = defaultdict(list)  # image → (name, label, part)
@@ -91,9 +76,8 @@ def examine(source: str | Path, *, num_classes: int | None = None, label_map: La
         report.problems += wrong
         if wrong or isinstance(found, Problem):
             continue
-        here = np.bincount(found.label.ravel(), minlength=256)
-        counts += here
-        report.images_with.update(np.flatnonzero(here[:IGNORE_INDEX]).tolist())
+        counts += np.bincount(found.label.ravel(), minlength=256)
+        report.num_sound += 1
         report.sizes[found.label.shape] += 1
         image, label = (hashlib.sha256(np.ascontiguousarray(a).data).hexdigest() for a in (found.image, found.label))
         copies[image].append((found.name, label, found.part))
@@ -114,12 +98,7 @@ def _samples(source: str | Path, label_map: LabelMap | None) -> Iterator[Sample 
         else:
             yield from read_each(folder, label_map, extra_maps(folder))
     except InputError as error:
-        yield from _problems_of(error)
-
-
-def _problems_of(error: InputError) -> Sequence[Problem]:
-    """The problems that an error lists; a plain sentence is one."""
-    return getattr(error, "problems", None) or [Problem("", " ".join(str(error).split()))]
+        yield from getattr(error, "problems", None) or [Problem("", " ".join(str(error).split()))]
 
 
 def _count_classes(report: Report, counts: np.ndarray) -> None:
@@ -136,11 +115,11 @@ def _count_classes(report: Report, counts: np.ndarray) -> None:
 def _compare_copies(report: Report, copies: Mapping[str, Sequence[tuple[str, str, str | None]]]) -> None:
     """Find images that occur twice, and the number of samples in each part; copies always share a part."""
     for same in copies.values():
-        names = tuple(name for name, _, _ in same)
+        names = " = ".join(name for name, _, _ in same)
         report.duplicates += [names] if len(same) > 1 else []
         if len({label for _, label, _ in same}) > 1:
             found = "are the same image with two different labels"
-            report.problems.append(Problem(" = ".join(names), found, "keep the right one of the two pairs"))
+            report.problems.append(Problem(names, found, "keep the right one of the two pairs"))
     flat = [(image, name, part) for image, same in copies.items() for name, _, part in same]
     if flat:
         images, labels, given = zip(*flat)
@@ -148,14 +127,14 @@ def _compare_copies(report: Report, copies: Mapping[str, Sequence[tuple[str, str
             found_parts = split_parts(images, given=given, names=labels)
             report.parts = {part: found_parts.count(part) for part in PARTS}
         except InputError as error:
-            report.problems += _problems_of(error)
+            report.problems += getattr(error, "problems", None) or [Problem("", str(error))]
 
 
 def describe(report: Report) -> list[str]:
     """The report as lines: the problems, those with one advice together, then what the sound samples are like."""
-    bad = len(report.problems)
-    lines = [f"{report.source}: {report.num_sound} sound pairs, {bad} problem{'s' * (bad != 1)}"]
-    for advice, group in groupby(sorted(report.problems, key=_advice), _advice):
+    lines = [f"{report.source}: {report.num_sound} sound pairs, {len(report.problems)} problems"]
+    advice_of = attrgetter("advice")
+    for advice, group in groupby(sorted(report.problems, key=advice_of), advice_of):
         same = list(group)
         lines.append(f"- {advice or 'correct this, then check again'}:")
         lines += [f"    {problem.file or report.source}: {problem.found}" for problem in same[:SHOWN]]
@@ -163,22 +142,12 @@ def describe(report: Report) -> list[str]:
     if any("label_map" in problem.advice for problem in report.problems):
         lines.append("On the command line label_map={0: 0, 255: 1} is written --map 0=0,255=1")
     if report.num_sound:
-        shares = [f"{k}: {share:.1%} (in {report.images_with[k]})" for k, share in report.frequencies.items()]
+        shares = [f"{k}: {share:.1%}" for k, share in report.frequencies.items()]
         lines.append(f"Classes     {', '.join(shares)}; ignored {report.ignored:.1%}")
-        sizes = [f"{H}×{W} ({number})" for (H, W), number in report.sizes.most_common(6)]
-        lines.append(f"Sizes       {', '.join(sizes)}{', …' if len(report.sizes) > 6 else ''}")
-    if report.parts:
+        lines.append(f"Sizes       {', '.join(f'{H}×{W} ({n})' for (H, W), n in report.sizes.most_common(6))}")
         lines.append(f"Parts       {', '.join(f'{part} {number}' for part, number in report.parts.items())}")
-    copies = [" = ".join(names) for names in report.duplicates[:SHOWN]]
-    lines += [f"Copies      {names}: one image; they go into one part" for names in copies]
+    lines += [f"Copies      {names}: one image; they go into one part" for names in report.duplicates[:SHOWN]]
     return lines + [f"Look at     {remark}" for remark in report.remarks]
-
-
-def _advice(problem: Problem) -> str:
-    return problem.advice
-
-
-# --- one batch ---
 
 
 class OneBatch(NamedTuple):
@@ -201,10 +170,9 @@ class OneBatch(NamedTuple):
 
 
 def one_batch(samples: Sequence[Sample], seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Cut one crop out of each sample: images (B, C, H, W) float32 of unit deviation, targets (B, H, W) int64.
+    """One crop of each sample, where classes are mixed: images (B, C, H, W) of unit deviation, targets (B, H, W) int64.
 
-    Of a few random places the one whose classes are most mixed is taken, H and W ≤ 64.  The samples have equal
-    channels.  Raises `InputError` if there are fewer than two: nothing could be exchanged.
+    Raises `InputError` if there are fewer than two: nothing could be exchanged.
     """
     if len(samples) < 2:
         raise InputError(f"one_batch: {len(samples)} sample(s); expected two or more.")
@@ -233,19 +201,14 @@ def _entropy(label: np.ndarray) -> float:
 
 
 def learn_one_batch(images: Tensor, targets: Tensor, num_classes: int, seed: int = 0) -> OneBatch:
-    """Train a tiny network on one batch, and two more with the labels of other images in it.
-
-    If the batch has one class only there is nothing to learn, and both shares are NaN.
-    """
+    """Train a tiny network on one batch, and two more with labels of other images in it; NaN if of one class only."""
     chance = _entropy(targets.numpy())
     if chance == 0:
         return OneBatch(float("nan"), float("nan"))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # the tensors are tiny: more threads only wait for each other
-    try:
-        own, *others = (_late_loss(images, targets.roll(k, 0), num_classes, seed) / chance for k in range(3))
-    finally:
-        torch.set_num_threads(threads)
+    own, *others = (_late_loss(images, targets.roll(k, 0), num_classes, seed) / chance for k in range(3))
+    torch.set_num_threads(threads)
     return OneBatch(own, float(np.mean(others)))
 
 
@@ -259,47 +222,15 @@ def _late_loss(images: Tensor, targets: Tensor, num_classes: int, seed: int) -> 
     return float(np.mean([row["train_loss"] for row in learner.fit(STEPS)[STEPS // 2 :]]))
 
 
-# --- how long the notebook takes ---
-
-BUDGETS = ("quick", "standard", "full")
-REFERENCE = (16, 32, 64, 128)  # widths of a U-Net
-# Millions of pixels in training steps, as if through that U-Net, by part of the notebook and budget
-MEGAPIXELS: dict[str, tuple[float, float, float]] = {
-    "Part 2 · The network": (1, 100, 2000),
-    "Part 3 · Training": (4, 230, 9000),
-    "Part 4 · Losses and metrics": (1, 65, 400),
-    "Part 5 · Roads": (1, 335, 900),
-    "Part 6 · Fully convolutional networks": (2, 325, 8000),
-    "Part 7 · Pets": (1, 255, 9000),
-}
-
-
-def seconds_per_megapixel(side: int = 128, batch: int = 8, steps: int = 2) -> float:
-    """Time of the learner on this machine, for a million pixels through the reference network, in seconds."""
-    set_seed(0)
-    batches = [(torch.randn(batch, 1, side, side), torch.randint(2, (batch, side, side)))] * steps
-    history = Learner(UNet(1, 2, REFERENCE), cross_entropy, batches, verbose=False).fit(2)  # the first one warms up
-    return history[-1]["seconds"] / (batch * steps * side**2 / 1e6)
-
-
-def minutes(seconds: float) -> dict[str, dict[str, float]]:
-    """{part of the notebook: {budget: minutes}} if a million pixels take so many seconds.
-
-    >>> minutes(6.0)["Part 4 · Losses and metrics"]
-    {'quick': 0.1, 'standard': 6.5, 'full': 40.0}
-    """
-    return {
-        part: {budget: round(amount * seconds / 60, 2) for budget, amount in zip(BUDGETS, amounts)}
-        for part, amounts in MEGAPIXELS.items()
-    }
-
-
-# --- the command ---
-
-
 def main(arguments: Sequence[str]) -> int:
     """What `run.py check` does; 1 if there are problems."""
-    options = _parse(arguments)
+    layout = argparse.RawTextHelpFormatter
+    parser = argparse.ArgumentParser(prog="run.py check", description=__doc__, formatter_class=layout)
+    parser.add_argument("source", metavar="FOLDER|NAME", help="images/ and labels/ lie in it, or a known data set")
+    parser.add_argument("--classes", type=int, choices=range(2, 256), metavar="N", help="default: as data.prepare")
+    parser.add_argument("--map", type=parse_map, metavar="VALUE=CLASS,…", help="the class of each value in the masks")
+    parser.add_argument("--picture", default="data_check.png", type=Path, help="default: data_check.png")
+    options = parser.parse_args(arguments)
     report = examine(options.source, num_classes=options.classes, label_map=options.map)
     print("\n".join(describe(report)), flush=True)
     if report.examples:
@@ -311,16 +242,6 @@ def main(arguments: Sequence[str]) -> int:
     if len(report.examples) > 1:
         print(f"One batch   {learn_one_batch(*one_batch(report.examples), report.num_classes)}")
     return 1 if report.problems else 0
-
-
-def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    layout = argparse.RawDescriptionHelpFormatter
-    parser = argparse.ArgumentParser(prog="run.py check", description=__doc__, formatter_class=layout)
-    parser.add_argument("source", metavar="FOLDER|NAME", help="images/ and labels/ lie in it, or a known data set")
-    parser.add_argument("--classes", type=int, choices=range(2, 256), metavar="N", help="default: as data.prepare")
-    parser.add_argument("--map", type=parse_map, metavar="VALUE=CLASS,…", help="the class of each value in the masks")
-    parser.add_argument("--picture", default=Path("data_check.png"), type=Path, help="default: data_check.png")
-    return parser.parse_args(arguments)
 
 
 def parse_map(text: str) -> dict[int | tuple[int, ...], int]:

@@ -85,12 +85,11 @@ def test_frequencies_sizes_parts_and_rare_classes(tmp_path):
     assert report.num_sound == 8 and not report.problems
     assert report.frequencies == {0: 179 / 180, 1: 1 / 180, 2: 0.0}  # 20 of 200 pixels are ignored
     assert report.ignored == 0.1
-    assert report.images_with == {0: 8, 1: 8}
     assert report.sizes == {(10, 20): 8}
     assert sum(report.parts.values()) == 8 and min(report.parts.values()) >= 1
     assert [remark[:7] for remark in report.remarks] == ["Class 1", "Class 2"]
     text = "\n".join(describe(report))
-    assert "0: 99.4% (in 8), 1: 0.6% (in 8), 2: 0.0% (in 0); ignored 10.0%" in text
+    assert "0: 99.4%, 1: 0.6%, 2: 0.0%; ignored 10.0%" in text
     assert "10×20 (8)" in text
 
 
@@ -109,7 +108,7 @@ def test_copies_are_named_and_copies_with_other_labels_are_a_problem(tmp_path):
         save(tmp_path / "images" / f"{name}.png", picture(seed))
         save(tmp_path / "labels" / f"{name}.png", content)
     report = examine(tmp_path)
-    assert sorted(report.duplicates) == [("a", "copy_of_a"), ("b", "odd_copy_of_b")]
+    assert sorted(report.duplicates) == ["a = copy_of_a", "b = odd_copy_of_b"]
     assert found(report) == {"b = odd_copy_of_b": "are the same image with two different labels"}
 
 
@@ -143,7 +142,7 @@ def test_many_problems_of_one_kind_are_counted_and_the_report_has_all(tmp_path):
 # ---- one batch ----
 
 
-def blobs(number: int = 8, side: int = 64, channels: int = 1) -> list[Sample]:
+def blobs(number: int = 8, side: int = 48, channels: int = 1) -> list[Sample]:
     """Noisy images of bright squares at random places, with their labels."""
     rng, samples = np.random.default_rng(0), []
     for index in range(number):
@@ -157,7 +156,7 @@ def blobs(number: int = 8, side: int = 64, channels: int = 1) -> list[Sample]:
 
 def test_right_labels_are_learnt_with_some_pixels_ignored_and_the_threads_stay():
     before = torch.get_num_threads()
-    samples = [replace(s, label=np.where(np.arange(64) < 8, 255, s.label).astype(np.uint8)) for s in blobs(channels=3)]
+    samples = [replace(s, label=np.where(np.arange(48) < 6, 255, s.label).astype(np.uint8)) for s in blobs(channels=3)]
     right = learn_one_batch(*one_batch(samples), 2)
     assert right.fits and right.share < 0.1 < right.exchanged and "a tiny network learns it" in str(right)
     assert torch.get_num_threads() == before
@@ -178,7 +177,7 @@ def test_what_counts_as_learnt(share, exchanged, fits):
 
 
 def test_the_batch_has_unit_deviation_one_size_and_both_classes():
-    samples = blobs(4)
+    samples = blobs(4, 64)
     small = Sample("small", np.full((20, 90), 9, np.uint16), np.eye(20, 90, dtype=np.uint8))
     images, targets = one_batch([*samples, small])
     assert images.shape == (5, 1, 20, 64) and targets.shape == (5, 20, 64)
@@ -188,12 +187,6 @@ def test_the_batch_has_unit_deviation_one_size_and_both_classes():
     flat, _ = one_batch([replace(sample, image=np.zeros((64, 64), np.uint8)) for sample in samples])
     assert (flat == 0).all()  # and not NaN
     assert "expected two or more" in refused(one_batch, samples[:1])
-
-
-def test_every_part_of_the_notebook_takes_longer_with_a_larger_budget():
-    assert check.seconds_per_megapixel(side=16, batch=2, steps=1) > 0
-    for part, row in check.minutes(1.0).items():
-        assert part.startswith("Part ") and row["quick"] <= row["standard"] <= row["full"]
 
 
 # ---- the command ----
