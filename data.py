@@ -1,7 +1,6 @@
 """Serve the samples of a normalised .hdf5 as batches, each random draw following from (seed, epoch, index) alone.
 
-So a rerun is equal, and a resumed run goes on.  The files are made by `files.read_folder` → `hdf5.build_hdf5` →
-`hdf5.normalise_hdf5`; `prepare` does all three in one call, and builds again whenever the settings or the source files
+`prepare` makes the file (`read_folder` → `build_hdf5` → `normalise_hdf5`), and again whenever settings or source files
 have changed.  All datasets of one part of one file share one copy of its arrays.
 """
 
@@ -53,10 +52,8 @@ class SegmentationDataset(Dataset[tuple[Tensor, ...]]):
 
     `crop` cuts a random square of that side; a smaller image is padded (mirrored; target 255, maps 0).  Then
     `transform`, a `BasicTransform2D`, is called with image, label and maps.  Both draw from
-    `default_rng([seed, epoch, index])`, where the index is an integer (epoch 0) or a pair (epoch, index).
-    `maps` names more groups of the file.  Validation and test data have no random part: there `crop` or a
-    random transform raises `InputError`.  Arrays are read at the first access; all datasets of the process that serve
-    the same part and maps of the same file share them, so they are read-only: a transform returns new ones.
+    `default_rng([seed, epoch, index])`, where the index is an integer (epoch 0) or a pair (epoch, index); validation
+    and test data must have no random part.  `maps` names more groups of the file.  The arrays in memory are read-only.
 
     Attributes: `names` and `shapes` (H, W) of this part; `parts`, {part: number of samples} of the file;
     `num_classes`, `channels`, `mean`, `std`; `fingerprint` of the content.
@@ -88,22 +85,14 @@ class SegmentationDataset(Dataset[tuple[Tensor, ...]]):
 
     def _check_arguments(self, file: Any) -> None:
         if not file.attrs["normalised"]:
-            raise InputError(f"{self.path} is not normalised; call data.normalise_hdf5 and use its file.")
+            raise InputError(f"{self.path} is not normalised; use the file that normalise_hdf5 makes of it.")
         if not self._keys:
             raise InputError(f"{self.path} has no sample in the part {self.part!r}; it has {self.parts}.")
-        if self.crop is not None and self.crop < 1:
-            raise InputError(f"crop is {self.crop}; expected the side of a square in pixels, or None.")
         if missing := [name for name in self.maps if name not in file]:
-            raise InputError(
-                f"{self.path} lacks the maps {missing}; it has {sorted(file.keys())}.\n"
-                "Leave them out of maps, or add them with data.prepare(…, changes=…) or a folder beside images/."
-            )
+            raise InputError(f"{self.path} lacks the maps {missing}; it has {sorted(file.keys())}.")
         is_random = getattr(self.transform, "is_random", self.transform is not None)
         if self.part != "train" and (is_random or self.crop is not None):
-            raise InputError(
-                f"The part {self.part!r} must have no random part, or its scores could not be compared.\n"
-                "Leave out crop and random transforms (a DownscaleImage is allowed)."
-            )
+            raise InputError(f"The part {self.part!r} must have no random part: leave out crop and random transforms.")
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -127,9 +116,7 @@ class SegmentationDataset(Dataset[tuple[Tensor, ...]]):
         if self._arrays is None:
             with open_hdf5(self.path) as file:
                 if file.attrs["contents"] != self.fingerprint:
-                    raise InputError(
-                        f"{self.path} has changed since this dataset was made.\nRun the cell that makes it again."
-                    )
+                    raise InputError(f"{self.path} has changed. Run the cell that makes this dataset again.")
                 groups = [file[name] for name in ("image", "label", *self.maps)]
                 self._arrays = _Arrays([group[name][()] for group in groups] for name in self._keys)
             for array in (array for arrays in self._arrays for array in arrays):
@@ -142,21 +129,15 @@ class SegmentationDataset(Dataset[tuple[Tensor, ...]]):
 
 
 def _cropped(arrays: Sequence[np.ndarray], crop: int, rng: np.random.Generator) -> list[np.ndarray]:
-    """One random square of each array (…, H, W), padded where it is too small."""
-    arrays = _padded(arrays, crop)
-    top, left = rng.integers(0, [side - crop + 1 for side in arrays[1].shape])
-    return [array[..., top : top + crop, left : left + crop] for array in arrays]
-
-
-def _padded(arrays: Sequence[np.ndarray], crop: int) -> list[np.ndarray]:
-    """Arrays (…, H, W) of at least `crop`² pixels: what is too small goes on below and on the right."""
+    """One random square of each array (…, H, W); what is too small is padded below and on the right."""
     image, label, *maps = arrays
     missing = [(0, max(crop - side, 0)) for side in label.shape]
-    if missing == [(0, 0), (0, 0)]:
-        return list(arrays)
-    image = np.pad(image, ((0, 0), *missing), mode="reflect")  # a side of one pixel is repeated
-    label = np.pad(label, missing, constant_values=IGNORE_INDEX)
-    return [image, label, *(np.pad(array, missing) for array in maps)]
+    if missing != [(0, 0), (0, 0)]:
+        image = np.pad(image, ((0, 0), *missing), mode="reflect")  # a side of one pixel is repeated
+        label = np.pad(label, missing, constant_values=IGNORE_INDEX)
+        maps = [np.pad(array, missing) for array in maps]
+    top, left = rng.integers(0, [side - crop + 1 for side in label.shape])
+    return [array[..., top : top + crop, left : left + crop] for array in (image, label, *maps)]
 
 
 def _tensor(array: np.ndarray | Tensor) -> Tensor:
@@ -170,13 +151,10 @@ def _tensor(array: np.ndarray | Tensor) -> Tensor:
 class EpochBatches(Sampler[list[tuple[int, int]]]):
     """Batches of pairs (epoch, index) for a `SegmentationDataset`; their order depends on (seed, epoch) only.
 
-    Without a crop, only samples of one shape share a batch, so batches stack without padding.  With `shuffle`
-    the samples of each shape, and then the batches, are shuffled anew for each epoch; a last batch of one
-    sample is left out (another one each epoch) if its shape fills other batches, because BatchNorm cannot
-    learn from one sample.  `dropped` says how many samples an epoch leaves out.  With `repeats`, an epoch draws
-    every sample so often, each time with another crop: for sets of few large images.
-
-    A loop calls `set_epoch(epoch)` and then iterates; without it every pass is epoch 0.
+    Without a crop, only samples of one shape share a batch.  With `shuffle` the samples of each shape, and then the
+    batches, are shuffled anew for each epoch; a last batch of one sample is left out if its shape fills other batches,
+    because BatchNorm cannot learn from one sample: `dropped` counts them.  With `repeats`, an epoch draws every sample
+    so often, each time with another crop.  A loop calls `set_epoch(epoch)` and then iterates.
     """
 
     def __init__(
@@ -228,8 +206,7 @@ def make_loader(
 ) -> DataLoader[tuple[Tensor, ...]]:
     """A loader of batches (images (B, C, H, W), targets (B, H, W), *maps (B, H, W)).
 
-    Call `loader.batch_sampler.set_epoch(epoch)` before each pass; `repeats` is that of `EpochBatches`.  There are no
-    workers: the data lie in memory already.
+    Call `loader.batch_sampler.set_epoch(epoch)` before each pass.  There are no workers: the data lie in memory.
     """
     return DataLoader(
         dataset,
@@ -241,13 +218,6 @@ def make_loader(
 
 
 def _stack(samples: Sequence[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    """Stack the samples of one batch; different shapes raise `InputError`."""
-    shapes = sorted({tuple(sample[0].shape) for sample in samples})
-    if len(shapes) > 1:
-        raise InputError(
-            f"The images of one batch have the shapes {shapes}.\n"
-            "A quarter turn of an image that is not square does that: set crop, or leave the turn out."
-        )
     return tuple(torch.stack(column) for column in zip(*samples))
 
 
@@ -266,16 +236,12 @@ def prepare(
 ) -> Path:
     """Return the path of the normalised .hdf5 of `source`; build it first if it must be.
 
-    `source` is a built-in set (`BUILT_IN`), a name that `read_dataset` knows, or a folder (`find_pairs`).  Without
-    `num_classes`, a named set has its own number (`NUM_CLASSES`), a folder 2.
-    `NAME.hdf5` and `NAME_normalised.hdf5` in `data_dir` are used again only if they were built with the same
-    settings from the same source files; otherwise they are built again, and `say` tells so.  The source files are not
-    read for that: their names, sizes and times of modification decide.
-
-    `changes` are applied to every sample in turn, for example `[separate_cells, WeightMap(5, 2)]`:
-    what they add is worked out once and kept in the file.  A change that returns None leaves the sample out.  Files
-    with other changes get a name of their own.  A change is a function with a name, known again by its text, or an
-    object with a `repr` that shows its settings, such as a dataclass.
+    `source` is a built-in set (`BUILT_IN`), a name that `read_dataset` knows, or a folder (`read_folder`).  Without
+    `num_classes`, a named set has its own number, a folder 2.  The files in `data_dir` are used again if they were
+    built with the same settings from source files of the same names, sizes and times; otherwise `say` tells why not.
+    `changes` are applied to every sample in turn, for example `[separate_cells, WeightMap(5, 2)]`, and give the files a
+    name of their own; one that returns None leaves the sample out.  A change is a function with a name, known again by
+    its text, or an object with a `repr` that shows its settings, such as a dataclass.
     """
     data_dir = Path(data_dir)
     folder = source_folder(source, data_dir, say)
@@ -306,8 +272,7 @@ def _spelled(change: Callable[[Sample], Sample | None]) -> str:
     text = change.__qualname__ if inspect.isfunction(change) else repr(change)
     if "<lambda>" in text or " at 0x" in text:
         raise InputError(
-            f"changes: the next run could not tell whether this is the same change: {text[:90]}.\n"
-            "Use a function with a name, or a dataclass with a method __call__, like changes.WeightMap."
+            f"changes: use a function with a name or a dataclass; the next run could not tell {text[:90]}."
         )
     if inspect.isfunction(change):
         with contextlib.suppress(OSError):  # typed at a prompt, it has no source

@@ -19,9 +19,10 @@ from hypothesis import strategies as st
 import data
 from data import BUILT_IN, NAMES, EpochBatches, SegmentationDataset, extra_maps, make_loader, prepare, source_folder
 from imagesets import yeast as synthetic
+from imagesets.files import Sample
 from imagesets.hdf5 import normalise_hdf5, open_hdf5
 from tests.data_helpers import build, build_normalised, make_folder, make_samples, mask, picture, refused, save
-from transforms import BasicTransform2D, Compose, DownscaleImage, RandomReflect, RandomRotate90, ToTorchTensor
+from transforms import BasicTransform2D, Compose, DownscaleImage, RandomReflect, RandomRotate90
 
 
 def quiet(line: str) -> None:
@@ -47,23 +48,12 @@ def test_items_have_the_promised_types_and_labels_keep_255(tmp_path):
     assert len(list(dataset)) == 4  # a plain loop ends
 
 
-def test_attributes_are_those_of_the_file(tmp_path):
-    dataset = SegmentationDataset(build_normalised(tmp_path), "train")
-    with open_hdf5(dataset.path) as file:
-        train = {image.attrs["name"]: image for image in file["image"].values() if image.attrs["part"] == "train"}
-        assert dataset.names == list(train)
-        assert dataset.shapes == [image.shape[1:] for image in train.values()]
-        assert (dataset.mean, dataset.std) == (file.attrs["mean"], file.attrs["std"])
-        assert all(np.array_equal(item[0], image) for item, image in zip(dataset, train.values()))
-
-
 def test_wrong_arguments_of_the_dataset_are_refused(tmp_path):
     raw = build(tmp_path)
     path = normalise_hdf5(raw, tmp_path / "n.hdf5")
     assert "not normalised" in refused(SegmentationDataset, raw, "train")
     assert "no sample in the part 'training'" in refused(SegmentationDataset, path, "training")
     assert "lacks the maps ['dead']" in refused(SegmentationDataset, path, "train", maps=("dead",))
-    assert "crop is 0" in refused(SegmentationDataset, path, "train", crop=0)
     assert "does not exist" in refused(SegmentationDataset, tmp_path / "nowhere.hdf5", "train")
 
 
@@ -122,12 +112,6 @@ def test_epochs_and_samples_differ_and_a_rerun_is_equal(tmp_path):
     assert torch.equal(first[-1][0], first[3][0])  # and may count from the end
 
 
-def test_two_samples_of_one_epoch_draw_differently(tmp_path):
-    samples = make_samples(6, (40, 40), place=np.arange(1600).reshape(40, 40))
-    dataset = SegmentationDataset(build_normalised(tmp_path, samples), "train", crop=5, maps=("place",))
-    assert len({int(item[2][0, 0]) for item in dataset}) > 1  # the corners of the crops
-
-
 def test_dataset_keeps_no_file_open_and_pickles_without_its_arrays(tmp_path):
     dataset = SegmentationDataset(build_normalised(tmp_path), "train")
     assert dataset._arrays is None  # nothing is read before the first access
@@ -158,7 +142,7 @@ def test_datasets_of_one_part_share_one_copy_of_the_arrays_and_free_it(tmp_path)
 def test_file_built_anew_under_a_dataset_is_noticed(tmp_path):
     dataset = SegmentationDataset(build_normalised(tmp_path), "train")
     build_normalised(tmp_path, make_samples(9))
-    assert "makes it again" in refused(lambda: dataset[0])
+    assert "has changed. Run the cell" in refused(lambda: dataset[0])
 
 
 @pytest.mark.parametrize("part", ["val", "test"])
@@ -187,12 +171,6 @@ def test_changing_an_item_does_not_change_the_data_set(tmp_path, options):
     for tensor in dataset[0]:
         tensor.fill_(7)
     assert all(torch.equal(a, b) for a, b in zip(before, dataset[0]))
-
-
-def test_transform_of_the_sheet_may_end_with_to_torch_tensor(tmp_path):
-    transform = Compose(RandomReflect(), ToTorchTensor())
-    image, target = SegmentationDataset(build_normalised(tmp_path), "train", transform=transform)[0]
-    assert (tuple(image.shape), tuple(target.shape)) == ((1, 6, 8), (6, 8))
 
 
 # --- batches ---
@@ -289,14 +267,6 @@ def test_lone_shape_is_never_left_out():
     assert sorted(sum(epoch_of(batches, 0), [])) == [0, 1, 2, 3, 4]
 
 
-def test_batches_of_all_shapes_are_mixed_in_training():
-    shapes = [(4, 4)] * 8 + [(8, 8)] * 8
-    batches = EpochBatches(Shapes(shapes), 2, shuffle=True)
-    orders = [[shapes[batch[0]] for batch in epoch_of(batches, epoch)] for epoch in range(3)]
-    assert all(order != sorted(order) for order in orders)
-    assert orders[0] != orders[1] or orders[1] != orders[2]
-
-
 def test_crop_puts_all_shapes_into_one_group():
     assert len(EpochBatches(Shapes([(8, 8), (4, 4), (5, 9), (7, 7)], crop=4), 4, shuffle=True)) == 1
 
@@ -338,12 +308,6 @@ def test_loader_stacks_maps_too_and_leaves_the_global_generator_alone(tmp_path):
     assert torch.equal(torch.get_rng_state(), state)
     assert [tuple(t.shape) for t in (images, targets, weights)] == [(3, 1, 6, 8), (3, 6, 8), (3, 6, 8)]
     assert len(loader) == 2
-
-
-def test_turned_images_of_two_shapes_in_one_batch_are_refused(tmp_path):
-    path = build_normalised(tmp_path, make_samples(14))
-    loader = make_loader(SegmentationDataset(path, "train", transform=RandomRotate90()), 10, shuffle=True)
-    assert "set crop, or leave the turn out" in refused(lambda: [list(loader) for _ in range(5)])
 
 
 # --- all in one call ---
@@ -477,9 +441,23 @@ def test_source_is_drawn_or_fetched_or_a_folder_or_refused(tmp_path, monkeypatch
     assert ", ".join(NAMES) in message
 
 
-def test_extra_maps_are_the_folders_that_are_there(tmp_path):
-    assert extra_maps(tmp_path) == ()
-    for name in ("weights", "instances", "others"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "dead").write_text("no folder")
-    assert extra_maps(tmp_path) == ("instances", "weights")
+def first_version(sample: Sample) -> Sample:
+    return sample
+
+
+def other_version(sample: Sample) -> Sample | None:
+    return None if sample.name == "h" else sample
+
+
+def test_changes_are_made_once_and_known_again_by_their_text(tmp_path):
+    folder, said = make_folder(tmp_path / "set", "abcdefgh"), []
+    other_version.__qualname__ = first_version.__qualname__  # the same name, another text
+    first, again, other = (
+        prepare(folder, tmp_path, changes=[change], say=said.append)
+        for change in (first_version, first_version, other_version)
+    )
+    assert first == again != other != prepare(folder, tmp_path, say=quiet)
+    assert len(said) == 4  # two files for each change, built once
+    assert sum(SegmentationDataset(other, "train").parts.values()) == 7  # "h" was left out
+    message = refused(prepare, folder, tmp_path, changes=[lambda sample: sample], say=quiet)
+    assert "use a function with a name" in message
