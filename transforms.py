@@ -1,15 +1,9 @@
 """Joint transforms: an image, its label and every weight map move alike.
 
-A segmentation network learns from pairs.  If the image is mirrored and the label is not, the pair is wrong,
-and no error tells so.  Two tools keep them together:
-
-- one sample, numpy: the protocol of the course sheet.  `BasicTransform2D.__call__(*images)` draws the random
-  variables once (`build_random_variables`) and applies the same ones to every array
-  (`apply_transform_to_image`).  The names follow `inferno.io.transform.Transform`.  Arrays have their spatial
-  axes last: (H, W) or (C, H, W).
-- a whole batch, torch, on its device: each sample gets its own random one of the eight symmetries of the
-  square (the dihedral group D4), which are exact, and its own draw of what is not: brightness, colours, turns by any
-  angle, zoom.
+- One sample, numpy: the protocol of the course sheet, with the names of `inferno.io.transform.Transform`.  A call draws
+  the random variables once, and applies the same ones to every array (H, W) or (C, H, W).
+- A whole batch, torch, on its device: each sample gets its own draw of the eight symmetries of the square, which are
+  exact, and of brightness, colours, turns by any angle, zoom.
 
 A random generator is always handed in, so a second run draws the same; for batches it is one of the CPU, so nothing
 waits for a GPU.  No input is changed in place; every result is a contiguous copy.
@@ -33,11 +27,9 @@ from checks import InputError
 class BasicTransform2D:
     """Base class: draw the random variables once a call, then apply the same ones to each image.
 
-    A derived class writes `apply_transform_to_image` and, if it is random, `build_random_variables`.
-    `rng` is the numpy Generator to draw from; an `rng` given in the call replaces it for this call.
-    Images are numpy arrays (H, W) or (C, H, W) of one height and width; the result is a list, one entry for
-    each image.
-    Raises `InputError` for other shapes.
+    A derived class writes `apply_transform_to_image` and, if it is random, `build_random_variables`.  `rng` is the
+    generator to draw from; one given in the call replaces it for this call.  Returns a list, one entry for each image;
+    raises `InputError` unless all are arrays (H, W) or (C, H, W) of one height and width.
 
     >>> (image,) = BasicTransform2D()(np.zeros((2, 3)))
     >>> image.shape
@@ -69,12 +61,9 @@ class BasicTransform2D:
         """Draw from `self.generator()` and store in `self._random_variables`, by name."""
 
     def get_random_variable(self, name: str) -> Any:
-        """The value drawn for this call, by name; raises `InputError` for an unknown name."""
+        """The value drawn for this call, by name."""
         if not self._random_variables:
             self.build_random_variables()
-        if name not in self._random_variables:
-            known = sorted(self._random_variables)
-            raise InputError(f"{type(self).__name__} has no random variable {name!r}; it draws {known}.")
         return self._random_variables[name]
 
     def apply_transform_to_image(self, image: np.ndarray) -> Any:
@@ -84,8 +73,7 @@ class BasicTransform2D:
     def generator(self) -> np.random.Generator:
         """The random generator of this call; raises `InputError` if none was given."""
         if self.rng is None:
-            name = type(self).__name__
-            raise InputError(f"{name} needs a random generator.\nUse {name}(rng=np.random.default_rng(0)).")
+            raise InputError(f"{type(self).__name__} needs a random generator: rng=np.random.default_rng(0).")
         return self.rng
 
 
@@ -102,12 +90,10 @@ class RandomReflect(BasicTransform2D):
         self.probability = probability
 
     def build_random_variables(self) -> None:
-        """Draw `reflect_x` (mirror left-right) and `reflect_y` (mirror top-bottom)."""
         along_x, along_y = self.generator().random(2) < self.probability
         self._random_variables = {"reflect_x": bool(along_x), "reflect_y": bool(along_y)}
 
     def apply_transform_to_image(self, image: np.ndarray) -> np.ndarray:
-        """Mirror one array."""
         if self.get_random_variable("reflect_x"):
             image = image[..., ::-1]
         if self.get_random_variable("reflect_y"):
@@ -124,23 +110,18 @@ class RandomRotate90(BasicTransform2D):
     """
 
     def build_random_variables(self) -> None:
-        """Draw `quarter_turns`, 0 … 3."""
         self._random_variables = {"quarter_turns": int(self.generator().integers(4))}
 
     def apply_transform_to_image(self, image: np.ndarray) -> np.ndarray:
-        """Turn one array."""
         return np.array(np.rot90(image, self.get_random_variable("quarter_turns"), axes=(-2, -1)), order="C")
 
 
 class DownscaleImage(BasicTransform2D):
     """Make the image smaller by an integer factor: each block of factor × factor pixels becomes one pixel.
 
-    Float arrays: the mean of the block (a box filter, so no aliasing).  Integer and bool arrays are labels:
-    the most frequent label of the block, in a tie the smallest.  (For an even factor the nearest pixel
-    would shift the labels by half a pixel against the image; a mean would invent labels.)  So convert an
-    integer *image* to float first.
-    `factor` is one integer or (factor_y, factor_x).  Rows and columns that fill no whole block are left out.
-    Raises `InputError` for a factor below 1 or larger than the image.
+    Float arrays: the mean of the block (a box filter, so no aliasing).  Integer and bool arrays are labels: the most
+    frequent label of the block, in a tie the smallest.  `factor` is one integer or (factor_y, factor_x).  Rows and
+    columns that fill no whole block are left out.  Raises `InputError` for a factor larger than the image.
 
     >>> DownscaleImage(2)(np.array([[0.0, 2.0, 5.0], [4.0, 6.0, 5.0]]))[0].tolist()
     [[3.0]]
@@ -149,11 +130,8 @@ class DownscaleImage(BasicTransform2D):
     def __init__(self, factor: int | tuple[int, int]) -> None:
         super().__init__()
         self.factor = (factor, factor) if isinstance(factor, int) else tuple(factor)
-        if min(self.factor) < 1:
-            raise InputError(f"DownscaleImage: factor is {factor}; expected an integer of at least 1.")
 
     def apply_transform_to_image(self, image: np.ndarray) -> np.ndarray:
-        """Make one array smaller."""
         fy, fx = self.factor
         H, W = image.shape[-2] // fy, image.shape[-1] // fx
         if min(H, W) < 1:
@@ -172,7 +150,6 @@ class ToTorchTensor(BasicTransform2D):
     """
 
     def apply_transform_to_image(self, image: np.ndarray) -> Tensor:
-        """Turn one array into a tensor that shares no memory with it."""
         if not np.issubdtype(image.dtype, np.floating):
             return torch.from_numpy(np.array(image, dtype=np.int64, order="C"))
         tensor = torch.from_numpy(np.array(image, dtype=np.float32, order="C"))
@@ -180,7 +157,7 @@ class ToTorchTensor(BasicTransform2D):
 
 
 class Compose(BasicTransform2D):
-    """Apply several transforms one after the other.
+    """Apply several transforms one after the other; `rng` (of the call, or its own) replaces their generators.
 
     >>> both = Compose(RandomReflect(), RandomRotate90(), rng=np.random.default_rng(0))
     >>> image, label = both(np.zeros((1, 4, 4)), np.zeros((4, 4), np.uint8))
@@ -192,11 +169,9 @@ class Compose(BasicTransform2D):
 
     @property
     def is_random(self) -> bool:
-        """True if one of the transforms is random."""
         return any(transform.is_random for transform in self.transforms)
 
     def __call__(self, *images: np.ndarray, rng: np.random.Generator | None = None) -> list[Any]:
-        """Apply the transforms in order; `rng` (or that of `Compose`) replaces their own generators."""
         result: list[Any] = list(images)
         for transform in self.transforms:
             result = transform(*result, rng=self.rng if rng is None else rng)
@@ -216,20 +191,11 @@ def _most_frequent(blocks: np.ndarray) -> np.ndarray:
 
 def _check_arrays(images: tuple[np.ndarray, ...]) -> None:
     """Raise `InputError` unless all images are arrays (H, W) or (C, H, W) of one height and width."""
-    for index, image in enumerate(images):
-        if not isinstance(image, np.ndarray):
-            raise InputError(
-                f"Input {index} is a {type(image).__name__}; expected a numpy array.\n"
-                "If ToTorchTensor is used, it must come last."
-            )
-        if image.ndim not in (2, 3):
-            raise InputError(f"Input {index} has shape {image.shape}; expected (H, W) or (C, H, W).")
-    sizes = [image.shape[-2:] for image in images]
-    if len(set(sizes)) > 1:
-        raise InputError(
-            f"The inputs have different sizes (H, W): {sizes}.\n"
-            "Image, label and maps of one sample must have one size, with channels first: (C, H, W)."
-        )
+    if wrong := [type(image).__name__ for image in images if not isinstance(image, np.ndarray)]:
+        raise InputError(f"An input is a {wrong[0]}; expected a numpy array. ToTorchTensor must come last.")
+    shapes = [image.shape for image in images]
+    if len({shape[-2:] for shape in shapes}) > 1 or any(len(shape) not in (2, 3) for shape in shapes):
+        raise InputError(f"The inputs have shapes {shapes}; expected (H, W) or (C, H, W), channels first, of one size.")
 
 
 # --- whole batches, on their device ---
@@ -242,20 +208,12 @@ _FLIPPED_AXES: tuple[tuple[int, ...], ...] = ((), (-1,), (-2, -1), (-2,), (-1,),
 def apply_symmetry(tensor: Tensor, k: int) -> Tensor:
     """Apply symmetry k of the square to the last two axes (H, W) of a tensor; odd k swaps H and W.
 
-    | k | what happens                        | k | what happens                              |
-    |---|-------------------------------------|---|-------------------------------------------|
-    | 0 | nothing                             | 4 | mirror left-right                         |
-    | 1 | quarter turn, counter-clockwise     | 5 | transpose (mirror at the main diagonal)   |
-    | 2 | half turn                           | 6 | mirror top-bottom                         |
-    | 3 | three quarter turns                 | 7 | mirror at the other diagonal              |
-
-    Returns a new tensor in the memory format of the input.  Raises `InputError` unless 0 ≤ k ≤ 7.
+    0 … 3 are that many quarter turns, counter-clockwise; 4 mirrors left-right, 6 top-bottom, 5 at the main diagonal
+    (transpose), 7 at the other one.  Returns a new tensor in the memory format of the input.
 
     >>> apply_symmetry(torch.tensor([[1, 2], [3, 4]]), 1).tolist()
     [[2, 4], [1, 3]]
     """
-    if k not in range(8):
-        raise InputError(f"apply_symmetry: k is {k}; expected 0 … 7.")
     return _moved(tensor, k).clone(memory_format=memory_format(tensor))
 
 
@@ -273,20 +231,17 @@ def random_symmetries(
 ) -> tuple[Tensor, ...]:
     """Give each sample of a batch its own random symmetry; image, mask and maps of a sample get the same one.
 
-    `symmetries` are those to draw from, numbered as in `apply_symmetry`: (0, 4) mirrors every second street scene, and
-    never stands it on its head.
-
-    Tensors are (B, C, H, W) or (B, H, W), any dtype, of one B, H, W.  If H ≠ W only the four symmetries that
-    keep the shape are drawn (0, 2, 4, 6).  `generator` is a CPU generator: so nothing waits for the GPU.
-    Order, dtype, device and memory format (channels_last too) are kept; the inputs are not changed.
-    One pass a sample was measured faster than sorting the batch by symmetry (8 and 32 samples of 256², CPU).
+    `symmetries` are those to draw from, as in `apply_symmetry`: (0, 4) mirrors every second street scene, and never
+    stands it on its head.  Tensors are (B, C, H, W) or (B, H, W), any dtype, of one B, H, W, else `InputError`.  If
+    H ≠ W only the four that keep the shape are drawn (0, 2, 4, 6).  Memory formats are kept.
 
     >>> images, masks = torch.rand(2, 1, 4, 4), torch.zeros(2, 4, 4, dtype=torch.int64)
     >>> moved, moved_masks = random_symmetries(images, masks, generator=torch.Generator().manual_seed(0))
     """
-    B, H, W = _batch_size(tensors)
-    if not symmetries or not set(symmetries) <= set(range(8)):
-        raise InputError(f"random_symmetries: symmetries is {symmetries}; expected some of 0 … 7.")
+    shapes = [tuple(tensor.shape) for tensor in tensors]
+    if len({(shape[0], *shape[-2:]) for shape in shapes}) > 1 or any(len(shape) not in (3, 4) for shape in shapes):
+        raise InputError(f"The tensors have shapes {shapes}; expected (B, C, H, W) or (B, H, W) of one B, H and W.")
+    B, H, W = shapes[0][0], *shapes[0][-2:]
     drawn = [symmetries[k] for k in torch.randint(0, len(symmetries), (B,), generator=generator).tolist()]
     drawn = drawn if H == W else [k - k % 2 for k in drawn]
     results = []
@@ -310,18 +265,6 @@ def memory_format(tensor: Tensor) -> torch.memory_format:
     return torch.channels_last if is_channels_last and not tensor.is_contiguous() else torch.contiguous_format
 
 
-def _batch_size(tensors: tuple[Tensor, ...]) -> tuple[int, int, int]:
-    """The common (B, H, W); raise `InputError` if the tensors do not share it."""
-    sizes = [(tensor.shape[0], *tensor.shape[-2:]) if tensor.ndim in (3, 4) else None for tensor in tensors]
-    if not sizes or sizes[0] is None or len(set(sizes)) > 1:
-        shapes = [tuple(tensor.shape) for tensor in tensors]
-        raise InputError(
-            f"random_symmetries: the tensors have shapes {shapes}.\n"
-            "Expected (B, C, H, W) or (B, H, W), all with the same B, H and W."
-        )
-    return sizes[0]
-
-
 # --- whole batches: brightness, colours, turns by any angle, zoom ---
 
 
@@ -331,8 +274,7 @@ def random_intensity(
     """Change brightness and contrast of each image of a batch: x · (1 + g) + o + noise · n.
 
     g is uniform in ±gain, o in ±offset, one of each a sample; n is standard normal, one a value.  `images` is
-    (B, C, H, W) float, normalised to unit deviation: offset and noise are in units of that deviation.
-    `generator` is a CPU generator.  Labels need no change.  Raises `InputError` for other shapes or dtypes.
+    (B, C, H, W) float, else `InputError`; offset and noise are in its units.
 
     >>> random_intensity(torch.zeros(1, 1, 2, 2), 0.2, 0.0, generator=torch.Generator()).tolist()
     [[[[0.0, 0.0], [0.0, 0.0]]]]
@@ -340,9 +282,7 @@ def random_intensity(
     _check_images("random_intensity", images)
     drawn = torch.rand(2, images.shape[0], 1, 1, 1, generator=generator) * 2 - 1
     seed = int(torch.randint(2**62, (1,), generator=generator))  # always drawn: gain, offset ignore `noise`
-    if images.device.type == "cuda":
-        drawn = drawn.pin_memory()  # only a copy from pinned memory does not wait for the GPU
-    g, o = drawn.to(images.device, images.dtype, non_blocking=True)
+    g, o = _moved_to(images, drawn).to(images.dtype)
     result = images * (1 + gain * g) + offset * o
     if noise > 0:
         own = torch.Generator(images.device).manual_seed(seed)  # noise is drawn where the images are
@@ -354,9 +294,7 @@ def random_hue(images: Tensor, degrees: float = 180.0, *, generator: torch.Gener
     """Turn the colours of each image of a batch by its own angle round the grey axis; grey stays grey.
 
     The angle is uniform in ±degrees, one a sample: with 180 what an object is must be learnt from shape and brightness,
-    not from its colour.  `images` is (B, 3, H, W) float, red, green, blue, in any common scale (also normalised by
-    channel: then the axis is that of equal deviations).  `generator` is a CPU generator.
-    Raises `InputError` for other shapes or dtypes.
+    not from its colour.  `images` is (B, 3, H, W) float, red, green, blue, in any common scale, else `InputError`.
 
     >>> grey = torch.full((2, 3, 4, 4), 0.7)
     >>> torch.allclose(random_hue(grey, generator=torch.Generator()), grey)
@@ -367,9 +305,7 @@ def random_hue(images: Tensor, degrees: float = 180.0, *, generator: torch.Gener
     across = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / 3**0.5  # axis × colour
     # Rodrigues' formula for the axis (1, 1, 1)/√3: (B, 3, 3)
     turn = angle.cos() * torch.eye(3) + angle.sin() * across + (1 - angle.cos()) / 3
-    if images.device.type == "cuda":
-        turn = turn.pin_memory()
-    turn = turn.to(images.device, images.dtype, non_blocking=True)
+    turn = _moved_to(images, turn).to(images.dtype)
     return torch.einsum("bij,bjhw->bihw", turn, images).contiguous(memory_format=memory_format(images))
 
 
@@ -388,7 +324,7 @@ def random_affine(
     The angle is uniform in ±degrees, the logarithm of the zoom in ±zoom and that of width over height in ±2·stretch,
     the shift in ±shift of the side; a mirror left-right comes with probability ½.  What lies outside of the image is
     its mirror image.  Images (B, C, H, W) float are interpolated; maps (B, H, W) take the nearest pixel, so that no
-    class is invented.  `generator` is a CPU generator.  Raises `InputError` for other shapes or dtypes.
+    class is invented.  Raises `InputError` for other shapes or dtypes.
 
     >>> images, labels = torch.rand(2, 3, 8, 8), torch.randint(0, 2, (2, 8, 8))
     >>> moved, moved_labels = random_affine(images, labels, generator=torch.Generator().manual_seed(0))
@@ -406,9 +342,7 @@ def random_affine(
     x = torch.stack([scale * aspect * flip * angle.cos(), -scale * aspect * angle.sin() * H / W, 2 * shift * right], 1)
     y = torch.stack([scale / aspect * flip * angle.sin() * W / H, scale / aspect * angle.cos(), 2 * shift * down], 1)
     theta = torch.stack([x, y], dim=1)  # (B, 2, 3)
-    if images.device.type == "cuda":
-        theta = theta.pin_memory()
-    grid = F.affine_grid(theta.to(images.device, non_blocking=True), [B, 1, H, W], align_corners=False)
+    grid = F.affine_grid(_moved_to(images, theta), [B, 1, H, W], align_corners=False)
     moved = _sample(images.float(), grid, "bilinear").to(images.dtype)
     # Where each pixel comes from, as a number: so maps of every type are only picked from, never calculated with
     places = torch.arange(H * W, device=images.device, dtype=torch.float32).expand(B, 1, -1).reshape(B, 1, H, W)
@@ -419,6 +353,12 @@ def random_affine(
 
 def _sample(x: Tensor, grid: Tensor, mode: str) -> Tensor:
     return F.grid_sample(x, grid, mode=mode, padding_mode="reflection", align_corners=False)
+
+
+def _moved_to(images: Tensor, drawn: Tensor) -> Tensor:
+    """What was drawn on the CPU, beside the images; only a copy from pinned memory does not wait for the GPU."""
+    drawn = drawn.pin_memory() if images.device.type == "cuda" else drawn
+    return drawn.to(images.device, non_blocking=True)
 
 
 def _check_images(function: str, images: Tensor, channels: int | None = None) -> None:

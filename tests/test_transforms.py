@@ -69,38 +69,6 @@ def test_one_call_draws_once_for_all_images():
     assert second[0].max() == 2  # a new call draws anew
 
 
-def test_result_is_a_list_also_for_one_image():
-    for transform in (BasicTransform2D(), RandomReflect(rng()), random_transform()):
-        result = transform(np.zeros((2, 2)), rng=rng())
-        assert isinstance(result, list)
-        assert len(result) == 1
-
-
-def test_random_variable_without_a_call_is_drawn_and_an_unknown_name_is_refused():
-    transform = RandomRotate90(rng())
-    assert transform.get_random_variable("quarter_turns") in range(4)
-    with pytest.raises(InputError, match="quarter_turn'.*quarter_turns"):
-        transform.get_random_variable("quarter_turn")
-
-
-class CountCalls(BasicTransform2D):
-    """Stores a variable of a new name in each call."""
-
-    calls = 0
-
-    def build_random_variables(self):
-        self.calls += 1
-        self._random_variables[f"call {self.calls}"] = 0
-
-
-def test_variables_of_the_call_before_are_forgotten():
-    transform = CountCalls()
-    transform(SQUARE)
-    transform(SQUARE)
-    with pytest.raises(InputError, match=r"it draws \['call 2'\]"):
-        transform.get_random_variable("call 1")
-
-
 def test_generator_of_the_call_replaces_the_own_one_only_for_that_call():
     own = rng(1)
     transform = RandomRotate90(own)
@@ -108,11 +76,6 @@ def test_generator_of_the_call_replaces_the_own_one_only_for_that_call():
     transform(SQUARE, rng=rng(2))
     assert own.bit_generator.state == state
     assert transform.rng is own
-
-
-def test_missing_generator_is_an_input_error():
-    with pytest.raises(InputError, match="RandomReflect needs a random generator"):
-        RandomReflect()(SQUARE)
 
 
 def test_is_random_tells_random_from_fixed_transforms():
@@ -124,7 +87,7 @@ def test_is_random_tells_random_from_fixed_transforms():
     assert Compose(DownscaleImage(2), RandomReflect()).is_random
 
 
-def test_fault_62_same_seed_draws_the_same_again():
+def test_same_seed_draws_the_same_again():
     image = coordinates(5, 5)
     once, again = (
         [transform(image)[0] for _ in range(20)]
@@ -134,20 +97,26 @@ def test_fault_62_same_seed_draws_the_same_again():
     assert len({a.tobytes() for a in once}) == 8  # and within one run the calls differ
 
 
-@pytest.mark.parametrize("bad", [np.zeros(3), np.zeros((1, 2, 3, 4))])
-def test_wrong_number_of_axes_is_refused(bad):
-    with pytest.raises(InputError, match=r"expected \(H, W\) or \(C, H, W\)"):
-        BasicTransform2D()(bad)
-
-
-def test_tensor_as_input_is_refused_with_the_hint():
-    with pytest.raises(InputError, match="ToTorchTensor is used, it must come last"):
-        Compose(ToTorchTensor(), RandomReflect(rng()))(SQUARE)
-
-
-def test_images_of_different_sizes_are_refused():
-    with pytest.raises(InputError, match="channels first"):
-        BasicTransform2D()(np.zeros((4, 6, 3)), np.zeros((4, 6)))
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda: BasicTransform2D()(np.zeros(3)), "channels first"),
+        (lambda: BasicTransform2D()(np.zeros((4, 6, 3)), np.zeros((4, 6))), "channels first"),
+        (lambda: Compose(ToTorchTensor(), RandomReflect(rng()))(SQUARE), "ToTorchTensor must come last"),
+        (lambda: RandomReflect()(SQUARE), "RandomReflect needs a random generator"),
+        (lambda: DownscaleImage(4)(np.zeros((3, 9))), "smaller than factor"),
+        (
+            lambda: random_symmetries(torch.zeros(2, 1, 4, 4), torch.zeros(3, 4, 4), generator=cpu_generator()),
+            "one B, H",
+        ),
+        (lambda: random_intensity(torch.zeros(2, 1, 4, 4).long(), generator=cpu_generator()), "float tensor"),
+        (lambda: random_hue(torch.zeros(2, 1, 4, 4), generator=cpu_generator()), "B, 3, H, W"),
+        (lambda: random_affine(torch.zeros(1, 1, 4, 4), torch.zeros(1, 4, 5), generator=cpu_generator()), "a map has"),
+    ],
+)
+def test_what_does_not_belong_together_is_refused(call, words):
+    with pytest.raises(InputError, match=words):
+        call()
 
 
 # --- reflections and quarter turns ---
@@ -189,14 +158,9 @@ def test_each_of_the_four_outcomes_comes_a_quarter_of_the_time(kind):
     assert all(abs(count / 4000 - 0.25) < 0.03 for count in counts.values())  # 4.4 standard errors
 
 
-def test_reflection_probability_zero_and_one():
-    assert np.array_equal(RandomReflect(rng(), probability=0.0)(SQUARE)[0], SQUARE)
-    assert np.array_equal(RandomReflect(rng(), probability=1.0)(SQUARE)[0], SQUARE[::-1, ::-1])
-
-
 @given(st.integers(1, 7), st.integers(1, 7), st.integers(0, 1000))
 @settings(max_examples=60)
-def test_fault_59_coordinate_image_shows_that_image_label_and_weight_moved_alike(height, width, seed):
+def test_coordinate_image_shows_that_image_label_and_weight_moved_alike(height, width, seed):
     pixel = coordinates(height, width)
     image = np.stack([pixel, pixel + 0.5]).astype(np.float32)
     weight, label = pixel / 7.0, (pixel % 3).astype(np.uint8)
@@ -210,29 +174,18 @@ def test_fault_59_coordinate_image_shows_that_image_label_and_weight_moved_alike
 
 @given(hnp.arrays(np.uint8, st.tuples(st.integers(4, 9), st.integers(4, 9))), st.integers(0, 99))
 @settings(max_examples=60)
-def test_fault_60_label_set_never_grows(label, seed):
+def test_label_set_never_grows(label, seed):
     for transform in (RandomReflect(), RandomRotate90(), DownscaleImage(2), DownscaleImage((1, 3))):
         (moved,) = transform(label, rng=rng(seed))
         assert moved.dtype == label.dtype
         assert set(np.unique(moved)) <= set(np.unique(label))
 
 
-def test_fault_61_quarter_turns_of_images_that_are_not_square():
-    image = coordinates(2, 3)
-    shapes = set()
-    for seed in range(20):
-        transform = RandomRotate90(rng(seed))
-        (moved,) = transform(image)
-        assert np.array_equal(moved, np.rot90(image, transform.get_random_variable("quarter_turns")))
-        shapes.add(moved.shape)
-    assert shapes == {(2, 3), (3, 2)}
-
-
 @pytest.mark.parametrize(
     "transform", [BasicTransform2D(), RandomReflect(), RandomRotate90(), DownscaleImage(1), DownscaleImage(2)]
 )
 @pytest.mark.parametrize("dtype", [np.float32, np.uint8])
-def test_fault_64_results_are_contiguous_copies_and_inputs_stay(transform, dtype):
+def test_results_are_contiguous_copies_and_inputs_stay(transform, dtype):
     for seed in range(8):
         image = np.arange(32, dtype=dtype).reshape(2, 4, 4)
         before = image.copy()
@@ -260,18 +213,6 @@ def test_downscale_labels_is_the_most_frequent_one_and_the_smallest_in_a_tie():
     assert small.dtype == np.uint8
     (small,) = DownscaleImage(2)(np.array([[True, True], [True, False]]))
     assert small.tolist() == [[True]]
-
-
-def test_downscale_leaves_out_what_fills_no_block_and_takes_two_factors():
-    (small,) = DownscaleImage((2, 3))(np.ones((3, 5, 7)))
-    assert small.shape == (3, 2, 2)
-
-
-def test_downscale_refuses_factors_that_do_not_fit():
-    with pytest.raises(InputError, match="at least 1"):
-        DownscaleImage(0)
-    with pytest.raises(InputError, match="smaller than factor"):
-        DownscaleImage(4)(np.zeros((3, 9)))
 
 
 def test_to_torch_tensor_dtypes_shapes_and_memory():
@@ -316,15 +257,6 @@ def test_all_eight_symmetries_by_hand():
     ]
 
 
-def test_symmetries_are_a_group():
-    image = torch.arange(9).reshape(3, 3)
-    moved = {tuple(apply_symmetry(image, k).flatten().tolist()): k for k in range(8)}
-    assert len(moved) == 8  # all different
-    for j in range(8):
-        products = [tuple(apply_symmetry(apply_symmetry(image, k), j).flatten().tolist()) for k in range(8)]
-        assert sorted(moved[product] for product in products) == list(range(8))  # closed, each exactly once
-
-
 @given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 7))
 @settings(max_examples=60)
 def test_inverse_symmetry_undoes_also_for_images_that_are_not_square(height, width, k):
@@ -333,13 +265,6 @@ def test_inverse_symmetry_undoes_also_for_images_that_are_not_square(height, wid
     assert moved.shape == ((2, width, height) if k % 2 else (2, height, width))
     assert torch.equal(apply_symmetry(moved, inverse_symmetry(k)), image)
     assert torch.equal(apply_symmetry(apply_symmetry(image, inverse_symmetry(k)), k), image)
-
-
-@pytest.mark.parametrize("k", range(8))
-def test_symmetry_agrees_with_numpy(k):
-    image = coordinates(3, 5)
-    expected = np.rot90(image[:, ::-1] if k >= 4 else image, k % 4)
-    assert np.array_equal(apply_symmetry(torch.from_numpy(image), k).numpy(), expected)
 
 
 @pytest.mark.parametrize("k", range(8))
@@ -355,15 +280,9 @@ def test_symmetry_keeps_the_memory_format_and_its_input(k):
         assert torch.equal(image, before)
 
 
-@pytest.mark.parametrize("k", [-1, 8])
-def test_unknown_symmetry_is_refused(k):
-    with pytest.raises(InputError, match="expected 0 … 7"):
-        apply_symmetry(torch.zeros(2, 2), k)
-
-
 @given(st.integers(1, 5), st.integers(1, 6), st.integers(1, 6), st.integers(0, 999))
 @settings(max_examples=60)
-def test_fault_59_batch_symmetries_move_image_mask_and_weight_alike(batch, height, width, seed):
+def test_batch_symmetries_move_image_mask_and_weight_alike(batch, height, width, seed):
     pixel = torch.arange(batch * height * width).reshape(batch, height, width)
     images = torch.stack([pixel, pixel], dim=1).float()
     weights = pixel[:, None] * 0.5
@@ -391,20 +310,9 @@ def test_only_the_symmetries_that_are_named_are_drawn():
     (moved,) = random_symmetries(one.repeat(64, 1, 1, 1), generator=cpu_generator(0), symmetries=(0, 4))
     kinds = {tuple(sample.flatten().tolist()) for sample in moved}
     assert kinds == {(0, 1, 2, 3, 4, 5), (2, 1, 0, 5, 4, 3)}  # as it is, and left-right
-    for wrong in ((), (8,), (-1, 0)):
-        with pytest.raises(InputError, match="symmetries is"):
-            random_symmetries(one, generator=cpu_generator(0), symmetries=wrong)
 
 
-def test_fault_62_batch_symmetries_repeat_with_the_seed():
-    images = torch.rand(16, 1, 4, 4)
-    first, second = (random_symmetries(images, generator=cpu_generator(5))[0] for _ in range(2))
-    assert torch.equal(first, second)
-    other = random_symmetries(images, generator=cpu_generator(6))[0]
-    assert not torch.equal(first, other)
-
-
-def test_fault_64_batch_symmetries_keep_inputs_dtype_and_memory_format():
+def test_batch_symmetries_keep_inputs_dtype_and_memory_format():
     images = torch.rand(8, 3, 4, 4).contiguous(memory_format=torch.channels_last)
     masks = torch.randint(0, 2, (8, 4, 4), dtype=torch.uint8)
     before, masks_before = images.clone(), masks.clone()
@@ -415,24 +323,6 @@ def test_fault_64_batch_symmetries_keep_inputs_dtype_and_memory_format():
     moved_masks.zero_()
     assert torch.equal(images, before)
     assert torch.equal(masks, masks_before)
-
-
-@pytest.mark.parametrize(
-    "shapes", [[(2, 1, 4, 4), (2, 4, 5)], [(2, 1, 4, 4), (3, 4, 4)], [(4, 4)], [(1, 2, 1, 4, 4)], []]
-)
-def test_batch_symmetries_refuse_tensors_that_do_not_belong_together(shapes):
-    with pytest.raises(InputError, match="same B, H and W"):
-        random_symmetries(*(torch.zeros(shape) for shape in shapes), generator=cpu_generator())
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-def test_batch_symmetries_never_wait_for_the_gpu():
-    images, masks = torch.rand(8, 1, 32, 32, device="cuda"), torch.zeros(8, 32, 32, device="cuda")
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        random_symmetries(images, masks, generator=cpu_generator())
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 # --- brightness, colours, turns by any angle, zoom ---
@@ -446,6 +336,7 @@ def test_batch_augmentation_never_waits_for_the_gpu():
     random_intensity(images, noise=0.1, generator=cpu_generator())  # first use starts the library
     torch.cuda.set_sync_debug_mode("error")
     try:
+        random_symmetries(images, masks, generator=cpu_generator())
         random_intensity(images, noise=0.1, generator=cpu_generator())
         random_hue(images, generator=cpu_generator())
         random_affine(images, masks, generator=cpu_generator())
@@ -469,35 +360,11 @@ def test_intensity_is_one_gain_and_one_offset_a_sample():
     assert offsets.std() > 0.13  # uniform in ±0.3: 0.173
 
 
-def test_intensity_of_zero_changes_nothing_and_noise_has_its_deviation():
-    images = torch.zeros(2, 1, 100, 100)
-    assert torch.equal(random_intensity(images, 0.0, 0.0, generator=cpu_generator()), images)
-    noisy = random_intensity(images, 0.0, 0.0, noise=0.5, generator=cpu_generator())
-    assert noisy.std() == pytest.approx(0.5, abs=0.02)
-
-
-def test_fault_62_64_intensity_repeats_with_the_seed_and_keeps_its_input():
-    images = torch.rand(4, 1, 3, 3)
-    before = images.clone()
-    first, second = (random_intensity(images, noise=0.1, generator=cpu_generator(7)) for _ in range(2))
-    assert torch.equal(first, second)
-    assert torch.equal(images, before)
-    assert not torch.equal(first, random_intensity(images, noise=0.1, generator=cpu_generator(8)))
-    noise = [random_intensity(images, 0.0, 0.0, 0.1, generator=cpu_generator(seed)) for seed in (1, 2)]
-    assert not torch.equal(*noise)
-
-
 def test_noise_does_not_change_what_is_drawn_for_gain_and_offset():
     images = torch.ones(3, 1, 64, 64)
     plain = random_intensity(images, generator=cpu_generator(3))
     noisy = random_intensity(images, noise=0.01, generator=cpu_generator(3))
     assert torch.allclose(plain.mean((1, 2, 3)), noisy.mean((1, 2, 3)), atol=0.002)
-
-
-@pytest.mark.parametrize("bad", [torch.zeros(2, 4, 4), torch.zeros(2, 1, 4, 4, dtype=torch.int64)])
-def test_intensity_refuses_what_is_no_batch_of_float_images(bad):
-    with pytest.raises(InputError, match="expected a float tensor"):
-        random_intensity(bad, generator=cpu_generator())
 
 
 def test_hue_turns_colours_round_the_grey_axis():
@@ -518,19 +385,6 @@ def test_a_third_of_a_turn_makes_red_green():
         patch.setattr(torch, "rand", lambda *size, generator: torch.full(size, 5 / 6))  # (2u − 1)·π = 2π/3
         green = random_hue(torch.tensor([1.0, 0.0, 0.0]).reshape(1, 3, 1, 1), generator=cpu_generator())
     assert torch.allclose(green.flatten(), torch.tensor([0.0, 1.0, 0.0]), atol=1e-6)
-
-
-@pytest.mark.parametrize("bad", [torch.zeros(2, 1, 4, 4), torch.zeros(3, 4, 4), torch.zeros(2, 3, 4, 4).long()])
-def test_hue_refuses_what_has_no_three_colours(bad):
-    with pytest.raises(InputError, match="B, 3, H, W"):
-        random_hue(bad, generator=cpu_generator())
-
-
-def test_hue_can_be_turned_a_little_only():
-    images = torch.rand(16, 3, 4, 4)
-    assert torch.allclose(random_hue(images, 0.0, generator=cpu_generator()), images, atol=1e-6)
-    near, far = ((random_hue(images, d, generator=cpu_generator()) - images).norm() for d in (10.0, 90.0))
-    assert 0 < near < far
 
 
 # --- turns, zoom, shifts ---
@@ -582,7 +436,7 @@ def test_zoom_stretch_and_shift_by_hand(monkeypatch):
     assert torch.equal(moved, label.roll(-16, 2))  # a quarter of the side
 
 
-def test_fault_59_images_and_maps_move_alike_each_sample_by_its_own_draw():
+def test_images_and_maps_move_alike_each_sample_by_its_own_draw():
     label = torch.randint(0, 2, (8, 1, 12, 12)).float()
     label = torch.nn.functional.interpolate(label, scale_factor=4)[:, 0].long()
     images = label[:, None].float()
@@ -595,29 +449,7 @@ def test_fault_59_images_and_maps_move_alike_each_sample_by_its_own_draw():
     assert torch.equal(moved, random_affine(images, generator=cpu_generator(1))[0])
 
 
-def test_fault_64_affine_keeps_the_memory_format_and_the_input():
-    images = torch.rand(2, 3, 8, 8).contiguous(memory_format=torch.channels_last)
-    before = images.clone()
-    moved = random_affine(images, generator=cpu_generator())[0]
-    assert moved.is_contiguous(memory_format=torch.channels_last)
-    assert torch.equal(images, before)
-
-
-@pytest.mark.parametrize(
-    ("images", "label"),
-    [
-        (torch.zeros(2, 4, 4), torch.zeros(2, 4, 4)),
-        (torch.zeros(2, 1, 4, 4).long(), torch.zeros(2, 4, 4)),
-        (torch.zeros(2, 1, 4, 4), torch.zeros(2, 4, 5)),
-        (torch.zeros(2, 1, 4, 4), torch.zeros(2, 1, 4, 4)),
-    ],
-)
-def test_affine_refuses_what_does_not_belong_together(images, label):
-    with pytest.raises(InputError, match="random_affine"):
-        random_affine(images, label, generator=cpu_generator())
-
-
-def test_fault_60_affine_keeps_large_numbers_and_half_precision():
+def test_affine_keeps_large_numbers_and_half_precision():
     ids = torch.full((1, 6, 6), 2**24 + 1)
     assert random_affine(torch.zeros(1, 1, 6, 6), ids, generator=cpu_generator())[1].unique().tolist() == [2**24 + 1]
     images = torch.rand(2, 1, 32, 32)
