@@ -90,10 +90,9 @@ def class_objects(pred: ArrayLike, target: ArrayLike, of_class: int = 1, *, conn
 
 @dataclass(frozen=True)
 class Overlaps:
-    """How P predicted and T true objects share the pixels of one image.
+    """Predicted object `pred[n]` and true object `target[n]` share `pixels[n]` > 0 pixels; all (N,) int64.
 
-    Predicted object `pred[n]` and true object `target[n]` share `pixels[n]` > 0 pixels; all (N,) int64.  Objects
-    have the numbers 1 … P and 1 … T in the order of their labels, 0 is background.  `pred_size` (P + 1,) and
+    Objects have the numbers 1 … P and 1 … T in the order of their labels, 0 is background.  `pred_size` (P + 1,) and
     `target_size` (T + 1,) are their sizes in pixels.
     """
 
@@ -316,8 +315,7 @@ class TopologyCounts(Counts):
 def topology_counts(pred: ArrayLike, target: ArrayLike, of_class: int = 1, *, connectivity: int = 8) -> TopologyCounts:
     """Count merges, splits, spurious and missed objects and holes of one class, and the errors of β0 and β1.
 
-    Class maps (H, W); `connectivity` (4 or 8) is that of the objects, holes have the other one.  The choice can change
-    which method is best, so state it.  Definitions and errors: `topology.critical_regions`.
+    Class maps (H, W); `connectivity` (4 or 8) is that of the objects, holes have the other one: see `topology`.
 
     >>> counts = topology_counts(np.array([[1, 1, 1, 0, 1]]), np.array([[1, 0, 1, 0, 0]]))
     >>> counts.merges, counts.spurious, counts.beta0_error  # the merge and the false object cancel out in β0
@@ -348,10 +346,7 @@ class BoundaryCounts(Counts):
     precision = _score(lambda c: (c.pred_near, c.pred_length), "The part of the predicted border near to a true one")
     recall = _score(lambda c: (c.target_near, c.target_length), "The part of the true border near to a predicted one")
     f1 = _score(lambda c: (2 * c.precision * c.recall, c.precision + c.recall), "Boundary F1, their harmonic mean")
-    surface_dice = _score(
-        lambda c: (c.pred_near + c.target_near, c.pred_length + c.target_length),
-        "Normalised surface distance: the part of both borders together that is near to the other one",
-    )
+    surface_dice = _score(lambda c: (c.pred_near + c.target_near, c.pred_length + c.target_length), "Of both together")
 
 
 @dataclass(frozen=True)
@@ -384,8 +379,7 @@ def boundary_distances(pred: ArrayLike, target: ArrayLike, of_class: int | None 
     """Distances between the borders in a predicted and a true label map (H, W), exact; the frame is no border.
 
     Where `target` is 255, there is no border in either map.  With `of_class` it is the border of this class against the
-    rest.  By default it is all borders between different labels, where each may match any other; so for instance maps,
-    in which no object is 255.
+    rest, by default all borders between different labels, as for instance maps.
 
     >>> distances = boundary_distances(np.array([[0, 0, 1, 1]]), np.array([[0, 1, 1, 1]]))  # one pixel off
     >>> distances.hausdorff(), distances.within(0.5).f1, distances.within(1).f1
@@ -410,10 +404,8 @@ def _middles_to(cracks: Bools, others: Bools) -> Floats:
 def choose_threshold(probs: Maps, labels: Maps) -> tuple[float, list[Row]]:
     """The threshold (0.05 … 0.95) with the fewest errors of objects and holes, in a tie near 0.5; and a row for each.
 
-    >>> probs, label = np.array([[0.9, 0.6, 0.9]]), np.array([[1, 0, 1]])  # a bridge that 0.6 and more removes
-    >>> best, rows = choose_threshold([probs], [label])
-    >>> best, len(rows)
-    (0.6, 19)
+    >>> choose_threshold([np.array([[0.9, 0.6, 0.9]])], [np.array([[1, 0, 1]])])[0]  # 0.6 removes the bridge
+    0.6
     """
     rows = []
     for threshold in (k / 20 for k in range(1, 20)):
@@ -472,41 +464,20 @@ def _confusion(guesses: Maps, labels: Maps) -> torch.Tensor:
 class PrecisionRecall:
     """Precision and recall of "probability ≥ threshold", one entry a threshold, from the highest threshold down.
 
-    The threshold of `max_f` is chosen on the pixels that are judged: a best case, and the rule of the KITTI road
-    benchmark (Fritsch, Kühnl and Geiger, 2013, doi:10.1109/ITSC.2013.6728473).
+    `f1` holds 2·P·R / (P + R), `best` the entry where it is highest, `max_f` this F1 (chosen on the pixels that are
+    judged: the rule of the KITTI road benchmark, Fritsch et al., 2013, doi:10.1109/ITSC.2013.6728473).
+    `average_precision` is Σ (R_n − R_{n−1}) · P_n, `average_precision_11` the mean over the recalls 0, 0.1 … 1 of the
+    best precision at this recall or above (KITTI, PASCAL).
     """
 
     thresholds: np.ndarray
     precision: np.ndarray
     recall: np.ndarray
-
-    @property
-    def f1(self) -> np.ndarray:
-        """2·P·R / (P + R) at each threshold."""
-        added = self.precision + self.recall
-        return 2 * self.precision * self.recall / np.where(added > 0, added, 1)
-
-    @property
-    def best(self) -> int:
-        """The entry of the highest F1."""
-        return int(self.f1.argmax())
-
-    @property
-    def max_f(self) -> float:
-        """MaxF: the highest F1 of all thresholds."""
-        return float(self.f1[self.best])
-
-    @property
-    def average_precision(self) -> float:
-        """Area below the curve as a sum of steps, Σ (R_n − R_{n−1}) · P_n."""
-        return float((np.diff(self.recall, prepend=0) * self.precision).sum())
-
-    @property
-    def average_precision_11(self) -> float:
-        """Mean over the recalls 0, 0.1 … 1 of the best precision at this recall or above: KITTI's and PASCAL's AP."""
-        from_here_on = np.maximum.accumulate(self.precision[::-1])[::-1]
-        entries = np.searchsorted(self.recall, np.linspace(0, 1, 11) - 1e-12)
-        return float(from_here_on[entries].mean())
+    f1: np.ndarray
+    best: int
+    max_f: float
+    average_precision: float
+    average_precision_11: float
 
 
 def precision_recall(probs: Maps, labels: Maps) -> PrecisionRecall:
@@ -525,4 +496,12 @@ def precision_recall(probs: Maps, labels: Maps) -> PrecisionRecall:
     order = np.argsort(-score, kind="stable")
     score, hits = score[order], np.cumsum(label[order])
     last = np.flatnonzero(np.diff(score, append=-np.inf))  # equal probabilities pass a threshold together
-    return PrecisionRecall(score[last], hits[last] / (last + 1), hits[last] / hits[-1])
+    precision, recall = hits[last] / (last + 1), hits[last] / hits[-1]
+    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-300)
+    from_here_on = np.maximum.accumulate(precision[::-1])[::-1]
+    at_eleven = from_here_on[np.searchsorted(recall, np.linspace(0, 1, 11) - 1e-12)]
+    area = (np.diff(recall, prepend=0) * precision).sum()
+    best = int(f1.argmax())
+    return PrecisionRecall(
+        score[last], precision, recall, f1, best, float(f1[best]), float(area), float(at_eleven.mean())
+    )

@@ -1,7 +1,7 @@
 """Objects, borders and structures: pictures solved by hand, and slow or independent judges beside every metric.
 
-Judges are a dictionary of pixels, every possible matching, all pairs of pixels, scikit-image, the distance from each
-crack to each crack, and thresholds tried one by one.
+Judges are a dictionary of pixels, every possible matching, scikit-image, the distance from each crack to each crack,
+and thresholds tried one by one.
 """
 
 import itertools
