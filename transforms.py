@@ -12,6 +12,7 @@ waits for a GPU.  No input is changed in place; every result is a contiguous cop
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,10 +31,6 @@ class BasicTransform2D:
     A derived class writes `apply_transform_to_image` and, if it is random, `build_random_variables`.  `rng` is the
     generator to draw from; one given in the call replaces it for this call.  Returns a list, one entry for each image;
     raises `InputError` unless all are arrays (H, W) or (C, H, W) of one height and width.
-
-    >>> (image,) = BasicTransform2D()(np.zeros((2, 3)))
-    >>> image.shape
-    (2, 3)
     """
 
     def __init__(self, rng: np.random.Generator | None = None) -> None:
@@ -80,8 +77,7 @@ class BasicTransform2D:
 class RandomReflect(BasicTransform2D):
     """Mirror along x and along y, each with the given probability, independently.
 
-    >>> t = RandomReflect(np.random.default_rng(0), probability=1.0)
-    >>> t(np.array([[1, 2], [3, 4]]))[0].tolist()
+    >>> RandomReflect(np.random.default_rng(0), probability=1.0)(np.array([[1, 2], [3, 4]]))[0].tolist()
     [[4, 3], [2, 1]]
     """
 
@@ -102,12 +98,7 @@ class RandomReflect(BasicTransform2D):
 
 
 class RandomRotate90(BasicTransform2D):
-    """Turn counter-clockwise by 0, 1, 2 or 3 quarter turns, with equal probability; (H, W) may become (W, H).
-
-    >>> t = RandomRotate90(np.random.default_rng(0))
-    >>> t(np.zeros((2, 3)))[0].shape in {(2, 3), (3, 2)}
-    True
-    """
+    """Turn counter-clockwise by 0, 1, 2 or 3 quarter turns, with equal probability; (H, W) may become (W, H)."""
 
     def build_random_variables(self) -> None:
         self._random_variables = {"quarter_turns": int(self.generator().integers(4))}
@@ -157,11 +148,7 @@ class ToTorchTensor(BasicTransform2D):
 
 
 class Compose(BasicTransform2D):
-    """Apply several transforms one after the other; `rng` (of the call, or its own) replaces their generators.
-
-    >>> both = Compose(RandomReflect(), RandomRotate90(), rng=np.random.default_rng(0))
-    >>> image, label = both(np.zeros((1, 4, 4)), np.zeros((4, 4), np.uint8))
-    """
+    """Apply several transforms one after the other; `rng` (of the call, or its own) replaces their generators."""
 
     def __init__(self, *transforms: BasicTransform2D, rng: np.random.Generator | None = None) -> None:
         super().__init__(rng)
@@ -218,25 +205,18 @@ def apply_symmetry(tensor: Tensor, k: int) -> Tensor:
 
 
 def inverse_symmetry(k: int) -> int:
-    """The symmetry that undoes symmetry k: turns turn back, mirrors undo themselves.
-
-    >>> [inverse_symmetry(k) for k in range(8)]
-    [0, 3, 2, 1, 4, 5, 6, 7]
-    """
+    """The symmetry that undoes symmetry k: turns turn back, mirrors undo themselves."""
     return k if k >= 4 else -k % 4
 
 
 def random_symmetries(
     *tensors: Tensor, generator: torch.Generator, symmetries: Sequence[int] = range(8)
 ) -> tuple[Tensor, ...]:
-    """Give each sample of a batch its own random symmetry; image, mask and maps of a sample get the same one.
+    """Give each sample of a batch, with its masks and maps, its own random symmetry.
 
     `symmetries` are those to draw from, as in `apply_symmetry`: (0, 4) mirrors every second street scene, and never
     stands it on its head.  Tensors are (B, C, H, W) or (B, H, W), any dtype, of one B, H, W, else `InputError`.  If
     H ≠ W only the four that keep the shape are drawn (0, 2, 4, 6).  Memory formats are kept.
-
-    >>> images, masks = torch.rand(2, 1, 4, 4), torch.zeros(2, 4, 4, dtype=torch.int64)
-    >>> moved, moved_masks = random_symmetries(images, masks, generator=torch.Generator().manual_seed(0))
     """
     shapes = [tuple(tensor.shape) for tensor in tensors]
     if len({(shape[0], *shape[-2:]) for shape in shapes}) > 1 or any(len(shape) not in (3, 4) for shape in shapes):
@@ -244,13 +224,11 @@ def random_symmetries(
     B, H, W = shapes[0][0], *shapes[0][-2:]
     drawn = [symmetries[k] for k in torch.randint(0, len(symmetries), (B,), generator=generator).tolist()]
     drawn = drawn if H == W else [k - k % 2 for k in drawn]
-    results = []
-    for tensor in tensors:
-        result = torch.empty_like(tensor, memory_format=torch.preserve_format)
+    results = tuple(torch.empty_like(tensor) for tensor in tensors)
+    for tensor, result in zip(tensors, results):
         for sample, k in enumerate(drawn):
             result[sample].copy_(_moved(tensor[sample], k))
-        results.append(result)
-    return tuple(results)
+    return results
 
 
 def _moved(tensor: Tensor, k: int) -> Tensor:
@@ -265,9 +243,6 @@ def memory_format(tensor: Tensor) -> torch.memory_format:
     return torch.channels_last if is_channels_last and not tensor.is_contiguous() else torch.contiguous_format
 
 
-# --- whole batches: brightness, colours, turns by any angle, zoom ---
-
-
 def random_intensity(
     images: Tensor, gain: float = 0.2, offset: float = 0.2, noise: float = 0.0, *, generator: torch.Generator
 ) -> Tensor:
@@ -275,9 +250,6 @@ def random_intensity(
 
     g is uniform in ±gain, o in ±offset, one of each a sample; n is standard normal, one a value.  `images` is
     (B, C, H, W) float, else `InputError`; offset and noise are in its units.
-
-    >>> random_intensity(torch.zeros(1, 1, 2, 2), 0.2, 0.0, generator=torch.Generator()).tolist()
-    [[[[0.0, 0.0], [0.0, 0.0]]]]
     """
     _check_images("random_intensity", images)
     drawn = torch.rand(2, images.shape[0], 1, 1, 1, generator=generator) * 2 - 1
@@ -325,11 +297,6 @@ def random_affine(
     the shift in ±shift of the side; a mirror left-right comes with probability ½.  What lies outside of the image is
     its mirror image.  Images (B, C, H, W) float are interpolated; maps (B, H, W) take the nearest pixel, so that no
     class is invented.  Raises `InputError` for other shapes or dtypes.
-
-    >>> images, labels = torch.rand(2, 3, 8, 8), torch.randint(0, 2, (2, 8, 8))
-    >>> moved, moved_labels = random_affine(images, labels, generator=torch.Generator().manual_seed(0))
-    >>> moved.shape, moved_labels.dtype
-    (torch.Size([2, 3, 8, 8]), torch.int64)
     """
     _check_images("random_affine", images)
     B, _, H, W = images.shape
@@ -343,16 +310,13 @@ def random_affine(
     y = torch.stack([scale / aspect * flip * angle.sin() * W / H, scale / aspect * angle.cos(), 2 * shift * down], 1)
     theta = torch.stack([x, y], dim=1)  # (B, 2, 3)
     grid = F.affine_grid(_moved_to(images, theta), [B, 1, H, W], align_corners=False)
-    moved = _sample(images.float(), grid, "bilinear").to(images.dtype)
+    sample = partial(F.grid_sample, grid=grid, padding_mode="reflection", align_corners=False)
+    moved = sample(images.float(), mode="bilinear").to(images.dtype)
     # Where each pixel comes from, as a number: so maps of every type are only picked from, never calculated with
     places = torch.arange(H * W, device=images.device, dtype=torch.float32).expand(B, 1, -1).reshape(B, 1, H, W)
-    origin = _sample(places, grid, "nearest").long().flatten(1)  # (B, H·W)
+    origin = sample(places, mode="nearest").long().flatten(1)  # (B, H·W)
     picked = (m.flatten(1).gather(1, origin).reshape(m.shape) for m in maps)
     return moved.contiguous(memory_format=memory_format(images)), *picked
-
-
-def _sample(x: Tensor, grid: Tensor, mode: str) -> Tensor:
-    return F.grid_sample(x, grid, mode=mode, padding_mode="reflection", align_corners=False)
 
 
 def _moved_to(images: Tensor, drawn: Tensor) -> Tensor:
