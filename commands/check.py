@@ -164,16 +164,12 @@ class OneBatch(NamedTuple):
     def __str__(self) -> str:
         if np.isnan(self.share):
             return "these labels have one class only: there is nothing to learn."
-        numbers = f"{self.share:.0%} of the loss is left; with exchanged labels {self.exchanged:.0%}"
-        doubt = f"WARNING: labels and images may not belong together ({numbers}). Look at the picture."
-        return f"a tiny network learns it: {numbers}." if self.fits else doubt
+        text = "a tiny network learns it" if self.fits else "WARNING: labels and images may not belong together"
+        return f"{text}: {self.share:.0%} of the loss is left; with exchanged labels {self.exchanged:.0%}."
 
 
 def one_batch(samples: Sequence[Sample], seed: int = 0) -> tuple[Tensor, Tensor]:
-    """One crop of each sample, where classes are mixed: images (B, C, H, W) of unit deviation, targets (B, H, W) int64.
-
-    Raises `InputError` if there are fewer than two: nothing could be exchanged.
-    """
+    """One crop of each sample, where classes are mixed: images (B, C, H, W) standardised, targets (B, H, W) int64."""
     if len(samples) < 2:
         raise InputError(f"one_batch: {len(samples)} sample(s); expected two or more.")
     rng = np.random.default_rng(seed)
