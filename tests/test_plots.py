@@ -189,19 +189,13 @@ def test_history_shows_each_state_and_the_best_so_far(ax):
     assert list(found["best so far"].get_ydata()) == [0.5, 0.5, 0.5, 0.8]
 
 
-def test_history_of_nothing_but_failures(ax):
-    plots.history(ax, [row(0, "failed", float("nan"))], [float("nan")], startup=10)
-
-
 def test_learning_curves_mark_the_best(ax):
+    plots.learning_curves(ax, EPOCHS[:2], ROWS[1:2])  # without a complete trial
+    ax.clear()
     plots.learning_curves(ax, EPOCHS, ROWS)
     assert list(lines(ax)["best: trial 3"].get_ydata()) == pytest.approx([0.4, 0.5])
     colours = [line.get_color() for line in ax.lines if len(line.get_xdata()) == 2]
     assert sorted(colours) == sorted([plots.BLUE, plots.GREY, plots.VERMILION])
-
-
-def test_learning_curves_without_a_complete_trial(ax):
-    plots.learning_curves(ax, EPOCHS[:2], [row(0, "pruned", 0.1)])
 
 
 @pytest.mark.parametrize(("factor", "names"), [("skip", ["a", "b"]), ("lr", [])])

@@ -21,7 +21,6 @@ from experiments.search import (
     best_so_far,
     best_trials,
     epoch_rows,
-    note,
     open_study,
     plan_table,
     range_test,
@@ -232,11 +231,6 @@ def test_a_storage_that_cannot_be_used_is_told_without_its_password(tmp_path: Pa
         with pytest.raises(InputError, match="cannot be used") as caught:
             open_study(storage)
         assert "secret" not in str(caught.value)
-
-
-def test_a_note_is_kept_for_later_processes(tmp_path: Path) -> None:
-    assert note(open_study(tmp_path / "a.db"), "range", lambda: [1, 2]) == [1, 2]
-    assert note(open_study(tmp_path / "a.db"), "range", lambda: [3, 4]) == [1, 2]
 
 
 # ---- several processes, and kills -----------------------------------------------------------------------------------

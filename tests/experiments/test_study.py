@@ -150,12 +150,6 @@ def test_names_of_losses_carry_their_strength(tiny) -> None:
             make_loss(name, tiny, path, steps=40)
 
 
-def test_a_wrong_name_of_a_loss_is_refused_before_the_first_training(tiny, monkeypatch) -> None:
-    monkeypatch.setattr(study.Learner, "fit", None)
-    with pytest.raises(InputError, match="'dcie' is no loss of the study"):
-        study.main(["--sets", "tiny", "--losses", "ce", "dcie"])
-
-
 def test_weights_by_distance_come_with_the_data_of_the_losses_that_have_them(tiny) -> None:
     stored = {name: study.weights_of(name, SETS["yeast"]) for name in LOSSES}
     assert {name for name, weights in stored.items() if weights} == {"border", "forgive", "gaps", "both"}
