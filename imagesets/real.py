@@ -1,14 +1,8 @@
 """Real data sets by name: brought here in the layout of their authors, then read as samples.
 
-`locate("dsb2018")` returns the folder of a set.  The order is
-
-1. the mirror: the folder that the environment variable `SEGMENTATION_MIRROR` names, if it holds the set.  A person sets
-   this variable on purpose, so it wins.  It is only read, nothing is copied;
-2. the copy in `data/NAME`, if it is complete;
-3. the official address, which `sources.py` names and `pooch` fetches.
-
-Nothing gets its final name before its content was checked.  `read_dataset` then turns the folder into samples.  Where
-the authors of a set fixed a part, it stays; a film is cut into blocks, because neighbouring frames are alike.
+`locate` looks in the mirror (the folder that the environment variable `SEGMENTATION_MIRROR` names; only read), in
+`data/NAME`, and then at the official address, which `sources.py` names.  Nothing gets its final name before its content
+was checked, and nothing that is there is overwritten.  `read_dataset` turns the folder into samples.
 
 pooch: Uieda et al., JOSS 5 (2020) 1943, doi 10.21105/joss.01943.  Attacks with the paths in archives: PEP 706.
 """
@@ -23,6 +17,7 @@ import re
 import shutil
 import tarfile
 import threading
+import time
 import zipfile
 import zlib
 from collections import defaultdict
@@ -33,7 +28,6 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import numpy as np
-import requests
 
 from checks import IGNORE_INDEX, InputError
 from imagesets.files import (
@@ -55,7 +49,7 @@ from imagesets.sources import SOURCES, RemoteFile, Source
 
 MIRROR_VARIABLE = "SEGMENTATION_MIRROR"
 TIMEOUT = 20.0  # seconds without a byte
-RETRIES = 2
+WAITS = (1, 3)  # seconds before the second and the third try
 FIRST_BYTES = {
     ".zip": (b"PK\x03\x04",),
     ".gz": (b"\x1f\x8b",),
@@ -70,9 +64,7 @@ _SAID: set[str] = set()  # sets whose terms were said: once in a process, howeve
 def locate(name: str, data_dir: str | Path = Path("data"), *, say: Callable[[str], object] = print) -> Path:
     """Return the folder of the data set `name` in its official layout; fetch the set first where it must be.
 
-    `say` is told the licence, the citation and the use of a mirror (once in a process), and a download.
-    Raises `InputError` for an unknown name, for a damaged mirror or copy, and when a file cannot be fetched:
-    the message then says what to do by hand.
+    `say` is told licence and citation (once in a process).  `InputError` says what to do by hand.
 
     >>> locate("moon")
     Traceback (most recent call last):
@@ -92,10 +84,7 @@ def locate(name: str, data_dir: str | Path = Path("data"), *, say: Callable[[str
 
 
 def reachable(name: str, data_dir: str | Path = Path("data"), timeout: float = 3.0) -> bool:
-    """Tell within `timeout` seconds if `locate(name)` can work: by mirror, copy, or an address that answers.
-
-    Raises `InputError` for an unknown name and for a mirror that is set but damaged.
-    """
+    """Tell within `timeout` seconds if `locate(name)` can work: by mirror, copy, or an address that answers."""
     source = _named(name)
     if _in_mirror(source) or not faults(source, Path(data_dir) / name):
         return True
@@ -106,11 +95,7 @@ def reachable(name: str, data_dir: str | Path = Path("data"), timeout: float = 3
 def faults(source: Source, folder: Path, *, official: bool = True) -> list[str]:
     """List what is missing or damaged in `folder`, judged by names, numbers and first bytes of the files.
 
-    A mirror may hold fewer files: with `official=False` a pattern needs one file or more.  Hidden files do not count:
-    macOS adds them, and some official archives hold them.
-
-    >>> faults(SOURCES["dsb2018"], Path("no_such_folder"))[3]
-    '0 files test/masks/*.tif (expected 50)'
+    A mirror may hold fewer files: with `official=False` a pattern needs one file or more.  Hidden files do not count.
     """
     wrong = []
     for pattern, number in source.expected:
@@ -168,11 +153,13 @@ def _flaw(path: Path, suffix: str) -> str:
 
 def _answers(address: str, timeout: float) -> bool:
     """Ask for the headers, in a thread: no timeout of a connection covers a name server that does not answer."""
+    import pooch  # late: it brings tqdm, which warns in a notebook without widgets
+
     found: list[bool] = []
 
     def ask() -> None:
-        with contextlib.suppress(requests.RequestException), requests.get(address, stream=True, timeout=timeout) as it:
-            found.append(it.ok and "text/html" not in it.headers.get("Content-Type", ""))
+        with contextlib.suppress(OSError):
+            found.append(pooch.HTTPDownloader(timeout=timeout)(address, None, None, check_only=True))
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
@@ -185,45 +172,53 @@ def _fetch(source: Source, data_dir: Path, say: Callable[[str], object]) -> None
     archives = [source.place(file, data_dir) for file in source.files if file.is_archive]
     if archives and folder.exists():  # it may hold somebody's work: never overwritten
         _require(source, folder, "Move this folder away or delete it, then run again.")
-    host = urlsplit(source.files[0].address).hostname
-    say(f"{source.name}: fetching {len(source.files)} file(s) from {host}")
-    try:
-        for file in source.files:
-            _fetch_file(source, file, source.place(file, data_dir))
-        if archives:
-            _unpack_all(source, archives, folder)
-    except OSError as error:
-        raise InputError(
-            f"{source.name}: cannot store the files under {data_dir}: {error.strerror or error}.\n"
-            "Free some space or pass another data_dir, then run again. Nothing that was there is lost."
-        ) from error
+    say(f"{source.name}: fetching {len(source.files)} file(s) from {urlsplit(source.files[0].address).hostname}")
+    for file in source.files:
+        _fetch_file(source, file, source.place(file, data_dir))
+    if archives:
+        _unpack_all(source, archives, folder)
     _require(source, folder, "Move away what does not belong there, then run again.")
 
 
 def _fetch_file(source: Source, file: RemoteFile, place: Path) -> None:
     """Bring one file to its final name, unless a right one is there (for example, put there by hand)."""
-    import pooch  # late: it brings tqdm, which warns in a notebook without widgets
+    import pooch
 
-    pooch.get_logger().setLevel("WARNING")  # its remarks would show the paths of this machine in a notebook
+    if place.exists():
+        name, _, digest = file.checksum.partition(":")
+        other = file.checksum and pooch.file_hash(str(place), name) != digest
+        if flaw := _flaw(place, place.suffix) or ("is not the file with the official checksum" if other else ""):
+            raise InputError(f"{place} {flaw}. Move it away or delete it, then run again.")
+        return
 
     def download(address: str, temporary: str, fetcher: Any) -> None:
-        pooch.HTTPDownloader(timeout=TIMEOUT, progressbar=False)(address, temporary, fetcher)
+        _download(pooch.HTTPDownloader(timeout=TIMEOUT), address, temporary)
         if flaw := _flaw(Path(temporary), place.suffix):
             raise ValueError(f"what came {flaw}")
 
-    if place.exists() and _flaw(place, place.suffix):
-        place.unlink()  # pooch knows a wrong file by its checksum only, and some have none
-    registry, urls = {place.name: file.checksum or None}, {place.name: file.address}
-    fetcher = pooch.create(place.parent, "", registry=registry, urls=urls, retry_if_failed=RETRIES)
+    pooch.get_logger().setLevel("WARNING")  # its remarks would show the paths of this machine in a notebook
     try:
-        fetcher.fetch(place.name, downloader=download)
-    except (requests.RequestException, ValueError) as error:
+        pooch.retrieve(file.address, file.checksum or None, place.name, place.parent, downloader=download)
+    except (OSError, ValueError) as error:  # what pooch raises for a connection is an OSError, too
         raise InputError(
-            f"{source.name}: {file.address} cannot be fetched in {RETRIES + 1} tries: {str(error)[:300]}.\n"
-            "With a network: run this again later.\n"
+            f"{source.name}: {file.address} cannot be fetched or stored: {str(error)[:300]}.\n"
+            "With a network and some free space: run this again later.\n"
             f"By hand: save the address as {place} (sources.SOURCES[{source.name!r}].files lists all),\n"
             f"or let {MIRROR_VARIABLE} name a folder that holds {source.name}/."
         ) from error
+
+
+def _download(downloader: Callable[..., object], address: str, temporary: str) -> None:
+    """Try again what may be better soon: a broken connection, a busy server; not a 404 or a full disk."""
+    for wait in (*WAITS, None):
+        try:
+            downloader(address, temporary, None)
+            return
+        except OSError as error:
+            answer = getattr(error, "response", None)
+            if wait is None or error.errno or (answer is not None and answer.status_code < 500):
+                raise
+            time.sleep(wait)
 
 
 def _unpack_all(source: Source, archives: list[Path], folder: Path) -> None:
@@ -242,8 +237,7 @@ def _unpack_all(source: Source, archives: list[Path], folder: Path) -> None:
 def unpack(archive: Path, folder: Path) -> None:
     """Unpack `archive` (.zip or .tar.gz) into `folder`, which must be a temporary one.
 
-    Raises `InputError` if the archive is damaged, or if an entry is a link or leads outside; what was written until
-    then stays, always inside of `folder`.
+    Raises `InputError` if the archive is damaged, or if an entry is a link or leads outside.
     """
     safe: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # Python 3.10.12 and 3.11.4
     try:
@@ -277,8 +271,7 @@ Pair = tuple[Path | None, Path | None, str | None]  # image, label, part; None i
 def read_dataset(name: str, root: str | Path) -> Iterator[Sample]:
     """Yield the samples of a named set from `root`, its folder in the official layout (`locate`).
 
-    Where the masks number the cells, the classes are 0 (background) and 1 (cell), and the numbers travel
-    along as the map `instances`.  As in `read_folder`, one `InputError` at the end lists all problems.
+    Where masks number the cells, the numbers come as the map `instances`.  A final `InputError` lists all problems.
     """
     if name not in READERS:
         raise InputError(f"{name!r} is not a known data set; known are {', '.join(READERS)}.")
@@ -375,14 +368,7 @@ TRIMAP = {2: 0, 1: 1, 3: 2}  # background, pet, the border between them
 def pet_species(root: str | Path, name: str = "list") -> dict[str, str]:
     """Return {name of a sample: "cat" or "dog"} of the set `oxford_pets` in `root`, for all that a list names.
 
-    `name` is that of the official list: "list" (all), "trainval" or "test".  Its lines are `name class-id species
-    breed-id`, or remarks with a #.  Raises `InputError` if it cannot be read or holds a line of another form.
-
-    >>> import tempfile
-    >>> root = Path(tempfile.mkdtemp()); (root / "annotations").mkdir()
-    >>> _ = (root / "annotations" / "list.txt").write_text("# remark\\nAbyssinian_1 1 1 1\\npug_2 26 2 19\\n")
-    >>> pet_species(root)
-    {'Abyssinian_1': 'cat', 'pug_2': 'dog'}
+    `name` is that of the list: "list" (all), "trainval" or "test"; its lines are `name class-id species breed-id`.
     """
     path = Path(root) / "annotations" / f"{name}.txt"
     try:
