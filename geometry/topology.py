@@ -74,10 +74,7 @@ class CriticalRegions:
         return self._sum_by_kind(self.severity)
 
     def weights(self, kinds: Sequence[str] = KINDS) -> NDArray[np.float32]:
-        """Weight of each pixel, (B, H, W) float32: severity(c) / |c|, summed over all regions c that hold it.
-
-        (weights · cross_entropy).sum() is then Σ_c severity(c) · mean of the cross-entropy in c.
-        """
+        """Weight of each pixel, (B, H, W) float32: severity(c) / |c|, summed over all regions c that hold it."""
         if not set(kinds) <= set(KINDS):
             raise InputError(f"kinds is {kinds!r}; expected a list of names out of {KINDS}.")
         chosen = np.array([kind in kinds for kind in KINDS])
@@ -151,8 +148,6 @@ def critical_regions(
 
 def betti_numbers(mask: ArrayLike, *, connectivity: int = 8) -> Ints:
     """Count the objects β0 and the holes β1 of each mask: (B, H, W), non-zero = object → (B, 2) int64.
-
-    A hole is a component of the background, in the other connectivity, that does not reach the frame.
 
     >>> ring = np.array([[[0, 1, 0], [1, 0, 1], [0, 1, 0]]])
     >>> betti_numbers(ring, connectivity=8).tolist(), betti_numbers(ring, connectivity=4).tolist()
@@ -243,11 +238,7 @@ def _is_error(code: Codes) -> Bools:
 
 
 def _unite(nodes: int, first: Ints, second: Ints) -> Ints:
-    """Join the components of all pairs of nodes; a component has the number of its smallest node.
-
-    In each round every component points to the smallest one beside it, and pointers are doubled until they end:
-    O(log² n) rounds, in practice 2 to 5.
-    """
+    """Join all pairs of nodes to components with the number of their smallest node; in practice in 2 to 5 rounds."""
     label = np.arange(nodes)
     while (apart := np.flatnonzero(first != second)).size:
         first, second = first.take(apart), second.take(apart)
@@ -328,10 +319,7 @@ def _find_touches(patches: _Patches, eight: int, strict: bool) -> tuple[Ints, In
 
 
 def _judge(runs: _Runs, patches: _Patches, eight: int, strict: bool) -> tuple[Ints, Ints, Ints, Ints, Ints]:
-    """Find the critical regions by their degree, the number of different components that they touch.
-
-    Returns kind, severity and first patch of each region (M,), and each run in a region with the row of this.
-    """
+    """Kind, severity and first patch of each critical region (M,), and each run in a region with the row of this."""
     Q = patches.code.size
     toucher, touched, in_both = _find_touches(patches, eight, strict)
     pair = np.sort(toucher * Q + touched)  # with the next line much faster than np.unique
