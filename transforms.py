@@ -59,8 +59,6 @@ class BasicTransform2D:
 
     def get_random_variable(self, name: str) -> Any:
         """The value drawn for this call, by name."""
-        if not self._random_variables:
-            self.build_random_variables()
         return self._random_variables[name]
 
     def apply_transform_to_image(self, image: np.ndarray) -> Any:
@@ -141,10 +139,9 @@ class ToTorchTensor(BasicTransform2D):
     """
 
     def apply_transform_to_image(self, image: np.ndarray) -> Tensor:
-        if not np.issubdtype(image.dtype, np.floating):
-            return torch.from_numpy(np.array(image, dtype=np.int64, order="C"))
-        tensor = torch.from_numpy(np.array(image, dtype=np.float32, order="C"))
-        return tensor if tensor.ndim == 3 else tensor[None]
+        is_label = not np.issubdtype(image.dtype, np.floating)
+        tensor = torch.from_numpy(np.array(image, dtype=np.int64 if is_label else np.float32, order="C"))
+        return tensor if is_label or tensor.ndim == 3 else tensor[None]
 
 
 class Compose(BasicTransform2D):
@@ -265,8 +262,7 @@ def random_intensity(
 def random_hue(images: Tensor, degrees: float = 180.0, *, generator: torch.Generator) -> Tensor:
     """Turn the colours of each image of a batch by its own angle round the grey axis; grey stays grey.
 
-    The angle is uniform in ±degrees, one a sample: with 180 what an object is must be learnt from shape and brightness,
-    not from its colour.  `images` is (B, 3, H, W) float, red, green, blue, in any common scale, else `InputError`.
+    The angle is uniform in ±degrees, one a sample.  `images` is (B, 3, H, W) float, red, green, blue, in any scale.
 
     >>> grey = torch.full((2, 3, 4, 4), 0.7)
     >>> torch.allclose(random_hue(grey, generator=torch.Generator()), grey)
