@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -30,20 +30,12 @@ Norm = Literal["batch", "group", "none"]
 
 
 def unpool2x2(x: Tensor, indices: Tensor, size: tuple[int, int]) -> Tensor:
-    """Put each value back where 2×2 max pooling found it; every other pixel becomes 0.
+    """Put each value back where 2×2 max pooling found it, 0 elsewhere: (B, C, ⌈H/2⌉, ⌈W/2⌉) → (B, C, H, W).
 
     Equal to `nn.MaxUnpool2d(2)` with `output_size=size`, bit for bit in value and gradient.  But it also runs under
     `torch.use_deterministic_algorithms(True)`, where PyTorch's version raises, and it cannot forget `output_size`
-    (without it, PyTorch puts the values of an 8×9 map in wrong places and says nothing).
-
-    Args:
-        x: values (B, C, h, w) with h = ⌈H/2⌉ and w = ⌈W/2⌉.
-        indices: as `F.max_pool2d(..., 2, ceil_mode=True, return_indices=True)` gives them: int64 (B, C, h, w),
-            position in the flattened H×W plane.
-        size: (H, W) of the map before pooling.
-
-    Returns:
-        Tensor (B, C, H, W).
+    (without it, PyTorch puts the values of an 8×9 map in wrong places and says nothing).  `indices` as
+    `F.max_pool2d(..., 2, ceil_mode=True, return_indices=True)` gives them; `size` is (H, W) of the map before pooling.
 
     >>> values, indices = F.max_pool2d(torch.tensor([[[[1., 2.], [4., 3.]]]]), 2, return_indices=True)
     >>> unpool2x2(values, indices, (2, 2)).tolist()
@@ -71,9 +63,8 @@ class ConvBlock(nn.Sequential):
                 layers.append(nn.BatchNorm2d(out_channels))
             elif norm == "group":
                 groups = math.gcd(8, out_channels)
-                if 1 < groups == out_channels:  # a group of one channel has one value on a 1×1 map, and no spread
-                    groups //= 2
-                layers.append(nn.GroupNorm(groups, out_channels))
+                # A group of one channel has one value on a 1×1 map, and no spread.
+                layers.append(nn.GroupNorm(groups // 2 if 1 < groups == out_channels else groups, out_channels))
             layers.append(nn.ReLU(inplace=True))
         super().__init__(*layers)
 
@@ -81,8 +72,8 @@ class ConvBlock(nn.Sequential):
 class Up(nn.Module):
     """One step up the decoder: (B, in, ⌈H/2⌉, ⌈W/2⌉) → (B, out, H, W).
 
-    A 1×1 convolution commutes with bilinear interpolation, so the channels are reduced first, on a quarter of the
-    pixels.  Unpooling needs the same order: the indices exist for the encoder's channels only.
+    A 1×1 convolution commutes with bilinear interpolation, so it comes first, on a quarter of the pixels; unpooling
+    needs this order, as the indices exist for the encoder's channels only.
     """
 
     def __init__(self, in_channels: int, out_channels: int, upsampling: Upsampling):
@@ -116,10 +107,6 @@ class UNet(nn.Module):
         norm: "batch", "group" (independent of the batch size), or "none" as in the paper.
         dropout: probability at the bottom of the U, where the paper places it.
         keep_channels: the up-convolution keeps its number of channels instead of going down to that of its level.
-
-    Raises:
-        InputError: for settings that contradict each other, and for inputs that are no (B, in_channels, H, W).
-
     >>> UNet(1, 2, widths=(4, 8))(torch.zeros(1, 1, 17, 31)).shape
     torch.Size([1, 2, 17, 31])
     """
@@ -137,7 +124,10 @@ class UNet(nn.Module):
         keep_channels: bool = False,
     ):
         super().__init__()
-        _check_settings(in_channels, num_classes, widths, upsampling, skip, norm, keep_channels)
+        choices = {"upsampling": (upsampling, get_args(Upsampling)), "skip": (skip, get_args(Skip))}
+        check_settings("UNet", in_channels, num_classes, widths, **choices, norm=(norm, get_args(Norm)))
+        if keep_channels and (upsampling == "unpool" or skip == "sum"):
+            raise InputError("UNet: unpooling and summation need the encoder's channels; use keep_channels=False.")
         self.in_channels, self.num_classes, self.widths = in_channels, num_classes, tuple(widths)
         self.upsampling, self.skip = upsampling, skip
 
@@ -162,11 +152,9 @@ class UNet(nn.Module):
         check_input("UNet", x, self.in_channels)
         handed_across = []
         for block in self.encoder[:-1]:
-            x = block(x)  # (B, width, H, W)
-            features = x
-            x, indices = (
-                self.pool(x) if self.upsampling == "unpool" else (self.pool(x), None)
-            )  # (B, width, ⌈H/2⌉, ⌈W/2⌉)
+            features = block(x)  # (B, width, H, W)
+            pooled = self.pool(features)  # (B, width, ⌈H/2⌉, ⌈W/2⌉)
+            x, indices = pooled if self.upsampling == "unpool" else (pooled, None)
             handed_across.append((features, indices))
         x = self.dropout(self.encoder[-1](x))
         for up, block in zip(self.ups, self.decoder, strict=True):
@@ -180,64 +168,34 @@ class UNet(nn.Module):
         return self.head(x)  # (B, num_classes, H, W)
 
 
-def _check_settings(
-    in_channels: int,
-    num_classes: int,
-    widths: Sequence[int],
-    upsampling: str,
-    skip: str,
-    norm: str,
-    keep_channels: bool,
+def check_settings(
+    model: str, in_channels: int, num_classes: int, widths: Sequence[int], **choices: tuple[object, tuple[object, ...]]
 ) -> None:
-    check_choices(
-        "UNet",
-        upsampling=(upsampling, ("transposed", "bilinear", "unpool")),
-        skip=(skip, ("none", "concat", "sum")),
-        norm=(norm, ("batch", "group", "none")),
-    )
-    check_counts("UNet", in_channels, num_classes, widths)
-    if keep_channels and (upsampling == "unpool" or skip == "sum"):
+    """Raise `InputError` unless all numbers of channels are at least 1, and argument=(value, allowed values) fits."""
+    if min(in_channels, num_classes, *widths, len(widths)) < 1:
         raise InputError(
-            f"UNet: keep_channels=True does not go with upsampling={upsampling!r}, skip={skip!r}.\n"
-            "Unpooling and summation need the channel count of the encoder's level; use keep_channels=False."
+            f"{model}: in_channels={in_channels}, num_classes={num_classes}, widths={tuple(widths)}; "
+            "all must be at least 1, and widths needs at least one level."
         )
-
-
-def check_choices(model: str, **choices: tuple[object, tuple[object, ...]]) -> None:
-    """Raise `InputError` unless each argument has one of the values allowed: argument=(value, allowed)."""
     for argument, (value, allowed) in choices.items():
         if value not in allowed:
             raise InputError(f"{model}: {argument}={value!r}; choose one of {', '.join(map(repr, allowed))}.")
 
 
-def check_counts(model: str, in_channels: int, num_classes: int, widths: Sequence[int]) -> None:
-    """Raise `InputError` unless all numbers of channels are at least 1, and there is at least one level."""
-    if len(widths) < 1 or min(in_channels, num_classes, *widths) < 1:
-        raise InputError(
-            f"{model}: in_channels={in_channels}, num_classes={num_classes}, widths={tuple(widths)}; "
-            "all must be at least 1, and widths needs at least one level."
-        )
-
-
 def check_input(model: str, x: Tensor, in_channels: int) -> None:
     """Raise `InputError` unless x is (B, in_channels, H, W)."""
-    if x.ndim == 4 and x.shape[1] == in_channels:
-        return
-    hint = ""
-    if x.ndim == 4 and x.shape[-1] == in_channels:
-        hint = "\nThe channels seem to come last: use images.permute(0, 3, 1, 2)."
-    elif x.ndim == 3:
-        hint = "\nA single image needs a batch axis: use image[None]."
-    raise InputError(f"{model}: input has shape {tuple(x.shape)}; expected (B, {in_channels}, H, W).{hint}")
+    if x.ndim != 4 or x.shape[1] != in_channels:
+        hint = "A single image needs a batch axis: image[None]." if x.ndim == 3 else ""
+        if x.ndim == 4 and x.shape[-1] == in_channels:
+            hint = "The channels seem to come last: use images.permute(0, 3, 1, 2)."
+        raise InputError(f"{model}: input has shape {tuple(x.shape)}; expected (B, {in_channels}, H, W). {hint}")
 
 
 def initialise(module: nn.Module) -> None:
     """He's initialisation (arXiv:1502.01852), as the U-Net paper asks for: each layer keeps the variance."""
-    if isinstance(module, nn.ConvTranspose2d):
-        # With kernel = stride each output pixel sees one tap of every input channel, and no ReLU follows.
+    if isinstance(module, nn.ConvTranspose2d):  # with kernel = stride a pixel sees one tap a channel; no ReLU follows
         nn.init.normal_(module.weight, std=module.in_channels**-0.5)
-    elif isinstance(module, nn.Conv2d):
-        # In these nets a ReLU follows every convolution but the 1×1 ones.
+    elif isinstance(module, nn.Conv2d):  # in these nets a ReLU follows every convolution but the 1×1 ones
         nn.init.kaiming_normal_(module.weight, nonlinearity="linear" if module.kernel_size == (1, 1) else "relu")
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)) and module.bias is not None:
         nn.init.zeros_(module.bias)

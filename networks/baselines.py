@@ -1,10 +1,9 @@
 """The networks that a U-Net is compared with: the simple road net, a dilated net, a classifier of images.
 
 All but the last map images (B, C, H, W) to logits (B, K, H, W) for every H, W ≥ 1, as the U-Net does: convolutions are
-padded, pooling rounds up, and the map is cut back to the image at its far end.  The FCNs have `fcn.py` to themselves.
+padded, pooling rounds up, and the map is cut back to the image at its far end.
 
-Sources: Yu and Koltun, 2016 (arXiv:1511.07122), and Chen et al., 2017 (arXiv:1606.00915), dilation.  The simple road
-net is that of the course's assignment.
+Sources: Yu and Koltun, 2016 (arXiv:1511.07122), and Chen et al., 2017 (arXiv:1606.00915), dilation.
 """
 
 from __future__ import annotations
@@ -16,16 +15,15 @@ from torch import Tensor, nn
 
 from checks import InputError
 from networks.fcn import conv_stage
-from unet import UNet, check_choices, check_counts, check_input, initialise
+from unet import UNet, check_input, check_settings, initialise
+
+WIDTHS = (16, 32, 64, 64, 64)
 
 
 class RoadNet(nn.Module):
     """The simple model of the road assignment: two 5×5 convolutions of stride 2, 1×1, resized; no normalisation.
 
-    Parameters: 25·C·32 + 32, 25·32·64 + 64, 64·K + K.  The assignment ends with a sigmoid; here it belongs to the loss.
-
-    Raises:
-        InputError: numbers of channels < 1, and inputs that are no (B, in_channels, H, W).
+    Parameters: 25·C·32 + 32, 25·32·64 + 64, 64·K + K.  The assignment's sigmoid belongs to the loss here.
 
     >>> import torch
     >>> RoadNet()(torch.zeros(1, 3, 17, 31)).shape
@@ -34,7 +32,7 @@ class RoadNet(nn.Module):
 
     def __init__(self, in_channels: int = 3, num_classes: int = 1):
         super().__init__()
-        check_counts("RoadNet", in_channels, num_classes, (32, 64))
+        check_settings("RoadNet", in_channels, num_classes, (32, 64))
         self.in_channels, self.num_classes = in_channels, num_classes
         self.layers = nn.Sequential(
             nn.Conv2d(in_channels, 32, 5, stride=2, padding=2),
@@ -56,17 +54,10 @@ class DilatedNet(nn.Module):
     """The backbone with its last poolings replaced by dilation: images (B, C, H, W) → logits (B, K, H, W).
 
     Without a pooling the map stays twice as fine, and a convolution after it must reach twice as far to see the same
-    pixels: taps 2, then 4 pixels apart.  The parameters stay what they were, but each pooling left out makes the
-    multiply-adds of all layers after it fourfold.  With the narrower default widths the net costs what `FCN` costs.
+    pixels: taps 2, then 4 pixels apart.  The parameters stay what they were; the multiply-adds after it are fourfold.
 
     Args:
-        in_channels: 1 for grey images, 3 for RGB.
-        num_classes: K.
-        widths: channels of the levels.
         output_stride: 8 or 4 (also 16, 2, 1): pixels for one value of the map before the bilinear upsampling.
-
-    Raises:
-        InputError: for these settings, and for inputs that are no (B, in_channels, H, W).
 
     >>> import torch
     >>> DilatedNet(1, 2, (2, 2, 4, 4, 4))(torch.zeros(1, 1, 17, 31)).shape
@@ -74,16 +65,11 @@ class DilatedNet(nn.Module):
     """
 
     def __init__(
-        self,
-        in_channels: int = 3,
-        num_classes: int = 2,
-        widths: Sequence[int] = (16, 32, 64, 64, 64),
-        *,
-        output_stride: int = 8,
+        self, in_channels: int = 3, num_classes: int = 2, widths: Sequence[int] = WIDTHS, *, output_stride: int = 8
     ):
         super().__init__()
-        check_counts("DilatedNet", in_channels, num_classes, widths)
-        check_choices("DilatedNet", output_stride=(output_stride, tuple(2**level for level in range(len(widths)))))
+        strides = tuple(2**level for level in range(len(widths)))
+        check_settings("DilatedNet", in_channels, num_classes, widths, output_stride=(output_stride, strides))
         self.in_channels, self.num_classes = in_channels, num_classes
         layers: list[nn.Module] = []
         for level, (before, width) in enumerate(zip((in_channels, *widths), (*widths, widths[-1]))):
@@ -103,12 +89,8 @@ class DilatedNet(nn.Module):
 class Shrunk(nn.Module):
     """A network that looks at an image of a lower resolution, and gives its logits in the full one.
 
-    Averages of factor×factor pixels go in, logits are interpolated: 1/factor² of the cost, and a receptive field
-    factor times as wide.
-
-    Args:
-        network: the one inside.
-        factor: 1, 2, 4 or 8, so that tiles of a large image fit onto its grid.
+    Averages of factor×factor pixels go in, logits are interpolated: 1/factor² of the cost, and a receptive field factor
+    times as wide.  The factor is 1, 2, 4 or 8, so that tiles of a large image fit onto its grid.
 
     >>> import torch
     >>> Shrunk(UNet(3, 2, (4, 8)), 2)(torch.zeros(1, 3, 17, 31)).shape
@@ -117,7 +99,7 @@ class Shrunk(nn.Module):
 
     def __init__(self, network: UNet, factor: int = 2):
         super().__init__()
-        check_choices("Shrunk", factor=(factor, (1, 2, 4, 8)))
+        check_settings("Shrunk", 1, 1, (1,), factor=(factor, (1, 2, 4, 8)))
         self.down = nn.AvgPool2d(factor, ceil_mode=True)
         self.network = network
         self.up = nn.Upsample(scale_factor=factor, mode="bilinear")
@@ -128,13 +110,9 @@ class Shrunk(nn.Module):
 
 
 class ImageClassifier(nn.Module):
-    """One class for the whole image: encoder of a U-Net, mean over the map, one dense layer; (B, C, H, W) → (B, K).
+    """One class for the whole image: a U-Net's encoder, mean over the map, dense layer; (B, C, H, W) → (B, K).
 
-    The mean makes every size of image fit.  Train it with `nn.functional.cross_entropy(logits, labels)`, labels (B,).
-
-    Args:
-        unet: its encoder is copied, with its weights.
-        num_classes: K.
+    Train it with `nn.functional.cross_entropy(logits, labels)`, labels (B,).
 
     >>> import torch
     >>> ImageClassifier(UNet(3, 2, (4, 8)), num_classes=5)(torch.zeros(2, 3, 17, 31)).shape
@@ -143,7 +121,6 @@ class ImageClassifier(nn.Module):
 
     def __init__(self, unet: UNet, num_classes: int):
         super().__init__()
-        check_counts("ImageClassifier", unet.in_channels, num_classes, unet.widths)
         self.in_channels, self.num_classes = unet.in_channels, num_classes
         self.encoder = copy.deepcopy(unet.encoder)
         self.pool = nn.MaxPool2d(2, ceil_mode=True)
@@ -157,19 +134,12 @@ class ImageClassifier(nn.Module):
 
 
 def fcn_resnet50(in_channels: int = 3, num_classes: int = 2) -> nn.Module:
-    """Torchvision's FCN on a ResNet-50, with random weights: (B, in_channels, H, W) → logits (B, num_classes, H, W).
-
-    Raises:
-        InputError: if torchvision is missing, or does not fit to this PyTorch.
-    """
-    check_counts("fcn_resnet50", in_channels, num_classes, (1,))
+    """Torchvision's FCN on a ResNet-50, with random weights: (B, in_channels, H, W) → logits (B, num_classes, H, W)."""
     try:
         from torchvision.models import segmentation
     except (ImportError, RuntimeError, OSError) as error:  # a pair that does not fit raises RuntimeError
-        raise InputError(
-            f"fcn_resnet50: torchvision cannot be imported ({str(error).splitlines()[0]}).\n"
-            "It is a reference only: leave it out, or install torch and torchvision together, of versions that fit."
-        ) from error
+        reason = str(error).splitlines()[0]
+        raise InputError(f"fcn_resnet50: torchvision cannot be imported ({reason}); leave it out.") from error
     net = segmentation.fcn_resnet50(weights=None, weights_backbone=None, num_classes=num_classes)
     if in_channels != 3:
         net.backbone.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)

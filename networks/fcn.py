@@ -12,34 +12,27 @@ whose plan the small backbone follows.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from checks import InputError
 from networks.upsampling import bilinear_upsampling
-from unet import check_choices, check_counts, check_input, initialise
+from unet import check_input, check_settings, initialise
 
 WIDTHS = (16, 32, 64, 128, 128)
 LEVELS = 5  # poolings in the backbone: its map has one value for 2⁵ = 32 pixels
+Upsampling = Literal["transposed", "bilinear"]
 SKIPS = {32: (), 16: (3,), 8: (3, 2)}  # FCN-16s and 8s add the scores of these levels: of strides 16 and 8
 
 
 class PatchClassifier(nn.Module):
-    """A small VGG that names the class of a patch, which may be that of its middle pixel [patch // 2, patch // 2].
+    """A small VGG that names the class of a patch: (B, in_channels, patch, patch) → (B, num_classes).
 
     Five times (3×3 convolution *without padding*, BatchNorm, ReLU, 2×2 max pooling), which needs 94 pixels for one
-    value and 32 more for the next; then two dense layers on the k×k map, k = (patch − 62) / 32.
-
-    Args:
-        in_channels: 1 for grey images, 3 for RGB.
-        num_classes: K.
-        widths: channels of the five levels; the dense layer in the middle is as wide as the last.
-        patch: 94, 126, 158, …
-
-    Raises:
-        InputError: for these settings, and for inputs that are no (B, in_channels, patch, patch).
+    value and 32 more for the next; then two dense layers on the k×k map, k = (patch − 62) / 32.  The dense layer in the
+    middle is as wide as the last level; patch is 94, 126, 158, …
 
     >>> PatchClassifier(3, 5, (2, 2, 4, 4, 4))(torch.zeros(2, 3, 126, 126)).shape
     torch.Size([2, 5])
@@ -59,9 +52,9 @@ class PatchClassifier(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check_input("PatchClassifier", x, self.in_channels)
         if x.shape[2:] != (self.patch, self.patch):
+            hint = "FCN.from_classifier turns it into a network for every size."
             raise InputError(
-                f"PatchClassifier: images of {x.shape[2]}×{x.shape[3]} pixels; expected {self.patch}×{self.patch}.\n"
-                "Its dense layers fit no other size.  FCN.from_classifier turns it into a network for every size."
+                f"PatchClassifier: images {tuple(x.shape[2:])}; its dense layers fit {self.patch} only. {hint}"
             )
         for stage in self.stages:
             x = self.pool(stage(x))
@@ -74,19 +67,12 @@ class FCN(nn.Module):
     Backbone and dense layers of `PatchClassifier`, the latter as convolutions, give a coarse map of one value for 32
     pixels.  FCN-32s brings it up at once.  FCN-16s goes up by 2, adds scores of the map of stride 16 (a *short-cut*:
     1×1 convolution and sum), then up by 16; FCN-8s does so once more.  Scores start at 0, so that a new short-cut
-    changes nothing yet.  Near the image's frame convolutions see zeros.
-    (As with every BatchNorm, training needs more than one value a channel: more than one image of ≤ 32 pixels.)
+    changes nothing yet.
 
     Args:
-        in_channels: 1 for grey images, 3 for RGB.
-        num_classes: K.
-        widths: channels of the five levels.
         stride: 32, 16 or 8.
         upsampling: "transposed" convolution that starts as bilinear interpolation; "bilinear" is the same, not trained.
         patch: side of the window of one value of the coarse map; see `PatchClassifier`.
-
-    Raises:
-        InputError: for these settings, and for inputs that are no (B, in_channels, H, W).
 
     >>> FCN(1, 2, (2, 2, 4, 4, 4), stride=16)(torch.zeros(1, 1, 17, 31)).shape
     torch.Size([1, 2, 17, 31])
@@ -99,13 +85,12 @@ class FCN(nn.Module):
         widths: Sequence[int] = WIDTHS,
         *,
         stride: int = 8,
-        upsampling: Literal["transposed", "bilinear"] = "transposed",
+        upsampling: Upsampling = "transposed",
         patch: int = 126,
     ):
         super().__init__()
-        kernel = _check_backbone("FCN", in_channels, num_classes, widths, patch)
-        allowed = {"stride": (stride, tuple(SKIPS)), "upsampling": (upsampling, ("transposed", "bilinear"))}
-        check_choices("FCN", **allowed)
+        choices = {"stride": (stride, tuple(SKIPS)), "upsampling": (upsampling, get_args(Upsampling))}
+        kernel = _check_backbone("FCN", in_channels, num_classes, widths, patch, **choices)
         self.in_channels, self.num_classes, self.widths, self.patch = in_channels, num_classes, tuple(widths), patch
         self.stride, self.upsampling = stride, upsampling
         self.stages = _stages(in_channels, widths, padding=1)
@@ -125,12 +110,7 @@ class FCN(nn.Module):
             self.ups.append(bilinear_upsampling(num_classes, factor, padding=padding, trainable=trainable))
 
     @classmethod
-    def from_classifier(
-        cls,
-        classifier: PatchClassifier,
-        stride: int = 32,
-        upsampling: Literal["transposed", "bilinear"] = "transposed",
-    ) -> FCN:
+    def from_classifier(cls, of: PatchClassifier, stride: int = 32, upsampling: Upsampling = "transposed") -> FCN:
         """The FCN with a copy of the weights of a classifier; its dense layers become convolutions.
 
         >>> classifier = PatchClassifier(1, 2, (2, 2, 2, 2, 2)).eval()
@@ -139,12 +119,11 @@ class FCN(nn.Module):
         >>> torch.allclose(coarse[..., 0, 0], classifier(image), atol=1e-5)
         True
         """
-        of = classifier
         net = cls(of.in_channels, of.num_classes, of.widths, stride=stride, upsampling=upsampling, patch=of.patch)
         net.stages.load_state_dict(of.stages.state_dict())
         convs = [layer for layer in net.head if isinstance(layer, nn.Conv2d)]
         for conv, dense in zip(convs, (layer for layer in of.dense if isinstance(layer, nn.Linear)), strict=True):
-            weight = dense.weight.reshape(conv.weight.shape)  # (out, C·k·k) → (out, C, k, k)
+            weight = dense.weight.reshape(conv.weight.shape)  # (out, C, k, k)
             conv.load_state_dict({"weight": weight, "bias": dense.bias})
         return net.to(next(of.parameters()))  # its device and dtype
 
@@ -162,24 +141,13 @@ class FCN(nn.Module):
         return _rise(self.ups[-1], z)[..., : x.shape[2], : x.shape[3]]
 
     def coarse_map(self, x: Tensor) -> Tensor:
-        """The classifier's answer for each window that lies in the image, one each 32 pixels from the corner on.
+        """The classifier's answer, in test mode, for the patches of x (B, C, H, W) whose corners are at [32·i, 32·j].
 
-        Entry [i, j] is what the classifier, in test mode, says to the patch whose corner is pixel [32·i, 32·j].
-
-        Args:
-            x: (B, C, H, W), H and W at least `patch`.
-
-        Returns:
-            (B, K, ⌊(H − patch)/32⌋ + 1, ⌊(W − patch)/32⌋ + 1).
-
-        Raises:
-            InputError: if the image is smaller than one patch.
+        (B, K, ⌊(H − patch)/32⌋ + 1, ⌊(W − patch)/32⌋ + 1); `InputError` if the image is smaller than one patch.
         """
         check_input("FCN", x, self.in_channels)
         if min(x.shape[2:]) < self.patch:
-            raise InputError(
-                f"FCN.coarse_map: the image has {tuple(x.shape[2:])} pixels; expected ≥ {self.patch} on both sides."
-            )
+            raise InputError(f"FCN.coarse_map: an image of {tuple(x.shape[2:])} pixels; expected ≥ {self.patch}.")
         # One row and column of zeros bring the windows to the corner; all that see padding are cut off again.
         z = self.head(self._pooled(nn.functional.pad(x, (1, 0, 1, 0)))[-1])
         first = (self.patch - 62) // 64 + 1  # the padding k // 2 of the dense layer, and this row
@@ -215,13 +183,12 @@ def _rise(up: nn.Module, z: Tensor) -> Tensor:
         return up(nn.functional.pad(z, (1, 1, 1, 1), mode="replicate"))
 
 
-def _check_backbone(model: str, in_channels: int, num_classes: int, widths: Sequence[int], patch: int) -> int:
+def _check_backbone(
+    model: str, in_channels: int, num_classes: int, widths: Sequence[int], patch: int, **choices: Any
+) -> int:
     """Check the settings of classifier and FCN; the side k of the map that the dense layer meets."""
-    check_counts(model, in_channels, num_classes, widths)
+    check_settings(model, in_channels, num_classes, widths, **choices)
     kernel, rest = divmod(patch - 62, 2**LEVELS)
     if len(widths) != LEVELS or kernel < 1 or rest:
-        raise InputError(
-            f"{model}: widths={tuple(widths)}, patch={patch}; expected five widths, and a patch of 94, 126, 158, …\n"
-            "so that five unpadded convolutions and poolings lose no row of it."
-        )
+        raise InputError(f"{model}: widths={tuple(widths)}, patch={patch}; expected five, and 94, 126, 158, …")
     return kernel

@@ -70,12 +70,6 @@ def test_the_classifier_stays_as_it_was_and_shares_nothing():
     assert classifier.training
 
 
-def test_dense_and_convolutional_layers_have_equally_many_parameters():
-    classifier = PatchClassifier(3, 4, THIN)
-    net = FCN.from_classifier(classifier, 32)
-    assert count_parameters(net) - count_parameters(net.ups) == count_parameters(classifier)
-
-
 def test_parameters_of_the_classifier_by_formula():
     # 3×3 without bias: 9·(1·2 + 2·2 + 2·2 + 2·2 + 2·3); BatchNorm 2·(2 + 2 + 2 + 2 + 3); k = 2: (3·4 + 1)·3; (3 + 1)·5
     assert count_parameters(PatchClassifier(1, 5, (2, 2, 2, 2, 3))) == 9 * 20 + 22 + 39 + 20
@@ -190,11 +184,3 @@ def test_the_fcn_takes_the_number_format_of_its_classifier():
     image = torch.randn(1, 1, 94, 94, dtype=torch.float64)
     coarse = FCN.from_classifier(classifier).eval().coarse_map(image)
     torch.testing.assert_close(coarse[..., 0, 0], classifier(image))
-
-
-def test_other_channels_are_refused_by_name():
-    classifier = PatchClassifier(3, 2, THIN)
-    with pytest.raises(InputError, match="PatchClassifier"):
-        classifier(torch.zeros(1, 1, 126, 126))
-    with pytest.raises(InputError, match="FCN"):
-        FCN.from_classifier(classifier).coarse_map(torch.zeros(1, 1, 130, 130))

@@ -1,12 +1,44 @@
-"""Layer table, parameters and multiply-adds: by hand, and by a second way."""
+"""What a network is made of: by hand, by formula, by gradient, by PyTorch's counter, and by a slow oracle."""
 
+from __future__ import annotations
+
+import copy
+
+import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional as F
 
 from checks import InputError
-from networks.inspection import count_parameters, format_table, layer_table, parameters_by_formula, stages
+from networks.inspection import (
+    Record,
+    count_parameters,
+    effective_receptive_field,
+    effective_size,
+    format_table,
+    layer_table,
+    output_stride,
+    parameters_by_formula,
+    pixel_field,
+    reach,
+    receptive_field,
+    receptive_field_measured,
+    stages,
+)
+from tests.field_helpers import box_of, dependence
 from unet import UNet
+
+
+@pytest.fixture(autouse=True)
+def same_weights_in_every_run():
+    """A net of two channels can be born with dead ReLUs, and then shows no gradient."""
+    torch.manual_seed(0)
+
+
+# ---- parameters and layers ------------------------------------------------------------------------------------------
 
 
 def test_table_of_one_convolution_by_hand():
@@ -16,17 +48,6 @@ def test_table_of_one_convolution_by_hand():
     assert row.multiply_adds == 2 * 8 * 10 * 5 * 3 * 25  # one product for each weight and output value
     assert row.memory == 4 * 2 * 8 * 10 * 5
     assert row.receptive_field == (5, 5)
-
-
-def test_multiply_adds_of_a_transposed_convolution_by_hand():
-    (row,) = layer_table(nn.ConvTranspose2d(4, 2, 2, stride=2), (1, 4, 3, 3))
-    assert row.output_shape == (1, 2, 6, 6)
-    assert row.multiply_adds == 4 * 9 * 2 * 4  # each of the 36 input values meets 2 · 2·2 weights
-
-
-def test_rows_add_up_to_the_model():
-    model = UNet(2, 3, (4, 8, 8))
-    assert sum(row.parameters for row in layer_table(model, (1, 2, 16, 16))) == count_parameters(model)
 
 
 def test_multiply_adds_agree_with_pytorchs_own_counter():
@@ -52,11 +73,9 @@ LAYERS = [
     nn.ConvTranspose2d(6, 4, (2, 3), stride=2, groups=2),
     nn.ConvTranspose2d(6, 3, 2, bias=False),
     nn.Linear(7, 5),
-    nn.Linear(7, 5, bias=False),
     nn.BatchNorm2d(9),
     nn.BatchNorm2d(9, affine=False),
     nn.GroupNorm(2, 6),
-    nn.LayerNorm((3, 4)),
     nn.InstanceNorm2d(5, affine=True),
     UNet(3, 2, (4, 8, 8)),
     UNet(1, 1, (4, 8, 16), upsampling="unpool", skip="sum", norm="group"),
@@ -71,14 +90,8 @@ def test_parameters_by_formula_and_by_counting_agree(layer, biases):
     assert parameters_by_formula(layer, biases=biases) == count_parameters(layer, biases=biases)
 
 
-def test_parameters_by_formula_do_not_look_into_the_tensors():
-    layer = nn.Conv2d(3, 8, 5)
-    layer.weight = nn.Parameter(torch.zeros(1))
-    assert parameters_by_formula(layer) == 3 * 8 * 25 + 8 and count_parameters(layer) == 1 + 8
-
-
 def test_a_layer_without_a_formula_is_refused():
-    with pytest.raises(InputError, match=r"no formula for the parameters of 1 \(PReLU\)"):
+    with pytest.raises(InputError, match="no formula for the parameters of a PReLU"):
         parameters_by_formula(nn.Sequential(nn.Conv2d(1, 1, 1), nn.PReLU()))
 
 
@@ -106,14 +119,6 @@ def test_stride_and_field_of_every_row():
     assert "0.5×0.25" in format_table(rows, (1, 1, 32, 32))
 
 
-def test_inspection_leaves_the_model_as_it_was():
-    model = UNet(widths=(2, 4)).train()
-    before = {name: value.clone() for name, value in model.state_dict().items()}
-    format_table(layer_table(model, (1, 1, 16, 16)), (1, 1, 16, 16))
-    assert model.training and all(torch.equal(before[n], v) for n, v in model.state_dict().items())
-    assert not any(module._forward_hooks for module in model.modules())
-
-
 def test_stages_are_the_maps_of_the_blocks():
     found = stages(UNet(widths=(2, 4, 8)), (1, 1, 10, 7))
     assert [(s.channels, s.height, s.width) for s in found] == [
@@ -123,3 +128,506 @@ def test_stages_are_the_maps_of_the_blocks():
         (4, 5, 4),
         (2, 10, 7),
     ]
+
+
+# ---- one operation --------------------------------------------------------------------------------------------------
+
+
+class Function(nn.Module):
+    """Any function as a model."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def rows_and_columns(model, height=12, width=10, channels=1):
+    """Along both axes: first and last input position of every output position, by the oracle and by formula."""
+    seen = dependence(model, height, width, channels)
+    record = Record(model, (1, channels, height, width))
+    for axis, size in enumerate((height, width)):
+        low, high = record.ranges(record.last, axis)
+        for position in range(seen.shape[axis]):
+            reads = np.flatnonzero(seen.take(position, axis).any(axis=(0, 2 - axis)))
+            yield reads, low[position], high[position], size
+
+
+def check(model, exact=True, **shape):
+    """Exact: inside the image, the window is what is read.  Else: it is never too small."""
+    for reads, low, high, size in rows_and_columns(model, **shape):
+        if len(reads) and exact:
+            assert (reads[0], reads[-1]) == (max(low, 0), min(high, size - 1))
+        elif len(reads):
+            assert low <= reads[0] and reads[-1] <= high
+        else:
+            assert low > high or high < 0 or low >= size  # between the taps of a transposed convolution
+
+
+KERNELS = [
+    nn.Conv2d(1, 2, 3),
+    nn.Conv2d(1, 2, (1, 4), stride=(1, 3)),
+    nn.Conv2d(1, 2, (3, 2), stride=2, padding=(1, 0)),
+    nn.Conv2d(1, 2, 4, padding="same"),
+    nn.Conv2d(1, 2, (5, 2), padding="same"),
+    nn.Conv2d(1, 2, 3, padding="valid"),
+    nn.MaxPool2d(2),
+    nn.MaxPool2d(3, stride=2, padding=1, ceil_mode=True),
+    nn.AvgPool2d((3, 2), stride=(1, 2)),
+    nn.ConvTranspose2d(1, 2, 2, stride=2),
+    nn.ConvTranspose2d(1, 2, 4, stride=2, padding=1),
+    nn.ConvTranspose2d(1, 2, (3, 5), stride=(2, 3), padding=(1, 0), output_padding=(1, 2)),
+    nn.ConvTranspose2d(1, 2, 2, stride=3),  # with gaps
+    nn.ConvTranspose2d(1, 2, 3),
+]
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+@pytest.mark.parametrize("layer", KERNELS, ids=str)
+def test_kernels_read_what_the_oracle_sees(layer):
+    check(layer)
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(1, 1, 3, padding=2, dilation=2), nn.MaxPool2d(2, 1, dilation=3)], ids=str)
+def test_a_dilated_kernel_is_counted_with_its_gaps(layer):
+    for reads, low, high, size in rows_and_columns(layer):
+        if low >= 0 and high < size:
+            assert (reads[0], reads[-1]) == (low, high)
+        else:  # at the border the first tap may lie in the padding, and the gap after it inside
+            assert low <= reads[0] and reads[-1] <= high
+
+
+RESIZING = [
+    nn.Upsample(scale_factor=2),
+    nn.Upsample(size=(17, 7), mode="nearest"),
+    nn.Upsample(scale_factor=2, mode="bilinear"),
+    nn.Upsample(scale_factor=1.5, mode="bilinear"),
+    nn.Upsample(size=(17, 23), mode="bilinear"),
+    Function(lambda x: F.interpolate(x, None, (0.5, 2.0), "bilinear")),
+]
+
+
+@pytest.mark.parametrize("layer", RESIZING, ids=lambda m: str(m) if isinstance(m, nn.Upsample) else "function")
+def test_resizing_reads_what_the_oracle_sees(layer):
+    check(layer)
+
+
+MOVING = {
+    "cropped": lambda x: x[..., 2:-1, 1:],
+    "every second": lambda x: x[:, :, ::2, 1::3],
+    "zero-padded": lambda x: F.pad(x, (2, 0, 1, 3)),
+    "padded and cropped": lambda x: F.pad(x, (-2, 1, 0, -1)),
+    "layers": nn.Sequential(nn.ZeroPad2d((1, 2, 3, 0)), nn.ConstantPad2d(1, 0.5)),
+    "pooled to one": nn.AdaptiveMaxPool2d(1),
+}
+
+
+@pytest.mark.parametrize("name", MOVING)
+def test_cropping_padding_and_adaptive_pooling_read_what_the_oracle_sees(name):
+    model = MOVING[name]
+    check(model if isinstance(model, nn.Module) else Function(model))
+
+
+EVERYTHING = {
+    "mirrored": lambda x: x.flip(-1),
+    "rolled": lambda x: x.roll(2, dims=-2),
+    "softmax along the rows": lambda x: x.softmax(dim=2),
+    "mean along the columns": lambda x: x - x.mean(dim=3, keepdim=True),
+    "attention": lambda x: x + (x.flatten(2) @ torch.ones(120, 120, dtype=x.dtype)).view(x.shape),
+    "a matrix": lambda x: torch.ones(12, 12, dtype=x.dtype) @ x,
+    "a channel": lambda x: x[:, 0],
+    "by index": lambda x: x[:, :, torch.tensor([3, 1, 5])],
+    "corners aligned": nn.Upsample(size=(23, 19), mode="bilinear", align_corners=True),
+    "no whole size": nn.Upsample(scale_factor=1.7, mode="bilinear"),
+    "bicubic": nn.Upsample(scale_factor=2, mode="bicubic"),
+    "shuffled": lambda x: F.pixel_shuffle(torch.cat([x] * 4, dim=1), 2),
+    "pooled to 5×3": nn.AdaptiveAvgPool2d((5, 3)),
+}
+
+
+@pytest.mark.parametrize("name", EVERYTHING)
+def test_what_is_not_in_the_lists_reads_everything(name):
+    model = EVERYTHING[name]
+    model = model if isinstance(model, nn.Module) else Function(model)
+    check(model, exact=False)
+    assert receptive_field(model, (1, 1, 12, 10)) in ((12, 10), (12, 1), (1, 10))
+
+
+POINTWISE = {
+    "sum": lambda x: x + 1 - (2 - x) * 3 / (x + 5),
+    "in place": lambda x: x.clone().mul_(2).add_(x),
+    "iadd": lambda x: x.clone().__iadd__(x),
+    "gate": lambda x: x * torch.sigmoid(x * 1e-5),
+    "softmax": lambda x: torch.cat([x, x * 0 + 1], dim=1).mul(1e-5).softmax(dim=1),
+    "log-softmax, -3": lambda x: F.log_softmax(torch.cat((x, x * 0), 1) * 1e-5, -3),
+    "types": lambda x: x.float().to(torch.float64).contiguous(),
+    "where": lambda x: torch.where(x > 2, x, x * 0.5),
+    "layers": nn.Sequential(nn.ReLU(inplace=True), nn.Dropout(0.5), nn.BatchNorm2d(1), nn.Identity()),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", POINTWISE)
+def test_pointwise_operations_read_one_pixel(name):
+    model = POINTWISE[name]
+    model = model if isinstance(model, nn.Module) else Function(model)
+    check(model)
+    assert receptive_field(model, (1, 1, 12, 10)) == (1, 1)
+
+
+def test_a_map_of_one_pixel_is_repeated_beside_one_of_full_size():
+    """Squeeze and excitation: the gate reads everything, the gated map only itself."""
+
+    class Gate(nn.Module):
+        def forward(self, x):
+            return F.adaptive_avg_pool2d(x, 1) * x
+
+    assert receptive_field(Gate(), (1, 1, 12, 10)) == (12, 10)
+    assert output_stride(Gate(), (1, 1, 12, 10)) == (1, 1)
+
+
+@pytest.mark.parametrize(
+    "call, field",
+    [
+        (lambda x: F.conv2d(x, torch.ones(1, 1, 3, 3)), 3),
+        (lambda x: F.conv2d(x, torch.ones(1, 1, 3, 3), dilation=2, padding="same"), 5),
+        (lambda x: F.conv_transpose2d(x, torch.ones(1, 1, 3, 3), stride=2), 2),
+        (lambda x: F.max_pool2d(x, 2), 2),
+        (lambda x: F.avg_pool2d(x, 3, padding=1), 3),
+        (lambda x: F.max_pool2d(x, 2, return_indices=True)[0], 2),
+    ],
+)
+def test_kernels_called_as_functions_are_read_as_those_of_layers(call, field):
+    assert receptive_field(Function(call), (1, 1, 12, 12)) == (field, field)
+
+
+# ---- whole networks -------------------------------------------------------------------------------------------------
+
+
+# ---- a zoo ----------------------------------------------------------------------------------------------------------
+
+
+class Join(nn.Module):
+    """Branches side by side, added up or put beside each other."""
+
+    def __init__(self, *branches, concat=False):
+        super().__init__()
+        self.branches, self.concat = nn.ModuleList(branches), concat
+
+    def forward(self, x):
+        maps = [branch(x) for branch in self.branches]
+        return torch.cat(maps, dim=1) if self.concat else sum(maps)
+
+
+class ToSizeOf(nn.Module):
+    """A branch whose output is resized to the size of its input."""
+
+    def __init__(self, *layers):
+        super().__init__()
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, x):
+        return F.interpolate(self.layers(x), size=x.shape[-2:], mode="bilinear", align_corners=False)
+
+
+class SkipFCN(nn.Module):
+    """FCN-4s on a backbone of stride 8: scores of two levels are fused, and cropped to one size as in the paper."""
+
+    def __init__(self):
+        super().__init__()
+        self.shallow = nn.Sequential(
+            nn.Conv2d(1, 2, 3, padding=4), nn.MaxPool2d(2), nn.Conv2d(2, 2, 3), nn.MaxPool2d(2)
+        )
+        self.deep = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), nn.MaxPool2d(2))
+        self.up2, self.up4 = nn.ConvTranspose2d(2, 1, 4, 2, bias=False), nn.ConvTranspose2d(1, 1, 8, 4, bias=False)
+        self.score = nn.Conv2d(2, 1, 1)
+
+    def forward(self, x):
+        shallow = self.shallow(x)
+        risen = self.up2(self.deep(shallow))
+        cropped = self.score(shallow)[:, :, : risen.shape[2] - 1, : risen.shape[3] - 1]
+        fused = self.up4(risen[:, :, 1 : 1 + cropped.shape[2], 1 : 1 + cropped.shape[3]] + cropped)
+        return fused[:, :, 2 : 2 + x.shape[2], 2 : 2 + x.shape[3]]
+
+
+def conv(k=3, stride=1, dilation=1, channels=1):
+    return nn.Conv2d(channels, channels, k, stride, dilation * (k - 1) // 2, dilation)
+
+
+def residual(stride=1):
+    inside = nn.Sequential(conv(3, stride), nn.BatchNorm2d(1), nn.ReLU(), conv(), nn.BatchNorm2d(1))
+    return nn.Sequential(Join(inside, conv(1, stride) if stride > 1 else nn.Identity()), nn.ReLU())
+
+
+def aspp(*extra):
+    branches = [conv(1), conv(3, dilation=2), conv(3, dilation=4), *extra]
+    return Join(*branches, concat=True)
+
+
+# name: (network, largest field, stride), worked out by hand where a comment says how
+ZOO = {
+    # 5, jump 1 → 2; +2·2 = 10 after the second pair (6 + 4); 12, jump 4; +2·4 = 20
+    "VGG": (nn.Sequential(conv(), conv(), nn.MaxPool2d(2), conv(), conv(), nn.MaxPool2d(2), conv()), 24, 4),
+    # 3 + 2 = 5; jump 2 behind the first of the next block: 7, then +2·2 = 11; then 4 + 4 at jump 2
+    "ResNet": (nn.Sequential(conv(), residual(), residual(stride=2), residual()), 21, 2),
+    "Inception": (
+        nn.Sequential(
+            Join(conv(1), conv(3), nn.Sequential(conv(1), conv(5)), nn.MaxPool2d(3, 1, 1), concat=True),
+            nn.Conv2d(4, 1, (7, 1), padding=(3, 0)),
+            nn.Conv2d(1, 1, (1, 7), padding=(0, 3)),
+            nn.AvgPool2d(2),
+        ), 12, 2),
+    "dilated": (nn.Sequential(*(conv(3, dilation=d) for d in (1, 2, 4, 8))), 31, 1),  # 1 + 2·(1 + 2 + 4 + 8)
+    "ASPP": (nn.Sequential(conv(3, stride=2), aspp(), nn.Conv2d(3, 1, 1)), 19, 2),  # 3 + 2·(2·4)
+    "valid U-Net": (
+        nn.Sequential(
+            Join(
+                nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(1, 1, 3), nn.ConvTranspose2d(1, 1, 2, 2)),
+                nn.Sequential(nn.ZeroPad2d(-2)),
+                concat=True,
+            ),
+            nn.Conv2d(2, 1, 3),
+        ), 8, 1),  # the final 3×3 meets two coarse pixels at most; with a 3×3 at jump 2 they read 4 of them: 8 pixels
+    # shallow 3, 4, +2·2 = 8, +2 = 10 at jump 4; deep 18, 22 at jump 8; the two upsamplings read 3 of them: 22 + 2·8
+    "FCN with skip": (SkipFCN(), 38, 1),
+    "kernel 4, stride 2": (nn.Sequential(conv(3, stride=2), nn.ConvTranspose2d(1, 1, 4, 2, 1)), 5, 1),
+    "kernel 3, stride 2": (nn.Sequential(nn.MaxPool2d(2), nn.ConvTranspose2d(1, 1, 3, 2, 1, output_padding=1)), 4, 1),
+    "kernel 5, stride 3": (nn.Sequential(nn.AvgPool2d(3), nn.ConvTranspose2d(1, 1, 5, 3, 1)), 6, 1),
+    "finer than the image": (nn.Sequential(conv(), nn.ConvTranspose2d(1, 1, 2, 2)), 3, 0.5),
+    "groups": (
+        nn.Sequential(
+            nn.Conv2d(1, 4, 1), nn.Conv2d(4, 4, 3, padding=1, groups=4), nn.Conv2d(4, 4, 1),
+            nn.Conv2d(4, 4, 5, 2, 2, groups=2), nn.Conv2d(4, 1, 1),
+        ), 7, 2),
+    # two 3×3 at jump 1, pooling, two at jump 2: 1 + 4 + 1 + 8 = 14; two 3×3 of the decoder meet up to 3 coarse pixels
+    "U-Net, transposed": (UNet(widths=(2, 2)), 18, 1),
+    "U-Net, bilinear, sum": (UNet(widths=(1, 1), upsampling="bilinear", skip="sum"), 20, 1),
+    "U-Net, unpooled": (UNet(widths=(1, 1), upsampling="unpool", skip="none"), 18, 1),
+    "U-Net, group norm": (UNet(widths=(2, 2), norm="group"), 18, 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ZOO)
+def test_formula_gradient_and_oracle_agree(name):
+    model, largest, stride = ZOO[name]
+    height = largest + 12 - largest % 4  # the border must not hide a part of the field
+    shape = (1, 1, height, height + 4)
+    assert receptive_field(model, shape) == (largest, largest)
+    assert output_stride(model, shape) == (stride, stride)
+    formula = pixel_field(model, shape)
+    size = formula.bottom - formula.top + 1, formula.right - formula.left + 1
+    assert size <= (largest, largest)
+    if name != "U-Net, group norm":  # it averages over the image, but counts as pixel by pixel
+        assert receptive_field_measured(model, shape) == size
+    seen = dependence(model, *shape[2:])
+    top, left, bottom, right = box_of(seen[seen.shape[0] // 2, seen.shape[1] // 2])
+    if name == "U-Net, unpooled":  # for one image, unpooling fills one pixel of four: the oracle does not see the rest
+        assert (top, left) >= formula[:2] and (bottom, right) <= formula[2:]
+    elif name != "U-Net, group norm":
+        assert (top, left, bottom, right) == formula
+
+
+@pytest.mark.parametrize("name", ["VGG", "ResNet", "FCN with skip", "kernel 5, stride 3", "finer than the image"])
+def test_the_field_moves_by_the_stride(name):
+    model, _, stride = ZOO[name]
+    here, there = (pixel_field(model, (1, 1, 200, 72), (n, 3)) for n in (2, 26))  # 24 apart: a whole period for each
+    assert (there.top - here.top, there.bottom - here.bottom) == (24 * stride, 24 * stride)
+
+
+def test_global_pooling_and_dense_layers_see_everything():
+    pooled = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 3))
+    dense = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Flatten(), nn.Linear(2 * 20 * 30, 4), nn.ReLU())
+    for model in (pooled, dense):
+        assert receptive_field(model, (1, 1, 20, 30)) == (22, 32)  # the padding is part of the field
+        assert receptive_field_measured(model, (1, 1, 20, 30)) == (20, 30)
+        assert output_stride(model, (1, 1, 20, 30)) == (0, 0)
+
+
+def random_layer(kind, k, s, p, d):
+    p = min(p, k // 2)
+    if kind == "conv":
+        return nn.Conv2d(1, 1, k, s, p, dilation=d)
+    if kind == "transposed":
+        return nn.ConvTranspose2d(1, 1, k, s, p, dilation=d)
+    if kind == "pool":
+        return nn.MaxPool2d(k, s, p)
+    return nn.Upsample(scale_factor=s, mode="bilinear" if k % 2 else "nearest")
+
+
+layers = st.builds(
+    random_layer,
+    st.sampled_from(["conv", "transposed", "pool", "upsample"]),
+    st.integers(1, 4), st.integers(1, 3), st.integers(0, 1), st.integers(1, 2),
+)  # fmt: skip
+
+
+@settings(max_examples=40)
+@given(st.lists(layers, min_size=1, max_size=4))
+def test_measured_never_exceeds_the_formula(model):
+    shape = (1, 1, 97, 97)
+    try:
+        formula = receptive_field(nn.Sequential(*model), shape)
+        measured = receptive_field_measured(nn.Sequential(*model), shape, trials=4)
+    except RuntimeError:  # the map became smaller than a kernel
+        return
+    except InputError:  # the middle pixel lies in a gap between the taps of a transposed convolution
+        return
+    assert measured[0] <= formula[0] and measured[1] <= formula[1]
+
+
+@pytest.mark.parametrize("upsampling", ["transposed", "bilinear", "unpool"])
+@pytest.mark.parametrize("skip", ["none", "concat", "sum"])
+def test_formula_is_reached_by_the_gradient_of_the_unet(upsampling, skip):
+    model = UNet(widths=(2, 2, 2), upsampling=upsampling, skip=skip)
+    shape = (1, 1, 80, 80)
+    assert receptive_field_measured(model, shape) == receptive_field(model, shape)
+
+
+# ---- what may stand in the way of a measurement ---------------------------------------------------------------------
+
+
+def test_dead_zero_and_saturated_layers_hide_no_path():
+    model = nn.Sequential(
+        conv(), nn.BatchNorm2d(1), nn.ReLU(), conv(5), nn.Sigmoid(), nn.Conv2d(1, 2, 3), nn.Softmax(1)
+    )
+    nn.init.constant_(model[1].running_mean, 1e3)  # all is below 0 before the ReLU
+    nn.init.zeros_(model[3].weight)
+    nn.init.constant_(model[3].bias, -1e3)
+    assert receptive_field_measured(model, (1, 1, 20, 20)) == (9, 9) == receptive_field(model, (1, 1, 20, 20))
+
+
+def test_a_very_deep_net_neither_overflows_nor_fades():
+    model = nn.Sequential(*(nn.Sequential(conv(), nn.ReLU6()) for _ in range(60)))
+    assert receptive_field_measured(model, (1, 1, 130, 130), trials=1) == (121, 121)
+
+
+class Outputs(nn.Module):
+    def __init__(self, choose):
+        super().__init__()
+        self.one, self.two, self.choose = conv(), conv(5), choose
+
+    def forward(self, x):
+        return self.choose(self.one(x), self.two(x))
+
+
+@pytest.mark.parametrize("choose", [lambda a, b: {"out": a, "aux": b}, lambda a, b: (a, b), lambda a, b: [[a], b]])
+def test_of_several_outputs_the_first_counts(choose):
+    assert (
+        receptive_field(Outputs(choose), (1, 1, 9, 9))
+        == (3, 3)
+        == receptive_field_measured(Outputs(choose), (1, 1, 9, 9))
+    )
+
+
+@pytest.mark.parametrize("choose", [lambda a, b: a.argmax(dim=1), lambda a, b: torch.zeros(1, 1, 9, 9), lambda a, b: 7])
+def test_an_output_that_does_not_follow_from_the_image_is_refused(choose):
+    with pytest.raises(InputError, match="cannot be followed back"):
+        receptive_field(Outputs(choose), (1, 1, 9, 9))
+
+
+@pytest.mark.parametrize("choose", [lambda a, b: torch.ones(1, 1, 9, 9), lambda a, b: 0 * a])
+def test_an_output_without_a_gradient_is_refused(choose):
+    with pytest.raises(InputError, match="does not depend on the image"):
+        receptive_field_measured(Outputs(choose), (1, 1, 9, 9))
+    with pytest.raises(InputError, match="No pixel has a gradient"):
+        effective_receptive_field(Outputs(choose), torch.rand(1, 1, 9, 9))
+
+
+def test_writing_into_a_map_is_followed():
+    class Written(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = conv(), conv(5)
+
+        def forward(self, x):
+            y = self.one(x)
+            y[..., :1, :] = self.two(x)[..., :1, :]
+            return y
+
+    assert min(receptive_field(Written(), (1, 1, 9, 9))) >= 5
+
+
+def test_the_model_stays_as_it_was():
+    model = UNet(widths=(2, 4)).train()
+    model.encoder[0][1].eval()  # a frozen normalisation stays frozen
+    before, modes = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()]
+    images = torch.rand(2, 1, 16, 16)
+    for use in (receptive_field, output_stride, pixel_field, receptive_field_measured):
+        use(model, (1, 1, 16, 16))
+    effective_receptive_field(model, images)
+    assert [m.training for m in model.modules()] == modes and not images.requires_grad
+    assert all(torch.equal(before[n], v) for n, v in model.state_dict().items())
+    assert all(p.grad is None for p in model.parameters())
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+# ---- effective ------------------------------------------------------------------------------------------------------
+
+
+def means(number):
+    """3×3 means, one after the other."""
+    return nn.Sequential(*(nn.AvgPool2d(3, 1, 1) for _ in range(number)))
+
+
+def test_effective_field_of_one_and_two_means_by_hand():
+    field = effective_receptive_field(means(1), torch.zeros(1, 1, 5, 7))
+    assert torch.allclose(field[1:4, 2:5], torch.tensor(1 / 9)) and field.count_nonzero() == 9
+    triangle = torch.tensor([1.0, 2, 3, 2, 1]) / 9  # 1 1 1 * 1 1 1, over 9
+    field = effective_receptive_field(means(2), torch.zeros(1, 2, 9, 9))
+    assert torch.allclose(field[2:7, 2:7], triangle[:, None] * triangle)
+    assert effective_size(field) == 5  # all: the corners have 1/9 of the middle, more than 4.55 %
+
+
+def test_effective_field_grows_like_the_root_of_the_depth():
+    """The result of Luo et al.: a Gaussian; four times the layers, twice the size, but four times the formula."""
+    sizes = [effective_size(effective_receptive_field(means(n), torch.zeros(1, 1, 91, 91))) for n in (10, 40)]
+    assert sizes[1] / sizes[0] == pytest.approx(2, rel=0.05)
+    # variance 2/3 a layer; above 4.55 % of the largest: radius √(2 ln(1/0.0455)) = 2.486 standard deviations
+    assert sizes[1] ** 2 == pytest.approx(torch.pi * 2.486**2 * 40 * 2 / 3, rel=0.03)
+    assert [receptive_field(means(n), (1, 1, 91, 91))[0] for n in (10, 40)] == [21, 81]
+
+
+def test_effective_field_is_a_mean_over_images_inside_the_theoretical_one():
+    torch.manual_seed(0)
+    model, images = UNet(widths=(4, 4, 4), num_classes=1), torch.randn(3, 1, 48, 64)
+    field = effective_receptive_field(model, images)
+    assert field.shape == (48, 64) and field.sum().item() == pytest.approx(1) and field.min() >= 0
+    box = pixel_field(model, (1, 1, 48, 64))
+    inside = field[max(box.top, 0) : box.bottom + 1, max(box.left, 0) : box.right + 1]
+    assert inside.sum().item() == pytest.approx(1)
+    leaf = images.requires_grad_()
+    raw = torch.autograd.grad(model.eval()(leaf)[:, :, 24, 32].sum(), leaf)[0].abs().mean(dim=(0, 1))
+    assert torch.allclose(field, raw / raw.sum(), atol=1e-6)
+
+
+def test_effective_field_refuses_what_has_no_gradient():
+    model = nn.Sequential(conv(), nn.ReLU())
+    nn.init.constant_(model[0].bias, -1e3)
+    with pytest.raises(InputError, match="No pixel has a gradient"):
+        effective_receptive_field(model, torch.rand(1, 1, 8, 8))
+    with pytest.raises(InputError, match="B, C, H, W"):
+        effective_receptive_field(model, torch.rand(1, 8, 8))
+
+
+def test_reach_is_the_farthest_side_of_any_box():
+    for net in (UNet(1, 2, (2, 4, 8)), nn.Sequential(nn.ZeroPad2d((3, 0, 1, 2)), nn.Conv2d(1, 1, 4))):
+        far = 0
+        for pixel in [(y, x) for y in range(12) for x in range(12)]:
+            box = pixel_field(net, (1, 1, 12, 12), pixel)
+            far = max(far, pixel[0] - box.top, box.bottom - pixel[0], pixel[1] - box.left, box.right - pixel[1])
+        assert reach(net, (1, 1, 12, 12)) == far
+
+
+def test_what_wraps_around_or_filters_widely_reads_everything():
+    class Wrapped(nn.Module):
+        def forward(self, x):
+            return F.pad(x, (1, 1, 1, 1), mode="circular")
+
+    class Smooth(nn.Module):
+        def forward(self, x):
+            return F.interpolate(x, size=(4, 4), mode="bilinear", antialias=True)
+
+    nets = (nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular"), nn.CircularPad2d(1), Wrapped(), Smooth())
+    for net in nets:
+        assert receptive_field(net, (1, 1, 16, 16)) == (16, 16)
