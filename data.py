@@ -165,8 +165,6 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         seed: int = 0,
         repeats: int = 1,
     ) -> None:
-        if batch_size < 1 or repeats < 1:
-            raise InputError(f"batch_size is {batch_size}, repeats {repeats}; expected 1 or more of each.")
         self.batch_size, self.shuffle, self.seed, self.repeats = batch_size, shuffle, seed, repeats
         self.epoch = 0
         shapes = dataset.shapes if dataset.crop is None else [(dataset.crop, dataset.crop)] * len(dataset)
@@ -281,12 +279,9 @@ def _spelled(change: Callable[[Sample], Sample | None]) -> str:
 
 
 def _changed(samples: Iterator[Sample], changes: Sequence[Callable[[Sample], Sample | None]]) -> Iterator[Sample]:
-    for sample in samples:
-        changed: Sample | None = sample
-        for change in changes:
-            changed = change(changed) if changed is not None else None
-        if changed is not None:
-            yield changed
+    for change in changes:
+        samples = filter(None, map(change, samples))
+    return samples
 
 
 def source_folder(source: str | Path, data_dir: Path = Path("data"), say: Callable[[str], object] = print) -> Path:

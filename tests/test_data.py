@@ -267,15 +267,6 @@ def test_lone_shape_is_never_left_out():
     assert sorted(sum(epoch_of(batches, 0), [])) == [0, 1, 2, 3, 4]
 
 
-def test_crop_puts_all_shapes_into_one_group():
-    assert len(EpochBatches(Shapes([(8, 8), (4, 4), (5, 9), (7, 7)], crop=4), 4, shuffle=True)) == 1
-
-
-def test_batch_size_or_repeats_below_one_is_refused():
-    assert "batch_size is 0, repeats 1" in refused(EpochBatches, Shapes([(8, 8)]), 0)
-    assert "batch_size is 1, repeats 0" in refused(EpochBatches, Shapes([(8, 8)]), 1, repeats=0)
-
-
 # --- the loader ---
 
 
