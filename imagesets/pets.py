@@ -20,7 +20,7 @@ from scipy import ndimage
 
 from checks import InputError
 from imagesets.streets import LAYERS, palette, photograph, pick_colour, soft_noise
-from imagesets.yeast import Scene, check_whole_numbers, write_set
+from imagesets.yeast import Scene, Settings, check_whole_numbers, write_set
 
 VERSION = 2  # raise it when the pictures change, so that an older set on disk is not taken for this one
 SPECIES = ("dog", "cat")
@@ -50,24 +50,13 @@ class _Pet(NamedTuple):
 
 
 def write_pets(folder: Path, num_images: int = 160, seed: int = 0, height: int = 160, width: int = 160) -> Path:
-    """Write `dog_000.png`, `cat_001.png`, `dog_002.png` …, labels 0 background, 1 pet, 2 border (see `pet_scene`).
+    """Write `dog_000.png`, `cat_001.png`, `dog_002.png` … of `pet_scene`, as `write_yeast` does; return `folder`."""
 
-    Image i depends on `seed`, i and the size only.  A folder that holds this very set is kept; `InputError` when it
-    holds anything else, or when the settings make no set.
-
-    >>> import tempfile
-    >>> folder = write_pets(Path(tempfile.mkdtemp()) / "pets", num_images=2, height=64, width=64)
-    >>> sorted(path.name for path in (folder / "images").iterdir())
-    ['cat_001.png', 'dog_000.png']
-    """
-
-    def name(i: int) -> str:
-        return f"{SPECIES[i % 2]}_{i:03d}.png"
-
-    def draw(i: int, rng: Generator) -> Scene:
+    def draw(i: int, rng: Generator, height: int, width: int) -> Scene:
         return pet_scene(rng, height, width, species=SPECIES[i % 2])
 
-    return write_set(folder, "pets", VERSION, LAYERS, name, draw, num_images, seed, height, width)
+    settings = Settings("pets", VERSION, num_images, seed, height, width)
+    return write_set(folder, settings, LAYERS, lambda i: f"{SPECIES[i % 2]}_{i:03d}.png", draw)
 
 
 def pet_scene(rng: Generator, height: int = 160, width: int = 160, species: str | None = None) -> Scene:
@@ -111,10 +100,6 @@ def swept_balls(y: ndarray, x: ndarray, parts: ndarray) -> tuple[ndarray, ndarra
 
     `parts` (n, 7): y and x of one end, y and x of the other, the radius here and there, and how much nearer the part
     is.  Where none is seen, the part is −1 and the height −inf.
-
-    >>> part, height = swept_balls(np.array([[0], [5]]), np.array([[0, 3]]), np.array([[0, 0, 0, 3, 1, 2, 0]]))
-    >>> part.tolist(), height.tolist()
-    ([[0, 0], [-1, -1]], [[1.0, 2.0], [-inf, -inf]])
     """
     shape = np.broadcast_shapes(y.shape, x.shape)
     seen, highest = np.full(shape, -1), np.full(shape, -np.inf, dtype=np.float32)

@@ -22,7 +22,7 @@ from PIL import Image
 from scipy import ndimage
 
 from checks import IGNORE_INDEX
-from imagesets.yeast import Scene, check_whole_numbers, write_set
+from imagesets.yeast import Scene, Settings, check_whole_numbers, write_set
 
 VERSION = 2  # raise it when the pictures change, so that an older set on disk is not taken for this one
 LAYERS = {"images": "image", "labels": "label"}
@@ -30,11 +30,7 @@ SKY, BUILDING, TREE, ROAD, PAVEMENT, CAR = range(6)  # TREE is all that is green
 
 
 def palette(codes: str) -> ndarray:
-    """Read colours, float32 (n, 3), from their codes.
-
-    >>> palette("FF0000 00FF00").tolist()
-    [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
-    """
+    """Read colours, float32 (n, 3) between 0 and 1, from their codes, as "FF0000 00FF00"."""
     return np.array([[*bytes.fromhex(code)] for code in codes.split()], dtype=np.float32) / 255
 
 
@@ -47,39 +43,20 @@ Box = tuple[slice, slice]
 
 
 def write_streets(folder: Path, num_images: int = 60, seed: int = 0, height: int = 256, width: int = 256) -> Path:
-    """Write `images/street_000.png` … and `labels/` (0 … 5, and 255 void; see `street_scene`); return `folder`.
-
-    Image i depends on `seed`, i and the size only.  A folder that holds this very set is kept; `InputError` when it
-    holds anything else, or when the settings make no set.
-
-    >>> import tempfile
-    >>> folder = write_streets(Path(tempfile.mkdtemp()) / "streets", num_images=2, height=64, width=64)
-    >>> sorted(path.name for path in (folder / "labels").iterdir())
-    ['street_000.png', 'street_001.png']
-    """
-
-    def draw(i: int, rng: Generator) -> Scene:
-        return street_scene(rng, height, width)
-
-    name = "street_{:03d}.png".format
-    return write_set(folder, "streets", VERSION, LAYERS, name, draw, num_images, seed, height, width)
+    """Write `images/street_000.png` … and `labels/` of `street_scene`, as `write_yeast` does; return `folder`."""
+    settings = Settings("streets", VERSION, num_images, seed, height, width)
+    return write_set(folder, settings, LAYERS, "street_{:03d}.png".format, lambda _, *rest: street_scene(*rest))
 
 
 def write_roads(folder: Path, num_images: int = 120, seed: int = 0, height: int = 256, width: int = 256) -> Path:
-    """Write the pictures of `write_streets` as `road_000.png` …, labels 1 road, 0 all else, 255 void.
+    """Write the pictures of `write_streets` as `road_000.png` …, labels 1 road, 0 all else, 255 void."""
 
-    >>> import tempfile
-    >>> folder = write_roads(Path(tempfile.mkdtemp()) / "roads", num_images=1, height=64, width=64)
-    >>> [path.name for path in (folder / "images").iterdir()]
-    ['road_000.png']
-    """
-
-    def draw(i: int, rng: Generator) -> Scene:
+    def draw(_: int, rng: Generator, height: int, width: int) -> Scene:
         scene = street_scene(rng, height, width)
         return replace(scene, label=road_label(scene.label))
 
-    name = "road_{:03d}.png".format
-    return write_set(folder, "roads", VERSION, LAYERS, name, draw, num_images, seed, height, width)
+    settings = Settings("roads", VERSION, num_images, seed, height, width)
+    return write_set(folder, settings, LAYERS, "road_{:03d}.png".format, draw)
 
 
 def road_label(label: ndarray) -> ndarray:
@@ -126,11 +103,7 @@ def pick_colour(rng: Generator, colours: ndarray) -> ndarray:
 def soft_noise(rng: Generator, shape: tuple[int, ...], cell: float | tuple[float, float]) -> ndarray:
     """Return float32 noise (H, W), mean 0, with spots about `cell` pixels wide: random numbers, enlarged smoothly.
 
-    It costs the same for every `cell`; a Gaussian filter takes longer for larger spots.  `cell` may be a pair,
-    (height, width).  The standard deviation is about 0.7.
-
-    >>> soft_noise(np.random.default_rng(0), (40, 60), cell=8).shape
-    (40, 60)
+    `cell` may be a pair, (height, width).  The standard deviation is about 0.7.
     """
     cells = np.broadcast_to(np.asarray(cell, dtype=float), 2)
     counts = (shape / cells).astype(int) + 3
@@ -282,7 +255,11 @@ def _paint_ground(street: _Street, things: list[_Thing]) -> None:
     yard = rng.random() < (0.5 if street.town else 0.1)
     paved = ~road & ((out < np.where(off < 0, *street.walks)) | yard)
     fine, wide = street.fine[top:], soft_noise(rng, x.shape, (9, 30))
-    marks = _marks(street, off, out, z) & (aside > 3) & (wide + 0.6 * fine < 1.4)
+    half = 0.07 + 0.0008 * z  # far lines are drawn wider, or they would vanish
+    middle = (np.abs(off) < half) & (z / rng.uniform(6, 10) % 1 < (0.45, 1)[rng.integers(2)])
+    chosen = rng.random(2) < (0.75, 0.5)
+    marks = (middle & chosen[0] | (np.abs(out + 0.35) < half) & chosen[1]) & (out < -0.2)
+    marks &= (aside > 3) & (wide + 0.6 * fine < 1.4)  # a crossing has none, and some are worn away
     asphalt = (0.4 * rng.uniform(0.8, 1.35) + rng.normal(0, 0.012, 3)).astype(np.float32)
     slabs = asphalt * rng.uniform(0.9, 1.1) * (0.9, 1.2)[rng.integers(2)] + rng.normal(0, 0.02, 3).astype(np.float32)
     colours = np.array([asphalt, np.full(3, rng.uniform(0.7, 0.95)), slabs, 1.2 * pick_colour(rng, LEAVES)])
@@ -296,15 +273,6 @@ def _paint_ground(street: _Street, things: list[_Thing]) -> None:
     box = slice(top, H), slice(W)
     street.paint(box, np.ones(x.shape, dtype=bool), colour, ROAD, z)
     street.label[box] = np.select([road, paved], [ROAD, PAVEMENT], TREE)
-
-
-def _marks(street: _Street, off: ndarray, out: ndarray, z: ndarray) -> ndarray:
-    """Choose the white marks: a line in the middle, lines along the edges, or both."""
-    rng, half = street.rng, 0.07 + 0.0008 * z  # far lines are drawn wider, or they would vanish
-    middle = (np.abs(off) < half) & (z / rng.uniform(6, 10) % 1 < (0.45, 1)[rng.integers(2)])
-    edges = np.abs(out + 0.35) < half
-    chosen = rng.random(2) < (0.75, 0.5)
-    return (middle & chosen[0] | edges & chosen[1]) & (out < -0.2)
 
 
 def _shadows(street: _Street, things: list[_Thing], x: ndarray, z: ndarray, rough: ndarray) -> ndarray:

@@ -13,11 +13,10 @@ F. J. Anscombe, Biometrika 35 (1948) 246, doi 10.1093/biomet/35.3-4.246 (square 
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import numpy as np
@@ -94,13 +93,8 @@ def write_yeast(folder: Path, num_images: int = 18, seed: int = 0, height: int =
     >>> sorted(path.name for path in (folder / "images").iterdir())
     ['yeast_00.png', 'yeast_01.png']
     """
-
-    def draw(i: int, rng: Generator) -> Scene:
-        return yeast_scene(rng, height, width)
-
-    return write_set(
-        folder, "yeast", VERSION, YEAST_LAYERS, "yeast_{:02d}.png".format, draw, num_images, seed, height, width
-    )
+    settings = Settings("yeast", VERSION, num_images, seed, height, width)
+    return write_set(folder, settings, YEAST_LAYERS, "yeast_{:02d}.png".format, lambda _, *rest: yeast_scene(*rest))
 
 
 def check_whole_numbers(**arguments: tuple[int, int]) -> None:
@@ -110,53 +104,54 @@ def check_whole_numbers(**arguments: tuple[int, int]) -> None:
             raise InputError(f"{name} is {value!r}; expected a whole number of at least {least}.")
 
 
+class Settings(NamedTuple):
+    """What determines a synthetic set; it lies beside the pictures as `settings.json`."""
+
+    set: str
+    version: int
+    num_images: int
+    seed: int
+    height: int
+    width: int
+
+
 def write_set(
     folder: Path,
-    kind: str,
-    version: int,
+    settings: Settings,
     layers: dict[str, str],
     name: Callable[[int], str],
-    draw: Callable[[int, Generator], Scene],
-    num_images: int,
-    seed: int,
-    height: int,
-    width: int,
+    draw: Callable[[int, Generator, int, int], Scene],
 ) -> Path:
-    """Write the `layers` {sub-folder: attribute} of all scenes as PNG files, and `settings.json`; return `folder`.
+    """Write the `layers` {sub-folder: attribute} of the scenes `draw(i, rng, height, width)` under `name(i)` as PNG.
 
-    Image i is called `name(i)` and is `draw(i, rng)`, where the generator depends on `seed` and i.  A folder that holds
-    this very set is kept; `InputError` when it holds anything else.  It writes beside `folder` and renames at the end,
-    so a killed run leaves no half set under that name.
+    The set is written beside `folder` and renamed at the end, so a killed run leaves no half set under that name.
     """
-    check_whole_numbers(num_images=(num_images, 1), seed=(seed, 0), height=(height, 64), width=(width, 64))
-    folder, names = Path(folder), [name(i) for i in range(num_images)]
-    numbers = {"version": version, "num_images": num_images, "seed": seed, "height": height, "width": width}
-    settings = json.dumps({"set": kind} | {key: int(number) for key, number in numbers.items()})
+    count, seed, *size = settings[2:]
+    check_whole_numbers(num_images=(count, 1), seed=(seed, 0), height=(size[0], 64), width=(size[1], 64))
+    folder, names, note = Path(folder), [name(i) for i in range(count)], json.dumps(settings._asdict(), default=int)
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        note = folder / "settings.json"
-        same = note.is_file() and note.read_text(encoding="utf-8", errors="replace") == settings
-        if same and all((folder / layer / file).is_file() for layer in layers for file in names):
+        files = [folder / layer / file for layer in layers for file in names]
+        there = folder / "settings.json"
+        if there.is_file() and there.read_bytes() == note.encode() and all(file.is_file() for file in files):
             return folder
         raise InputError(
-            f"{folder} exists and holds something else, or only a part of this set:\n{settings}\n"
+            f"{folder} exists and holds something else, or only a part of this set:\n{note}\n"
             "Delete the folder or choose another one."
         )
-    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    try:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+        part = Path(temporary, "set")
         for layer in layers:
             (part / layer).mkdir(parents=True)
         for i, file in enumerate(names):
-            scene = draw(i, np.random.default_rng([seed, i]))
+            scene = draw(i, np.random.default_rng([seed, i]), *size)
             for layer, attribute in layers.items():
                 array = getattr(scene, attribute)
                 Image.fromarray(array.astype(np.uint8) if array.dtype == bool else array).save(part / layer / file)
-        (part / "settings.json").write_text(settings, encoding="utf-8")
+        (part / "settings.json").write_text(note, encoding="utf-8")
         if folder.exists():
             folder.rmdir()  # empty, as good as none; Windows does not rename onto it
         part.rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)  # after the rename there is nothing to remove
     return folder
 
 

@@ -166,14 +166,6 @@ def test_shadows_need_the_sun_but_cars_are_always_dark_below() -> None:
     assert dark[:, x[0] > 3.2].any() and not dark[:, x[0] < 0.8].any()  # it falls to the right
 
 
-def test_marks_lie_on_the_road() -> None:
-    z, off = np.linspace(40, 2, 60)[:, None], np.linspace(-8, 8, 200) + np.zeros((60, 1))
-    out = np.abs(off) - 3.0
-    found = [streets._marks(street(rng=np.random.default_rng(seed)), off, out, z) for seed in range(20)]
-    assert not any(marks[out > 0].any() for marks in found)
-    assert sum(marks.any() for marks in found) > 10
-
-
 def test_a_pole_is_at_least_a_pixel_wide() -> None:
     far = streets._Thing(IGNORE_INDEX, 0.5, 60.0, 0.1, 0.0, 5.0)
     for seed in range(10):
