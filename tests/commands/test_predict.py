@@ -25,7 +25,7 @@ def model_file(tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("model") / "model.pt2"
     names = ["background", "cell", "bud"]
     return modelfile.save(
-        trained_looking(UNet(1, 3, (2, 3))), path, mean=[0.4], std=[0.2], class_names=names, onnx=False
+        trained_looking(UNet(1, 3, (2, 3))), path, mean=[0.4], std=[0.2], class_names=names
     )
 
 
