@@ -11,7 +11,7 @@ CamVid: G. J. Brostow, J. Fauqueur, R. Cipolla, Pattern Recognit. Lett. 30 (2009
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -79,7 +79,7 @@ def street_scene(rng: Generator, height: int = 256, width: int = 256) -> Scene:
     ((256, 256, 3), 'uint8', (256, 256))
     """
     check_whole_numbers(height=(height, 64), width=(width, 64))
-    street = _empty_street(rng, height, width)
+    street = _Street(rng, height, width)
     things = _layout(street)
     _paint_sky(street)
     _paint_ground(street, things)
@@ -134,28 +134,26 @@ class _Thing(NamedTuple):
     height: float
 
 
-@dataclass
 class _Street:
-    """The road, the weather, the camera, and the picture that is being painted."""
+    """The road, the weather and the camera, chosen at random, and the picture that is being painted."""
 
-    rng: Generator
-    town: bool
-    wide: float  # the road, in metres
-    walks: ndarray  # (2,) the pavements, left and right
-    bend: float  # the road swings so far to both sides …
-    reach: float  # … over 2π · reach metres …
-    phase: float  # … starting here …
-    start: float  # … around this x
-    sun: float  # 0 behind clouds … 1
-    side: int  # where shadows fall: −1 left, 1 right
-    sight: float  # metres after which haze leaves 1 / e of a colour
-    eye: float  # height of the camera
-    x: ndarray  # (W,) slope of each column, to the right
-    y: ndarray  # (H, 1) slope of each row, downwards
-    image: ndarray  # (H, W, 3) float32
-    label: ndarray  # (H, W) uint8
-    fine: ndarray  # (H, W) noise for leaves and plaster
-    coarse: ndarray
+    def __init__(self, rng: Generator, height: int, width: int) -> None:
+        self.rng, shape, side = rng, (height, width), math.sqrt(height * width)
+        self.town = bool(rng.random() < 0.65)
+        self.wide = rng.uniform(4, 9)  # the road, in metres
+        self.walks = rng.uniform(1.5, 4, 2) * (rng.random(2) < (0.92 if self.town else 0.3))  # left, right pavement
+        self.bend = rng.uniform(0.3, 2.5 if self.town else 9)  # the road swings so far to both sides …
+        self.reach, self.phase = rng.uniform(10, 30), rng.uniform(0, 6.3)  # … over 2π · reach metres, starting here …
+        self.start = -rng.uniform(-0.1, 0.4) * self.wide - self.bend * math.sin(4 / self.reach + self.phase)  # … at x
+        self.sun = rng.uniform(0.4, 1) * (rng.random() < 0.65)  # 0 behind clouds … 1
+        self.side = 1 - 2 * int(rng.integers(2))  # where shadows fall: −1 left, 1 right
+        self.sight = 100 * rng.uniform(1, 3) ** 2  # metres after which haze leaves 1 / e of a colour
+        self.eye = rng.uniform(1.3, 2.8)  # height of the camera
+        focal, horizon, middle = rng.uniform((0.5, 0.28, 0.22), (0.9, 0.55, 0.78)) * (side, height, width)
+        self.x = ((np.arange(width) + 0.5 - middle) / focal).astype(np.float32)  # (W,) slopes to the right
+        self.y = ((np.arange(height)[:, None] + 0.5 - horizon) / focal).astype(np.float32)  # (H, 1) and downwards
+        self.image, self.label = np.zeros((*shape, 3), dtype=np.float32), np.zeros(shape, dtype=np.uint8)
+        self.fine, self.coarse = (soft_noise(rng, shape, cell) for cell in (2.2, 6))  # for leaves and plaster
 
     def centre(self, z: Any) -> Any:
         """Return x of the middle of the road at z."""
@@ -180,24 +178,6 @@ class _Street:
         haze = 0.65 + 0.15 * self.sun
         self.image[box][where] = haze + (np.broadcast_to(colour, (*where.shape, 3))[where] - haze) * clear
         self.label[box][where] = number
-
-
-def _empty_street(rng: Generator, height: int, width: int) -> _Street:
-    """Choose road, weather and camera."""
-    town, shape = bool(rng.random() < 0.65), (height, width)
-    wide, walks = rng.uniform(4, 9), rng.uniform(1.5, 4, 2) * (rng.random(2) < (0.92 if town else 0.3))
-    bend, reach, phase = rng.uniform(0.3, 2.5 if town else 9), rng.uniform(10, 30), rng.uniform(0, 6.3)
-    start = -rng.uniform(-0.1, 0.4) * wide - bend * math.sin(4 / reach + phase)  # we mostly drive on the right
-    sun, shadow = rng.uniform(0.4, 1) * (rng.random() < 0.65), 1 - 2 * int(rng.integers(2))
-    sight, eye = 100 * rng.uniform(1, 3) ** 2, rng.uniform(1.3, 2.8)
-    side = math.sqrt(height * width)
-    focal, horizon, middle = rng.uniform((0.5, 0.28, 0.22), (0.9, 0.55, 0.78)) * (side, height, width)
-    x = ((np.arange(width) + 0.5 - middle) / focal).astype(np.float32)
-    y = ((np.arange(height)[:, None] + 0.5 - horizon) / focal).astype(np.float32)
-    image, label = np.zeros((*shape, 3), dtype=np.float32), np.zeros(shape, dtype=np.uint8)
-    noise = [soft_noise(rng, shape, cell) for cell in (2.2, 6)]
-    route, view = (wide, walks, bend, reach, phase, start), (sight, eye, x, y)
-    return _Street(rng, town, *route, sun, shadow, *view, image, label, *noise)
 
 
 def _layout(street: _Street) -> list[_Thing]:

