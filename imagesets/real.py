@@ -21,7 +21,7 @@ import time
 import zipfile
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,9 +66,6 @@ def locate(name: str, data_dir: str | Path = Path("data"), *, say: Callable[[str
 
     `say` is told licence and citation (once in a process).  `InputError` says what to do by hand.
 
-    >>> locate("moon")
-    Traceback (most recent call last):
-    checks.InputError: 'moon' is not a known data set; known are camvid, dsb2018, ..., yeastcellseg.
     """
     source = _named(name)
     mirror = _in_mirror(source)
@@ -93,10 +90,7 @@ def reachable(name: str, data_dir: str | Path = Path("data"), timeout: float = 3
 
 
 def faults(source: Source, folder: Path, *, official: bool = True) -> list[str]:
-    """List what is missing or damaged in `folder`, judged by names, numbers and first bytes of the files.
-
-    A mirror may hold fewer files: with `official=False` a pattern needs one file or more.  Hidden files do not count.
-    """
+    """List what is missing or damaged in `folder`; a mirror (`official=False`) may hold fewer files of each pattern."""
     wrong = []
     for pattern, number in source.expected:
         paths = [path for path in sorted(folder.glob(pattern)) if path.is_file() and not is_junk(path.name)]
@@ -235,10 +229,7 @@ def _unpack_all(source: Source, archives: list[Path], folder: Path) -> None:
 
 
 def unpack(archive: Path, folder: Path) -> None:
-    """Unpack `archive` (.zip or .tar.gz) into `folder`, which must be a temporary one.
-
-    Raises `InputError` if the archive is damaged, or if an entry is a link or leads outside.
-    """
+    """Unpack `archive` (.zip or .tar.gz) into a temporary `folder`; `InputError` if it is damaged or not safe."""
     safe: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # Python 3.10.12 and 3.11.4
     try:
         if archive.suffix == ".zip":
@@ -308,10 +299,6 @@ def _pairs(
     return [(files[0].get(name), files[1].get(name), part) for name in found if names is None or name in names]
 
 
-def _one(sample: Sample) -> list[Sample]:
-    return [sample]
-
-
 def _foreground(sample: Sample) -> list[Sample]:
     """Any value above 0 is class 1."""
     return [replace(sample, label=(sample.label > 0).astype(np.uint8))]
@@ -334,17 +321,6 @@ def _yeast_regions(sample: Sample) -> list[Sample]:
         name, columns = f"{sample.name.split('_')[0]}_{part}", np.s_[:, first:last]
         regions += _numbered_cells(Sample(name, sample.image[columns], sample.label[columns], part))
     return regions
-
-
-def _dsb2018_pairs(root: Path) -> list[Pair]:
-    """The official test folder stays the test part; validation is still to be split off the train folder."""
-    train = _pairs(root, "train/images/*.tif", "train/masks/*.tif")
-    return train + _pairs(root, "test/images/*.tif", "test/masks/*.tif", "test")
-
-
-def _kitti_road_pairs(root: Path) -> list[Pair]:
-    """All 289 frames of the training folder, to be split: the official test folder comes without labels."""
-    return _pairs(root / "training", "image_2/*.png", "gt_image_2/*_road_*.png")
 
 
 # Red is set where the authors judge at all, blue where there is road: (0, 0, 255) is road that does not count.
@@ -382,18 +358,13 @@ def pet_species(root: str | Path, name: str = "list") -> dict[str, str]:
 def _oxford_pets_pairs(root: Path) -> list[Pair]:
     """The images that the official lists name, the test part first; a mirror may hold some of them only."""
     trainval, test = pet_species(root, "trainval"), pet_species(root, "test")
-    chosen = _fixed_share(trainval)
+    breeds = defaultdict(list)  # of each breed the same share everywhere, chosen by the hash of the name
+    for name in sorted(trainval, key=lambda name: hashlib.sha256(name.encode()).digest()):
+        breeds[name.rpartition("_")[0]].append(name)
+    chosen = {name for breed in breeds.values() for name in breed[: round(PET_SHARE * len(breed))]}
     parts = {"test": test.keys(), "val": chosen, "train": trainval.keys() - chosen}
     images, labels = "images/*.jpg", "annotations/trimaps/*.png"
     return [pair for part, names in parts.items() for pair in _pairs(root, images, labels, part, names)]
-
-
-def _fixed_share(names: Iterable[str]) -> set[str]:
-    """The share `PET_SHARE` of the names of each breed, by their hash: the same ones everywhere, now and later."""
-    breeds = defaultdict(list)
-    for name in sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest()):
-        breeds[name.rpartition("_")[0]].append(name)
-    return {name for breed in breeds.values() for name in breed[: round(PET_SHARE * len(breed))]}
 
 
 def _read_rgb(path: Path) -> np.ndarray:
@@ -409,7 +380,7 @@ class Reader(NamedTuple):
     """
 
     find_pairs: Callable[[Path], list[Pair]]
-    finish: Callable[[Sample], list[Sample]] = _one
+    finish: Callable[[Sample], list[Sample]] = lambda sample: [sample]
     num_classes: int = 2
     label_map: LabelMap | None = None
     read: Callable[[Path], np.ndarray] = read_image
@@ -417,7 +388,13 @@ class Reader(NamedTuple):
 
 
 READERS: dict[str, Reader] = {
-    "dsb2018": Reader(_dsb2018_pairs, _numbered_cells),
+    "dsb2018": Reader(  # the official test folder stays the test part
+        lambda root: [
+            *_pairs(root, "train/images/*.tif", "train/masks/*.tif"),
+            *_pairs(root, "test/images/*.tif", "test/masks/*.tif", "test"),
+        ],
+        _numbered_cells,
+    ),
     "yeast_phase": Reader(
         lambda root: _pairs(root / "data/sample_movie_1", "im*_channel1_phase.tif", "im*_mask1.tif"), _yeast_regions
     ),
@@ -426,7 +403,9 @@ READERS: dict[str, Reader] = {
         lambda root: [pair for part in PARTS for pair in _pairs(root / part, "images/*.png", "accurate/*.png", part)],
         _foreground,
     ),
-    "kitti_road": Reader(_kitti_road_pairs, label_map=KITTI_COLOURS),
+    "kitti_road": Reader(  # the training folder alone: the official test folder comes without labels
+        lambda root: _pairs(root / "training", "image_2/*.png", "gt_image_2/*_road_*.png"), label_map=KITTI_COLOURS
+    ),
     "oxford_pets": Reader(_oxford_pets_pairs, num_classes=3, label_map=TRIMAP, read=_read_rgb, drops_copies=True),
     "camvid": Reader(_camvid_pairs, num_classes=11, label_map={**{i: i for i in range(11)}, 11: IGNORE_INDEX}),
 }

@@ -265,14 +265,6 @@ def test_a_wrong_file_put_there_by_hand_is_neither_taken_nor_overwritten(
     assert place.read_bytes() == content and site.log == []
 
 
-def test_an_archive_put_there_by_hand_is_enough(boxed: Boxed, site: Site, tmp_path: Path) -> None:
-    boxed(pack_zip(GOOD))
-    (tmp_path / "z.zip").write_bytes(pack_zip(GOOD))
-    assert reachable("boxed", tmp_path)
-    assert locate("boxed", tmp_path, say=quiet) == tmp_path / "boxed"
-    assert site.log == []
-
-
 def test_a_full_disk_is_said_and_leaves_no_half_file(tiny: Source, tmp_path: Path, monkeypatch: Patch) -> None:
     def full(*ignored: object) -> None:
         raise OSError(28, "No space left on device")
@@ -418,10 +410,6 @@ def test_the_mirror_wins_is_only_read_and_is_said_once(bare: Source, mirror: Pat
     assert str(tmp_path) not in "".join(said)  # no path of this machine in a notebook
 
 
-def test_a_mirror_without_this_set_is_passed_over(tiny: Source, mirror: Path, tmp_path: Path) -> None:
-    assert locate("tiny", tmp_path / "data", say=quiet) == tmp_path / "data/tiny"
-
-
 @pytest.mark.parametrize("content", [None, b"", HTML], ids=["no file", "empty file", "web page"])
 def test_a_damaged_mirror_is_refused(content: bytes | None, bare: Source, mirror: Path, tmp_path: Path) -> None:
     (mirror / "a.tif").unlink()
@@ -429,11 +417,6 @@ def test_a_damaged_mirror_is_refused(content: bytes | None, bare: Source, mirror
         (mirror / "a.tif").write_bytes(content)
     assert real.MIRROR_VARIABLE in refused(locate, "bare", tmp_path / "data", say=quiet)
     assert "is not complete" in refused(reachable, "bare", tmp_path / "data")
-
-
-def test_a_mirror_that_is_not_there_is_refused(bare: Source, tmp_path: Path, monkeypatch: Patch) -> None:
-    monkeypatch.setenv(real.MIRROR_VARIABLE, str(tmp_path / "typing mistake"))
-    assert "typing mistake" in refused(locate, "bare", tmp_path)
 
 
 # --- small fakes of the layouts ---
@@ -567,25 +550,6 @@ def test_partners_that_are_missing_are_named_and_junk_is_not(name: str, tmp_path
     assert f"{label.parent.name}/{label.name} has no image" in refused(read_dataset, name, tmp_path)
 
 
-@colour_sets
-def test_damaged_files_come_in_one_message_after_the_sound_samples(name: str, tmp_path: Path) -> None:
-    image, label = (FAKES[name](tmp_path) / path for path in FILES[name])
-    number, names = sum(1 for _ in read_dataset(name, tmp_path)), []
-    save(label, np.full((6, 8, 3) if name == "kitti_road" else (6, 8), 77, np.uint8))  # a value of no class
-    other = sorted(path for path in image.parent.iterdir() if path != image)[0]
-    other.write_bytes(HTML)
-    message = refused(lambda: (names.append(sample.name) for sample in read_dataset(name, tmp_path)))
-    assert len(names) == number - 2
-    assert "2 problems" in message
-    assert f"{label.name} has 48 pixels not in label_map: 1 value" in message
-    assert f"{other.name} cannot be read as an image" in message
-
-
-@pytest.mark.parametrize("name", ["dsb2018", "kitti_road", "camvid"])
-def test_an_empty_folder_is_no_data_set(name: str, tmp_path: Path) -> None:
-    assert "no image where the official layout" in refused(read_dataset, name, tmp_path)
-
-
 # --- pets ---
 
 
@@ -677,17 +641,3 @@ def test_real_yeast_phase_is_split_by_region_with_a_gap_wider_than_a_cell() -> N
     samples = list(itertools.islice(read_dataset("yeast_phase", root), 3))
     assert sum(sample.image.shape[1] for sample in samples) + sum(gaps) == 692
     assert all(0.02 < sample.label.mean() < 0.5 for sample in samples)  # there are cells in every region
-
-
-@needs("oxford_pets")
-def test_real_pets_are_split_as_their_authors_did() -> None:
-    root = Path(MIRROR, "oxford_pets")
-    pairs, species = READERS["oxford_pets"].find_pairs(root), pet_species(root)
-    by_part = {part: {image.stem for image, _, p in pairs if p == part and image} for part in PARTS}
-    assert len(pairs) == sum(len(found) for found in by_part.values())  # no name in two parts
-    listed = {line.split()[0] for line in (root / "annotations" / "test.txt").read_text().splitlines()}
-    assert by_part["test"] == listed & {path.stem for path in (root / "images").iterdir()}
-    for breed in {name.rpartition("_")[0] for name in species}:
-        assert sum(name.startswith(breed) for name in by_part["val"]) == 15  # of 100 in the official list
-    assert {species[name] for name in species if name[0].isupper()} == {"cat"}
-    assert {species[name] for name in species if name[0].islower()} == {"dog"}
