@@ -1,15 +1,12 @@
 """Train one model in several processes, or several models at once.
 
-One model: `torchrun --nproc-per-node 2 run.py train FOLDER` starts the program twice and tells each process its rank;
-`Learner.fit` does the rest.  Every process reads the whole batch, augments it as a single process would, and keeps
-every W-th image of it.  So W processes learn from the very same numbers as one.  Gradients are averaged, counts are
-summed, and rank 0 alone writes and prints.  On GPUs BatchNorm takes its mean and variance over all processes; on CPUs,
-where PyTorch has no such layer, over the images of its own.
+One model: `torchrun --nproc-per-node 2 run.py train FOLDER` tells each process its rank; `Learner.fit` does the rest.
+Every process reads the whole batch, augments it as a single process would, and keeps every W-th image of it, so W
+processes learn from the very same numbers as one.  Gradients are averaged, counts are summed, and rank 0 alone writes.
+On GPUs BatchNorm counts the images of all processes; on CPUs, where PyTorch has no such layer, those of its own.
 
-Several models: on a CPU, `fit_all` gives each small network a core of its own.  Cores that share one small network wait
-for each other after every layer, and all wait whenever another program takes one of them.  Two networks side by side on
-two cores took 1.6 times less time than one after the other where they were small, 1.05 times less where they were
-large; and seven times less while other programs kept both cores busy.
+Several models: on a CPU, `fit_all` gives each small network a core of its own: cores that share one wait for each other
+after every layer.  Two networks on two cores took 1.6 times less time than one after the other.
 
 Source of the averaged gradients: Li et al., VLDB 2020 (arXiv:2006.15704).
 """
@@ -20,12 +17,11 @@ import contextlib
 import multiprocessing
 import os
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
+from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -34,8 +30,6 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from checks import InputError
-
-IDLE = 60.0  # seconds without any work after which a process of `fit_all` counts as stuck
 
 
 class LiveLine:
@@ -147,14 +141,10 @@ def fit_all(learners: Iterable[Any], epochs: int | Sequence[int]) -> None:
     """Call `fit` of every `Learner`; side by side where that is faster, one after the other elsewhere.
 
     Side by side: on a CPU with several cores, under Linux, learners that have a folder.  Each trains in a forked
-    process and leaves its checkpoint in its folder, from which it is taken up here.  So a process that is lost, or that
-    may not train after a fork, costs time and nothing else: its training is done here.
+    process and leaves its checkpoint in its folder, from which it is taken up here; a lost process costs time only.
     """
     learners = list(learners)
-    lengths = [epochs] * len(learners) if isinstance(epochs, int) else list(epochs)
-    if len(lengths) != len(learners):
-        raise InputError(f"fit_all: {len(learners)} learners and {len(lengths)} numbers of epochs; give one for each.")
-    runs = list(zip(learners, lengths))
+    runs = list(zip(learners, [epochs] * len(learners) if isinstance(epochs, int) else epochs, strict=True))
     cores = torch.get_num_threads()
     waiting = [run for run in runs if run[0].folder is not None and run[0].device.type == "cpu"]
     if sys.platform == "linux" and min(cores, len(waiting)) > 1 and "WORLD_SIZE" not in os.environ:
@@ -164,23 +154,16 @@ def fit_all(learners: Iterable[Any], epochs: int | Sequence[int]) -> None:
 
 
 def _fit_in_processes(runs: list[tuple[Any, int]], cores: int) -> None:
-    line, began, shown = LiveLine(runs[0][0].verbose), time.monotonic(), -1
-    waiting, running = list(runs), dict[BaseProcess, _Pulse]()
+    """Start the runs one by one, as many at a time as there are cores, and wait for all of them."""
+    running: list[BaseProcess] = []
     try:
-        while waiting or running:
-            while waiting and len(running) < cores:
-                process = _fork(*waiting.pop(0))
-                running[process] = _Pulse(process)
-            for process, pulse in list(running.items()):
-                if not process.is_alive() or pulse.stopped():
-                    process.kill()
-                    process.join()
-                    del running[process]
-            done, seconds = len(runs) - len(waiting) - len(running), time.monotonic() - began
-            if done != shown:
-                line.show(f"{done} of {len(runs)} trainings, {cores} at a time on one core each: {seconds:.0f} s")
-            shown = done
-            time.sleep(0.05)
+        for learner, epochs in runs:
+            while len(running) >= cores:
+                wait([process.sentinel for process in running])
+                running = [process for process in running if process.is_alive()]
+            running.append(_fork(learner, epochs))
+        for process in running:
+            process.join()
     finally:  # also when the student presses stop
         for process in running:
             process.kill()
@@ -202,20 +185,3 @@ def _fit(learner: Any, epochs: int) -> None:
     with contextlib.suppress(BaseException), open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
         learner.fit(epochs)
     os._exit(0)  # no clean-up of what belongs to the parent
-
-
-class _Pulse:
-    """Tells whether a process still works: a fork can get stuck at a lock that another thread had taken."""
-
-    def __init__(self, process: BaseProcess) -> None:
-        self._stat, self._used, self._seen = Path(f"/proc/{process.pid}/stat"), "", time.monotonic()
-
-    def stopped(self) -> bool:
-        """True if no processor time was used for `IDLE` seconds."""
-        try:
-            used = " ".join(self._stat.read_text().rpartition(")")[2].split()[11:13])  # in user and in system mode
-        except OSError:
-            return True
-        if used != self._used:
-            self._used, self._seen = used, time.monotonic()
-        return time.monotonic() - self._seen > IDLE
