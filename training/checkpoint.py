@@ -1,12 +1,10 @@
 """Keep a training run on the disk so that no kill, power cut, full disk or second run costs a finished epoch.
 
-A file is written beside the old one, brought to the disk (fsync), and only then renamed, which no system does by half.
-The checkpoint before the last is kept, so at every moment one of the two is whole.  PyTorch writes a zip file with a
-CRC-32 of each entry but does not compare them when it loads: most flipped bits would pass as other weights.  So the
-checksums are compared first, and loading runs no code that a file may bring (`weights_only`).
+A file is written beside the old one, brought to the disk (fsync), and only then renamed, which no system does by half;
+the checkpoint before the last is kept.  PyTorch writes a zip file with a CRC-32 of each entry but does not compare them
+when it loads, so they are compared here first, and loading runs no code that a file may bring (`weights_only`).
 
-Sources: Pillai et al., "All file systems are not created equal", OSDI 2014; `torch.load`,
-https://docs.pytorch.org/docs/stable/generated/torch.load.html.
+Source: Pillai et al., "All file systems are not created equal", OSDI 2014.
 """
 
 from __future__ import annotations
@@ -35,18 +33,8 @@ _NO_ROOM = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))  
 def replacing(path: Path) -> Iterator[Path]:
     """Give the path of a temporary file to write; at the end of the block it becomes `path`, whole or not at all.
 
-    It is called `<name>.part`: a killed process leaves one such file and not hundreds, and two writers of one path
-    need a lock between them.
-
     Raises:
         InputError: if the disk is full or the folder read-only; the old file is still there.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     with replacing(Path(folder, "a.txt")) as part:
-    ...         size = part.write_text("whole")
-    ...     [file.name for file in Path(folder).iterdir()]
-    ['a.txt']
     """
     part = path.with_name(f"{path.name}.part")
     try:
@@ -76,18 +64,11 @@ def _cannot_write(path: Path, error: OSError) -> InputError:
     if error.errno in _NO_ROOM:
         existing = next(folder for folder in path.absolute().parents if folder.exists())
         advice = f"{shutil.disk_usage(existing).free / 1e6:.0f} MB are free. Make room, then run the same cell again."
-    return InputError(
-        f"{path} cannot be written: {error.strerror or error}.\nWhat was saved before is still there.\n{advice}"
-    )
+    return InputError(f"{path} cannot be written: {error.strerror or error}. What was saved before stays.\n{advice}")
 
 
 def save(folder: Path, state: dict[str, Any]) -> Path:
-    """Write `state` (tensors, numbers, texts; lists and dicts of them) as the latest checkpoint of `folder`.
-
-    The one that was the latest becomes the previous one, unless it is damaged.
-
-    Raises:
-        InputError: if the disk is full or the folder read-only.  One of the checkpoints on the disk stays whole.
+    """Write `state` (nested tensors, numbers, texts) as the latest checkpoint of `folder`; the latest becomes previous.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -105,13 +86,10 @@ def save(folder: Path, state: dict[str, Any]) -> Path:
 
 
 def load(folder: Path) -> tuple[dict[str, Any] | None, str]:
-    """Return the newest whole state in `folder`, on the CPU, and a sentence on what was damaged ("" if nothing).
-
-    Only a damaged file is passed over: one that cannot be read for another reason may be whole.  The state is None
-    where no checkpoint is left.
+    """Return the newest whole state in `folder` (None without any), on the CPU, and a sentence on what was damaged.
 
     Raises:
-        InputError: if a checkpoint cannot be read or loaded (rights, memory, code in it); it stays as it is.
+        InputError: if a checkpoint cannot be read or loaded (rights, memory, code in it): it may be whole, and stays.
     """
     damaged = ""
     for path in (folder / LATEST, folder / PREVIOUS):
@@ -143,22 +121,18 @@ def is_damaged(content: bytes) -> bool:
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[str]:
-    """Keep `folder` for one run; gives a sentence where the file system knows no locks, else "".
-
-    The system itself drops the lock when the process ends, however it ends.
+    """Keep `folder` for one run, until its process ends; gives a sentence where the file system knows no locks, or "".
 
     Raises:
-        InputError: if another run is in the folder (in this process or another), or if the folder is read-only.
+        InputError: if another run is in the folder, or it is read-only.
     """
     note, lock = "", filelock.FileLock(folder / LOCK)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock.acquire(timeout=0)
     except filelock.Timeout as error:
-        raise InputError(
-            f"Another run trains in {folder} at this moment.\n"
-            "Wait for it, stop it (or restart its kernel), or give this run another folder."
-        ) from error
+        advice = "Wait for it, stop it (or restart its kernel), or give this run another folder."
+        raise InputError(f"Another run trains in {folder} at this moment.\n{advice}") from error
     except NotImplementedError:
         note = f"{folder} lies on a drive without locks: take care that no second run uses it. "
     except OSError as error:
