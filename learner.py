@@ -32,6 +32,7 @@ from networks import inspection
 from training import checkpoint, parallel
 from training.modelfile import margin_of, predict_tiled
 
+SCHEDULES = ("cosine", "constant")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 Batch = Sequence[Tensor]  # images (B, C, H, W), target (B, H, W), and further maps that the loss takes
 Row = dict[str, float]
@@ -72,10 +73,6 @@ class Learner:
         device: default `pick_device()`.
         precision: "float32", "bfloat16", "float16", or "auto": that of `fastest_precision`.
         verbose: show one line of progress.
-
-    Attributes:
-        history: one dict for each epoch; see `fit`.
-        number_format: the precision in use, once `fit` has chosen it.
     """
 
     def __init__(
@@ -95,10 +92,9 @@ class Learner:
         precision: str = "auto",
         verbose: bool = True,
     ):
-        if schedule not in ("cosine", "constant"):
-            raise InputError(f"Learner: schedule={schedule!r}; choose 'cosine' or 'constant'.")
-        if precision not in PRECISIONS:
-            raise InputError(f"Learner: precision={precision!r}; choose one of {', '.join(PRECISIONS)}.")
+        if schedule not in SCHEDULES or precision not in PRECISIONS:
+            choices = f"choose one of {SCHEDULES} and of {PRECISIONS}."
+            raise InputError(f"Learner: schedule={schedule!r}, precision={precision!r}; {choices}")
         self.device = parallel.local_device(torch.device(device) if device is not None else pick_device())
         self.model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.loss, self.train_loader, self.val_loader = loss, train_loader, val_loader
@@ -122,17 +118,14 @@ class Learner:
         found in `folder` with the same settings is continued, a finished one is not trained again.  If the memory
         does not hold a batch, its halves (quarters, …) follow each other and their gradients are added up.
 
-        `after_epoch` gets the row of each finished epoch; an exception that it raises ends the training there.
-
-        Returns:
-            history: a dict for each epoch with epoch, lr, train_loss, train_accuracy, …, val_loss, …, seconds, parts
-            (into how many pieces a batch is cut).
+        `after_epoch` gets the row of each finished epoch: epoch, lr, train_loss, train_accuracy, …, val_loss, …,
+        seconds, parts (into how many pieces a batch is cut).  `history` is the list of all rows.
 
         Raises:
             InputError: if there is no training data, another run uses the folder, or it cannot be written.
             FloatingPointError: if the loss is not finite; the best weights so far stay.
         """
-        if self.train_loader is None or len(self.train_loader) == 0:
+        if not self.train_loader:
             raise InputError("Learner.fit: there is no training data; give a train_loader with at least one batch.")
         parallel.start()
         if self.folder is None or parallel.rank() > 0:
@@ -142,9 +135,8 @@ class Learner:
 
     def _fit(self, epochs: int, after_epoch: Callable[[Row], object] | None, note: str) -> list[Row]:
         line = parallel.LiveLine(self.verbose and parallel.rank() == 0)
-        optimizer = torch.optim.AdamW(
-            self.model.parameters(), lr=self.lr, weight_decay=self.weight_decay, fused=True
-        )  # fused: one call for all weights
+        options: dict[str, Any] = {"lr": self.lr, "weight_decay": self.weight_decay, "fused": True}
+        optimizer = torch.optim.AdamW(self.model.parameters(), **options)  # fused: one call for all weights
         state, found = self._resume(optimizer, epochs)
         note += found
         if self._train_model is self.model:
@@ -216,8 +208,8 @@ class Learner:
                     pieces.append((loss.detach(), logits.detach(), target))
                 return pieces
             except RuntimeError as error:
-                if not _is_out_of_memory(error):
-                    raise
+                if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+                    raise  # on a CPU PyTorch has no class for a full memory, only a message
             self._cut_batch(len(mine[0]))
 
     def _cut_batch(self, size: int) -> None:
@@ -255,8 +247,7 @@ class Learner:
     def fastest_precision(self) -> str:
         """The number format in which this model trains fastest here; model and loss stay as they are.
 
-        An NVIDIA GPU has units for bfloat16 from capability 8 on, older ones for float16.  Some CPUs have units for
-        bfloat16 and others emulate it slowly, so there two training steps in each of both formats are timed.
+        An NVIDIA GPU has units for bfloat16 from capability 8 on, older ones for float16.  Some CPUs emulate bfloat16.
         """
         if self.device.type == "cuda":
             return "bfloat16" if torch.cuda.get_device_capability(self.device)[0] >= 8 else "float16"
@@ -304,8 +295,6 @@ class Learner:
         settings, state, note = self.settings(), self._state, ""
         if state is None and self.folder is not None:
             state, note = checkpoint.load(self.folder)
-        if state is not None and "number_format" not in state:
-            note, state = f"{note}the checkpoint is of an older version of this course: started over. ", None
         if state is not None and state["settings"] != settings:
             changed = [key for key in settings if state["settings"].get(key) != settings[key]]
             note, state = f"{note}settings changed ({', '.join(changed)}): started over. ", None
@@ -317,9 +306,7 @@ class Learner:
         if self._state is None:
             note += f"continued after epoch {state['epoch']}. " if state["epoch"] < epochs else "trained before. "
         if state["epochs"] != epochs:
-            note += (
-                f"begun as a run of {state['epochs']} epochs: its learning rate is not that of one run of {epochs}. "
-            )
+            note += f"begun as a run of {state['epochs']} epochs: its learning rate differs from one of {epochs}. "
         return state, note
 
     def _close_epoch(self, state: dict[str, Any], row: Row, optimizer: Optimizer, scaler: GradScaler) -> None:
@@ -337,33 +324,16 @@ class Learner:
 
     def settings(self) -> dict[str, Any]:
         """What must be the same for a run to be continued."""
-        return {
-            "model": self._model_hash,
-            "loss": name_of(self.loss),
-            "lr": self.lr,
-            "weight_decay": self.weight_decay,
-            "schedule": self.schedule,
-            "augment": name_of(self.augment),
-            "seed": self.seed,
-            "precision": self.precision,
-        } | data_settings(self.train_loader)
+        plain = {name: getattr(self, name) for name in ("lr", "weight_decay", "schedule", "seed", "precision")}
+        names = {"model": self._model_hash, "loss": name_of(self.loss), "augment": name_of(self.augment)}
+        return names | plain | data_settings(self.train_loader)
 
     def restore(self) -> None:
-        """Give the model the best weights of the run in `folder`, without any training.
-
-        Raises:
-            InputError: if there is no run in the folder, or its weights belong to another architecture.
-        """
+        """Give the model the best weights of the run in `folder`, without any training."""
         state, note = checkpoint.load(self.folder) if self.folder is not None else (None, "")
         if state is None:
             raise InputError(f"Learner.restore: no finished epoch in folder={self.folder}. {note}Train it with fit.")
-        weights, own = state["best_model"], self.model.state_dict()
-        if wrong := [name for name in own if name not in weights or weights[name].shape != own[name].shape]:
-            raise InputError(
-                f"Learner.restore: the weights in {self.folder} belong to another architecture: "
-                f"{len(wrong)} of {len(own)} differ, {wrong[0]} first.\nBuild the model as it was trained."
-            )
-        self.model.load_state_dict(weights)
+        self.model.load_state_dict(state["best_model"])
         self.history = list(state["history"])
 
     def _loss_state(self) -> dict[str, Any] | None:
@@ -408,12 +378,7 @@ class Learner:
     def predict(self, images: Tensor, *, tile: int = 1024, flips: bool = False) -> Tensor:
         """Class probabilities (B, K, H, W), float32 on the CPU, for normalised images (B, C, H, W) of any size.
 
-        Args:
-            images: float, finite.
-            tile: images larger than this are cut into tiles of this size, each with a margin as wide as the receptive
-                field reaches.  The margin is cut off again, so the result is that of the whole image.  (A model with a
-                GroupNorm, which averages over the whole image, is never cut.)
-            flips: average over the four reflections of the image.
+        Images larger than `tile` are cut (`predict_tiled`); `flips` averages over the four reflections of the image.
         """
         check_images(images)
         self.model.eval()
@@ -431,11 +396,7 @@ class Learner:
     # ---- explanation ------------------------------------------------------------------------------------------------
 
     def explain(self, input_shape: tuple[int, ...] | None = None) -> None:
-        """Print the layer table of the model and draw its U, both read off the model itself.
-
-        Args:
-            input_shape: (B, C, H, W); default one image of the training set, or 256×256.
-        """
+        """Print the layer table of the model and draw its U, for (B, C, H, W); default one image of the training."""
         if input_shape is None:
             channels = next(p for p in self.model.parameters() if p.ndim == 4).shape[1]
             first = next(iter(self.train_loader))[0] if self.train_loader is not None else None
@@ -492,11 +453,6 @@ class _Tally:
         losses, pixels = (torch.stack(v).cpu().double() if v else nothing for v in (self.losses, self.pixels))
         loss, pixels = parallel.total(torch.stack([(losses * pixels).sum(), pixels.sum()]))
         return {"loss": float(loss / pixels)} | metrics.scores(parallel.total(self.confusion))
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """On a GPU PyTorch has a class for it, on a CPU only a message."""
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _copy_to_cpu(value: Any) -> Any:

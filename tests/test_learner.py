@@ -119,24 +119,6 @@ def test_a_loss_that_counts_its_steps_is_resumed_too(tmp_path):
     assert second.settings() == whole_settings() and same(weights(whole), weights(second))
 
 
-def test_interrupted_in_the_middle_of_an_epoch_the_same_learner_goes_on():
-    whole, cut, steps = make(val=False), make(val=False), itertools.count()
-    whole.fit(3)
-
-    def stops_once(logits, target):
-        if next(steps) == 3:  # in the second epoch, after one of its steps changed the weights
-            raise KeyboardInterrupt
-        return cross_entropy(logits, target)
-
-    stops_once.__name__ = "cross_entropy"
-    cut.loss = stops_once
-    with pytest.raises(KeyboardInterrupt):
-        cut.fit(3)
-    assert len(cut.history) == 1
-    cut.fit(3)
-    assert same(weights(whole), weights(cut))
-
-
 def test_a_finished_run_is_not_trained_again_and_more_epochs_go_on(tmp_path):
     make(tmp_path).fit(2)
     again = make(tmp_path)
@@ -221,12 +203,6 @@ def test_images_that_are_not_finite_are_refused():
         make().predict(torch.full((1, 1, 8, 8), float("nan")))
 
 
-@pytest.mark.parametrize(("shape", "flips"), [((8, 8), False), ((1, 8, 8), True)])
-def test_images_without_all_four_axes_are_refused_before_they_are_turned_or_cut(shape, flips):
-    with pytest.raises(InputError, match="images has shape"):
-        make().predict(torch.zeros(shape), flips=flips)
-
-
 def test_further_maps_reach_the_loss():
     images, target = discs()
     seen = []
@@ -302,12 +278,6 @@ def test_training_on_does_not_change_the_kept_state():
     assert torch.equal(learner._state["optimizer"]["state"][0]["exp_avg"], kept)
 
 
-def test_more_epochs_than_planned_are_said(tmp_path, capsys):
-    make(tmp_path).fit(2)
-    make(tmp_path, verbose=True).fit(3)
-    assert "begun as a run of 2 epochs" in capsys.readouterr().out
-
-
 def test_group_norm_is_never_cut_into_tiles():
     learner, image = make(model={"norm": "group"}), torch.randn(1, 1, 64, 320)
     torch.testing.assert_close(learner.predict(image, tile=192), learner.predict(image), rtol=0, atol=0)
@@ -319,15 +289,6 @@ def test_another_sampling_is_another_run(tmp_path, capsys):
     first.fit(1)
     other.fit(1)
     assert "settings changed (sampling)" in capsys.readouterr().out
-
-
-def test_changed_settings_start_from_the_first_weights():
-    changed, fresh = make(), make(lr=0.01)
-    changed.fit(2)
-    changed.lr = 0.01
-    changed.fit(2)
-    fresh.fit(2)
-    assert same(weights(fresh), weights(changed))
 
 
 # ---- faults ----
@@ -376,13 +337,6 @@ def test_a_wrong_label_is_refused_before_the_step():
     assert same(before, weights(learner))
 
 
-def test_a_bad_image_in_a_batch_is_refused():
-    learner = make(val=False)
-    learner.train_loader.images[0, 0, 0, 0] = float("inf")
-    with pytest.raises(InputError, match="NaN or Inf"):
-        learner.fit(1)
-
-
 @pytest.mark.parametrize("norm", ["group", "none"])
 def test_a_full_memory_halves_the_batch_and_learns_the_same(monkeypatch, norm, capsys):
     settings = {"model": {"norm": norm}, "val": False, "loss": TopologyLoss(strength=0.1, warm_up=3)}
@@ -421,19 +375,6 @@ def test_not_even_one_image_fits():
     learner.model.forward = lambda images: torch.zeros(1, 1) @ images  # another RuntimeError is not hidden
     with pytest.raises(RuntimeError, match="size"):
         learner.fit(1)
-
-
-def test_weights_of_another_architecture_are_refused_with_their_names(tmp_path):
-    make(tmp_path).fit(1)
-    other = make(tmp_path, widths=(4, 9))
-    before = weights(other)
-    with pytest.raises(InputError, match="another architecture: .*encoder.1"):
-        other.restore()
-    assert same(before, weights(other))
-    with pytest.raises(InputError, match="no finished epoch"):
-        make(tmp_path / "empty").restore()
-    with pytest.raises(InputError, match="no finished epoch"):
-        make().restore()
 
 
 def test_the_best_weights_can_be_restored_without_training(tmp_path):
