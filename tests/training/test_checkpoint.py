@@ -82,13 +82,6 @@ def test_a_file_arrives_whole_and_nothing_else_is_left(tmp_path):
     assert path.read_text() == "two" and names(path.parent) == ["a.txt"]
 
 
-def test_what_a_killed_process_left_is_no_hindrance(tmp_path):
-    (tmp_path / "a.part").write_bytes(b"torn, and longer than the new content")
-    with replacing(tmp_path / "a") as part:
-        part.write_bytes(b"new")
-    assert (tmp_path / "a").read_bytes() == b"new" and names(tmp_path) == ["a"]
-
-
 def test_an_error_while_writing_keeps_the_old_file_and_is_not_renamed(tmp_path):
     (tmp_path / "a").write_text("old")
     with pytest.raises(ZeroDivisionError), replacing(tmp_path / "a") as part:
@@ -111,13 +104,6 @@ def test_a_full_disk_says_how_much_is_free(tmp_path, number):
     path, message = tmp_path / "not" / "there" / "a", r"a cannot be written: (.|\n)*[\d.]+ MB are free. Make room"
     with pytest.raises(InputError, match=message), replacing(path):
         raise OSError(number, os.strerror(number))
-
-
-def test_a_folder_in_the_place_of_the_file_is_told(tmp_path):
-    (tmp_path / "a").mkdir()
-    with pytest.raises(InputError, match="cannot be written"), replacing(tmp_path / "a") as part:
-        part.write_bytes(b"content")
-    assert names(tmp_path) == ["a"]
 
 
 # ---- save and load --------------------------------------------------------------------------------------------------
@@ -259,15 +245,6 @@ def test_a_disk_that_cannot_read_ends_the_run_and_renames_nothing(two, monkeypat
     assert epoch_in(two) == 2 and names(two) == [checkpoint.LATEST, checkpoint.PREVIOUS]
 
 
-def test_a_full_memory_does_not_go_back_an_epoch(two, monkeypatch):
-    def no_memory(*_, **__):
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
-
-    monkeypatch.setattr(torch, "load", no_memory)
-    with pytest.raises(InputError, match="latest.ckpt cannot be loaded: .*can't allocate memory"):
-        checkpoint.load(two)
-
-
 class Evil:
     def __init__(self, mark):
         self.mark = mark
@@ -288,22 +265,6 @@ def test_a_file_with_code_in_it_is_refused_and_runs_nothing(two):
 
 
 @needs_fork
-def test_a_limit_on_the_size_of_files_keeps_the_last_epoch(tmp_path):
-    resource = pytest.importorskip("resource", reason="limits on the size of files exist on POSIX systems only")
-    checkpoint.save(tmp_path, {"epoch": 1})
-
-    def save_too_much():
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
-        with pytest.raises(InputError, match="MB are free"):
-            checkpoint.save(tmp_path, {"epoch": 2, "w": torch.zeros(1_000_000)})
-        return "refused"
-
-    assert in_a_child(save_too_much) == "refused"
-    assert epoch_in(tmp_path) == 1 and names(tmp_path) == [checkpoint.LATEST]
-
-
-@needs_fork
 def test_a_read_only_folder_fails_at_the_start_and_not_after_an_epoch(tmp_path):
     tmp_path.chmod(0o555)
 
@@ -317,12 +278,6 @@ def test_a_read_only_folder_fails_at_the_start_and_not_after_an_epoch(tmp_path):
 
     assert in_a_child(as_another_user) == "refused"
     tmp_path.chmod(0o755)
-
-
-def test_a_file_in_the_place_of_the_folder_is_told(tmp_path):
-    (tmp_path / "run").write_text("")
-    with pytest.raises(InputError, match="cannot be written"), checkpoint.locked(tmp_path / "run"):
-        pass
 
 
 # ---- one run a folder -----------------------------------------------------------------------------------------------

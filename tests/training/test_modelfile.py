@@ -114,13 +114,6 @@ def test_weights_that_are_not_finite_are_refused_and_the_old_file_stays(tmp_path
     assert "nan" in refused(save, model, path) and path.read_bytes() == before and len(list(tmp_path.iterdir())) == 1
 
 
-def test_a_network_with_a_least_size_of_its_own_is_compared_from_there_on(tmp_path):
-    model = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.ReflectionPad2d(4), nn.Conv2d(2, 2, 9))
-    with pytest.raises(RuntimeError):
-        model(torch.zeros(1, 1, 1, 1))
-    assert save(model, tmp_path / "model.pt2").exists()
-
-
 @pytest.mark.parametrize("settings", [{"mean": [0.1, 0.2]}, {"std": [0.1, 0.2]}, {"class_names": ["only one"]}])
 def test_settings_that_do_not_fit_are_refused(tmp_path, settings):
     assert "modelfile.save" in refused(save, small_net(), tmp_path / "model.pt2", **settings)
