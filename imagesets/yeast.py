@@ -61,10 +61,6 @@ def yeast_scene(rng: Generator, height: int = 256, width: int = 256) -> YeastSce
     """Draw one phase-contrast picture (height, width) of budding yeast; some cells live, some are dead.
 
     Raises `InputError` when a side is shorter than 64 pixels.
-
-    >>> scene = yeast_scene(np.random.default_rng(0))
-    >>> scene.image.shape, str(scene.image.dtype), bool(((scene.instances > 0) == scene.label).all())
-    ((256, 256), 'uint8', True)
     """
     check_whole_numbers(height=(height, 64), width=(width, 64))
     shape = (height + 2 * MARGIN, width + 2 * MARGIN)
