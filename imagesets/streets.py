@@ -261,9 +261,6 @@ def _shadows(street: _Street, things: list[_Thing], x: ndarray, z: ndarray, roug
     return dark
 
 
-# --- what stands on it ---
-
-
 def _paint_building(street: _Street, thing: _Thing) -> None:
     """Paint the front and the side along the street: a plinth, storeys, bays with windows."""
     rng, inner = street.rng, thing.x - np.sign(thing.x) * thing.width / 2
@@ -302,8 +299,7 @@ def _paint_tree(street: _Street, thing: _Thing) -> None:
 
 
 def _paint_pole(street: _Street, thing: _Thing) -> None:
-    """Paint a pole, at least a pixel wide."""
-    half = max(thing.width / 2, 0.6 * thing.z * float(street.x[1] - street.x[0]))
+    half = max(thing.width / 2, 0.6 * thing.z * float(street.x[1] - street.x[0]))  # at least a pixel wide
     box, _, _, height = street.face((thing.x - half, thing.x + half), (thing.z, thing.z), thing.height)
     street.paint(box, height > 0, pick_colour(street.rng, PAINTS[2:4]), IGNORE_INDEX, thing.z)
 
