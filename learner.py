@@ -11,6 +11,7 @@ Within an epoch the host never waits for a GPU: losses and counts stay on the de
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import functools
 import hashlib
 import inspect
@@ -127,6 +128,7 @@ class Learner:
         """
         if not self.train_loader:
             raise InputError("Learner.fit: there is no training data; give a train_loader with at least one batch.")
+        _keep_freed_memory()
         parallel.start()
         if self.folder is None or parallel.rank() > 0:
             return self._fit(epochs, after_epoch, "")
@@ -453,6 +455,14 @@ class _Tally:
         losses, pixels = (torch.stack(v).cpu().double() if v else nothing for v in (self.losses, self.pixels))
         loss, pixels = parallel.total(torch.stack([(losses * pixels).sum(), pixels.sum()]))
         return {"loss": float(loss / pixels)} | metrics.scores(parallel.total(self.confusion))
+
+
+def _keep_freed_memory() -> None:
+    """Let glibc keep freed memory for the next step instead of asking Linux anew: a tenth of a step on a CPU."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library has no mallopt
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD: tensors up to 1 GiB come from the heap …
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: … which does not shrink
 
 
 def _copy_to_cpu(value: Any) -> Any:

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -30,6 +31,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from checks import InputError
+
+IDLE = 30.0  # seconds without processor time after which a training beside others is taken for stuck
 
 
 class LiveLine:
@@ -155,19 +158,31 @@ def fit_all(learners: Iterable[Any], epochs: int | Sequence[int]) -> None:
 
 def _fit_in_processes(runs: list[tuple[Any, int]], cores: int) -> None:
     """Start the runs one by one, as many at a time as there are cores, and wait for all of them."""
-    running: list[BaseProcess] = []
+    waiting, running = list(runs), dict[BaseProcess, list[str]]()  # each with its processor time
     try:
-        for learner, epochs in runs:
-            while len(running) >= cores:
-                wait([process.sentinel for process in running])
-                running = [process for process in running if process.is_alive()]
-            running.append(_fork(learner, epochs))
-        for process in running:
-            process.join()
+        while waiting or running:
+            while waiting and len(running) < cores:
+                running[_fork(*waiting.pop(0))] = []
+            all_quiet = not wait([process.sentinel for process in running], timeout=IDLE)
+            for process in list(running):
+                before, now = running[process], _processor_time(process)
+                if not process.is_alive() or all_quiet and now == before:  # a fork can get stuck at a lock of a thread
+                    process.kill()
+                    process.join()
+                    del running[process]
+                elif all_quiet:
+                    running[process] = now
     finally:  # also when the student presses stop
         for process in running:
             process.kill()
             process.join()
+
+
+def _processor_time(process: BaseProcess) -> list[str]:
+    """The ticks that a process has used in user and in system mode; nothing once it has ended."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return []
 
 
 def _fork(learner: Any, epochs: int) -> BaseProcess:

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -197,7 +198,7 @@ def test_what_goes_wrong_in_a_process_is_said_here(tmp_path):
 def test_stop_ends_the_other_processes(tmp_path, monkeypatch):
     started, fork = [], parallel._fork
 
-    def stop(sentinels):
+    def stop(sentinels, timeout):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(parallel, "_fork", lambda *args: started.append(fork(*args)) or started[-1])
@@ -205,3 +206,16 @@ def test_stop_ends_the_other_processes(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         fit_all(learners(tmp_path), 10_000)
     assert len(started) == 2 and not any(process.is_alive() for process in started)
+
+
+@linux
+@pytest.mark.usefixtures("two_threads")
+def test_a_fork_that_is_stuck_at_a_lock_does_not_hang_the_notebook(tmp_path, monkeypatch):
+    monkeypatch.setattr(parallel, "IDLE", 0.5)
+    made, here = learners(tmp_path), os.getpid()
+    train = type(made[0]).fit
+    monkeypatch.setattr(
+        type(made[0]), "fit", lambda self, epochs: train(self, epochs) if os.getpid() == here else time.sleep(600)
+    )
+    fit_all(made, 1)
+    assert all(len(learner.history) == 1 for learner in made)
