@@ -1,12 +1,11 @@
 """Metrics beyond the single pixel: are objects found and told apart, borders in place, and structures whole?
 
-Maps are (H, W) integer.  In an instance map 0 is background, every other number is the name of one object.  In a class
-map 255 is ignored: background in truth and in prediction, and no border runs along it.
+Maps are (H, W) integer, else `InputError`.  In an instance map 0 is background, every other number is the name of one
+object.  In a class map 255 is ignored: background in truth and in prediction, and no border runs along it.
 
 Counts first, ratios after: `Counts` of images add up, and scores are read off the sum.  The absent-object rule: nothing
-in truth and nothing predicted has no score (NaN).  Something in one of the two only scores 0.
-
-Pitfalls: Reinke et al., 2024 (doi:10.1038/s41592-023-02150-0).
+in truth and nothing predicted has no score (NaN); something in one of the two only scores 0.  On the pitfalls of all
+these metrics: Reinke et al., 2024 (doi:10.1038/s41592-023-02150-0).
 """
 
 from __future__ import annotations
@@ -16,11 +15,11 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from scipy import ndimage
 from scipy.optimize import linear_sum_assignment
 from scipy.sparse import coo_array
@@ -32,57 +31,45 @@ from checks import IGNORE_INDEX, InputError
 from geometry.boundary import find_cracks
 from geometry.topology import check_maps, critical_regions
 
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
-Floats = NDArray[np.float64]
 Maps = Sequence[np.ndarray]
 Row = dict[str, Any]
 T = TypeVar("T")
-Self = TypeVar("Self", bound="Counts")
+SETTINGS = ("threshold", "connectivity", "tolerance")
 
 
 class Counts:
-    """Numbers of one image that add up over a data set, with + or `sum`; what `settings` names must be equal instead.
+    """Numbers of one image that add up over a data set, with + or `sum`; `SETTINGS` among them must be equal."""
 
-    Where all numbers named in `sizes` are 0, there is nothing in truth and prediction, and every score is NaN.
-    """
-
-    settings: ClassVar[tuple[str, ...]] = ()
-    sizes: ClassVar[tuple[str, ...]] = ()
-
-    def __add__(self: Self, other: Self) -> Self:
+    def __add__(self, other: Any) -> Any:
         a, b = vars(self), vars(other)
-        for name in self.settings:
+        for name in a.keys() & SETTINGS:
             if a[name] != b[name]:
                 raise InputError(f"Counts with {name} {a[name]} and with {name} {b[name]} do not add up.")
-        return type(self)(**{name: a[name] if name in self.settings else a[name] + b[name] for name in a})
+        return type(self)(**{name: a[name] if name in SETTINGS else a[name] + b[name] for name in a})
 
-    def __radd__(self: Self, other: int) -> Self:
+    def __radd__(self, other: int) -> Any:
         return self  # `sum` starts at 0
 
 
 def _score(formula: Callable[[Any], tuple[float, float]], meaning: str) -> property:
-    """A property of counts: part / whole as `formula` gives them, 0 for 0 / 0, and NaN by the absent-object rule."""
+    """A property of counts: part / whole by `formula`; 0 / 0 is 0, and NaN if all pred… and target… numbers are 0."""
 
     def score(counts: Counts) -> float:
         part, whole = formula(counts)
-        absent = not any(getattr(counts, name) for name in counts.sizes)
-        return float(part / whole) if whole else math.nan if absent else 0.0
+        present = any(n for name, n in vars(counts).items() if name.startswith(("pred", "target")))
+        return float(part / whole) if whole else 0.0 if present else math.nan
 
     return property(score, doc=meaning)
 
 
-def class_masks(pred: ArrayLike, target: ArrayLike, of_class: int = 1) -> tuple[Bools, Bools]:
+def class_masks(pred: ArrayLike, target: ArrayLike, of_class: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """Where the class is predicted and where it is true in two class maps, boolean (H, W); `InputError` for others."""
     pred, target = check_maps(pred, target, "H, W")
     return (pred == of_class) & (target != IGNORE_INDEX), target == of_class
 
 
-def class_objects(pred: ArrayLike, target: ArrayLike, of_class: int = 1, *, connectivity: int = 8) -> tuple[Ints, Ints]:
-    """The connected components of one class in two class maps, numbered: two instance maps (H, W) int64.
-
-    With `connectivity` 8 pixels that share only a corner are one object, with 4 they are two.
-    """
+def class_objects(pred: ArrayLike, target: ArrayLike, of_class: int = 1, *, connectivity: int = 8) -> Maps:
+    """The connected components of one class in two class maps, numbered: two instance maps (H, W) int64."""
     neighbours = ndimage.generate_binary_structure(2, connectivity // 4)
     in_pred, in_target = class_masks(pred, target, of_class)
     return ndimage.label(in_pred, neighbours, np.int64)[0], ndimage.label(in_target, neighbours, np.int64)[0]
@@ -92,61 +79,42 @@ def class_objects(pred: ArrayLike, target: ArrayLike, of_class: int = 1, *, conn
 class Overlaps:
     """Predicted object `pred[n]` and true object `target[n]` share `pixels[n]` > 0 pixels; all (N,) int64.
 
-    Objects have the numbers 1 … P and 1 … T in the order of their labels, 0 is background.  `pred_size` (P + 1,) and
-    `target_size` (T + 1,) are their sizes in pixels.
+    Objects are 1 … P and 1 … T in the order of their labels, 0 is background; sizes (P + 1,), (T + 1,) are in pixels.
     """
 
-    pred: Ints
-    target: Ints
-    pixels: Ints
-    pred_size: Ints
-    target_size: Ints
-
-    def ious(self) -> tuple[Ints, Ints, Floats]:
-        """Predicted object, true object and IoU = |P ∩ G| / |P ∪ G| of all pairs of objects that share a pixel."""
-        both = (self.pred > 0) & (self.target > 0)
-        pred, target, shared = self.pred[both], self.target[both], self.pixels[both]
-        return pred, target, shared / (self.pred_size[pred] + self.target_size[target] - shared)
+    pred: np.ndarray
+    target: np.ndarray
+    pixels: np.ndarray
+    pred_size: np.ndarray
+    target_size: np.ndarray
 
 
 def overlaps(pred: ArrayLike, target: ArrayLike) -> Overlaps:
-    """Count the pixels that predicted and true objects share; instance maps (H, W), else `InputError`.
-
-    >>> table = overlaps(np.array([[7, 7, 0]]), np.array([[3, 5, 5]]))
-    >>> table.pred.tolist(), table.target.tolist(), table.pixels.tolist()
-    ([1, 0, 1], [1, 2, 2], [1, 1, 1])
-    """
+    """Count the pixels that predicted and true objects of two instance maps (H, W) share."""
     maps = [labels.ravel().astype(np.int64) for labels in check_maps(pred, target, "H, W")]
+    if min(labels.min(initial=0) for labels in maps) < 0:
+        raise InputError("An instance map holds a negative number; expected 0 (background) and numbers > 0 (objects).")
     # Cut into runs in which neither label changes: in pictures of cells ten times fewer items to sort.
     changes = (maps[0][1:] != maps[0][:-1]) | (maps[1][1:] != maps[1][:-1])
     start = np.flatnonzero(np.append(maps[0].size > 0, changes))
     length = np.diff(start, append=maps[0].size)
-    (pred_run, P), (target_run, T) = (_renumber(labels[start]) for labels in maps)
+    # the 0 in front keeps the background 0, also where there is none
+    pred_run, target_run = (np.unique(np.append(0, labels[start]), return_inverse=True)[1][1:] for labels in maps)
+    P, T = (int(run.max(initial=0)) for run in (pred_run, target_run))
     key, pair = np.unique(target_run * (P + 1) + pred_run, return_inverse=True)
     target_of, pred_of = np.divmod(key, P + 1)
     sizes = (pair, key.size), (pred_run, P + 1), (target_run, T + 1)
     return Overlaps(pred_of, target_of, *(np.bincount(index, length, n).astype(np.int64) for index, n in sizes))
 
 
-def _renumber(labels: Ints) -> tuple[Ints, int]:
-    """Labels > 0 become 1 … n, and 0 stays 0; with n."""
-    names, number = np.unique(np.append(0, labels), return_inverse=True)
-    if names[0] < 0:
-        raise InputError("An instance map holds a negative number; expected 0 (background) and numbers > 0 (objects).")
-    return number[1:], names.size - 1
-
-
 @dataclass(frozen=True)
 class MatchCounts(Counts):
-    """Hits among objects at one IoU threshold: TP = `hits`, FP = `pred` − TP, FN = `target` − TP.
+    """Hits among objects at one IoU threshold: TP = `hits`, FP = `pred` − TP, FN = `target` − TP; Σ IoU of the hits.
 
-    `iou_sum` is the sum of the IoU of all hits.  `ap` is that of the Data Science Bowl 2018, not the area under a curve
-    as in COCO.  Sources: Caicedo et al., 2019 (doi:10.1038/s41592-019-0612-7); Schmidt et al., 2018 (arXiv:1806.03535);
-    panoptic quality, defined at the threshold 0.5: Kirillov et al., 2019 (arXiv:1801.00868).
+    `ap` is that of the Data Science Bowl 2018 (Caicedo et al., 2019, doi:10.1038/s41592-019-0612-7), not the area under
+    a curve.  Panoptic quality, at the threshold 0.5: Kirillov et al., 2019 (arXiv:1801.00868).
     """
 
-    settings = ("threshold",)
-    sizes = ("pred", "target")
     threshold: float
     hits: int
     pred: int
@@ -158,26 +126,21 @@ class MatchCounts(Counts):
     f1 = _score(lambda c: (2 * c.hits, c.pred + c.target), "2·TP / (2·TP + FP + FN), the recognition quality RQ")
     ap = _score(lambda c: (c.hits, c.pred + c.target - c.hits), "TP / (TP + FP + FN)")
     panoptic_quality = _score(lambda c: (2 * c.iou_sum, c.pred + c.target), "PQ = Σ IoU / (TP + FP/2 + FN/2) = SQ·RQ")
-
-    @property
-    def segmentation_quality(self) -> float:
-        """SQ = Σ IoU / TP, the mean IoU of the hits; NaN without hits."""
-        return self.iou_sum / self.hits if self.hits else math.nan
+    segmentation_quality = _score(lambda c: (c.iou_sum, c.hits or math.nan), "SQ = Σ IoU / TP, mean IoU of the hits")
 
 
 def match_objects(table: Overlaps, threshold: float = 0.5) -> MatchCounts:
     """Match each predicted object with at most one true object so that IoU > threshold, and count the matches.
 
-    From 0.5 on no choice is possible: two objects that each share more than half of the union with a third one
-    would overlap.  Below 0.5 the matching is optimal: first as many hits as possible, then the highest sum of IoU.
+    From 0.5 on there is no choice.  Below, the matching is optimal: as many hits as possible, then the highest Σ IoU.
 
     >>> counts = match_objects(overlaps(np.array([[1, 1, 1, 0, 2]]), np.array([[1, 1, 1, 1, 0]])))
     >>> counts.hits, counts.ap, counts.panoptic_quality  # IoU 3/4, one false object: AP 1/2, PQ 0.75 / 1.5
     (1, 0.5, 0.5)
     """
-    pred, target, iou = table.ious()
-    near = np.flatnonzero(iou > threshold)
-    pred, target, iou = pred[near], target[near], iou[near]
+    union = table.pred_size[table.pred] + table.target_size[table.target] - table.pixels
+    near = np.flatnonzero((table.pred > 0) & (table.target > 0) & (table.pixels / union > threshold))
+    pred, target, iou = table.pred[near], table.target[near], (table.pixels / union)[near]
     if threshold < 0.5 and iou.size:
         iou_of = coo_array((iou, (pred, target))).toarray()
         # one more hit is worth more than any gain in the sum of IoU
@@ -193,14 +156,11 @@ def match_curve(table: Overlaps) -> list[MatchCounts]:
 
 @dataclass(frozen=True)
 class PartitionCounts(Counts):
-    """What the adapted Rand error and the variation of information are made of, over `pixels` pixels.
+    """Adapted Rand error, from ordered pairs of pixels in one object; variation of information, entropies × `pixels`.
 
-    `joint_pairs`: ordered pairs of pixels in one object both in truth and in prediction, `pred_pairs`, `target_pairs`:
-    in one object of this map.  `split_bits`, `merge_bits`: entropies times `pixels`.  Arganda-Carreras et al., 2015
-    (doi:10.3389/fnana.2015.00142); Meilă, 2007 (doi:10.1016/j.jmva.2006.11.013).
+    Arganda-Carreras et al., 2015 (doi:10.3389/fnana.2015.00142); Meilă, 2007 (doi:10.1016/j.jmva.2006.11.013).
     """
 
-    sizes = ("pred_pairs", "target_pairs")
     pixels: int
     joint_pairs: int
     pred_pairs: int
@@ -212,12 +172,10 @@ class PartitionCounts(Counts):
     rand_recall = _score(lambda c: (c.joint_pairs, c.target_pairs), "Of the pairs that belong together, those found")
     arand = _score(
         lambda c: (c.pred_pairs + c.target_pairs - 2 * c.joint_pairs, c.pred_pairs + c.target_pairs),
-        "Adapted Rand error 1 − F1 of `rand_precision` (lowered by merges) and `rand_recall` (by splits), 0 … 1",
+        "1 − F1 of `rand_precision` (lowered by merges) and `rand_recall` (by splits), 0 … 1",
     )
-
-    # in bits: what remains unknown about the object of one map if that of the other is known
-    voi_split = _score(lambda c: (c.split_bits, c.pixels), "H(prediction | truth)")
-    voi_merge = _score(lambda c: (c.merge_bits, c.pixels), "H(truth | prediction)")
+    voi_split = _score(lambda c: (c.split_bits, c.pixels), "H(prediction | truth) in bits")
+    voi_merge = _score(lambda c: (c.merge_bits, c.pixels), "H(truth | prediction) in bits")
     voi = _score(lambda c: (c.split_bits + c.merge_bits, c.pixels), "Variation of information, their sum; 0 is perfect")
 
 
@@ -227,10 +185,6 @@ def partition(table: Overlaps, *, background: bool = False) -> PartitionCounts:
     With t_i = Σ_j n_ij, p_j = Σ_i n_ij and n = Σ n_ij:  precision = Σ n_ij·(n_ij − 1) / Σ p_j·(p_j − 1),  recall =
     Σ n_ij·(n_ij − 1) / Σ t_i·(t_i − 1),  split = −Σ n_ij/n · log₂(n_ij / t_i),  merge = −Σ n_ij/n · log₂(n_ij / p_j).
     Only pixels of true objects count; what was missed of them is one more segment.  With `background` all pixels do.
-
-    >>> counts = partition(overlaps(np.array([[1, 1, 1, 1]]), np.array([[1, 1, 2, 2]])))  # one merge
-    >>> counts.rand_recall, round(counts.rand_precision, 3), counts.voi_split, counts.voi_merge  # 4 of 12 pairs
-    (1.0, 0.333, 0.0, 1.0)
     """
     counted = np.flatnonzero((table.target > 0) | background)
     n, pred, target = table.pixels[counted], table.pred[counted], table.target[counted]
@@ -244,7 +198,6 @@ def partition(table: Overlaps, *, background: bool = False) -> PartitionCounts:
 class CentreLineCounts(Counts):
     """Pixels of the skeletons S_P, S_G, and those inside of the other mask.  Shit et al., 2021 (arXiv:2003.07311)."""
 
-    sizes = ("pred_length", "target_length")
     pred_inside: int
     pred_length: int
     target_inside: int
@@ -256,15 +209,7 @@ class CentreLineCounts(Counts):
 
 
 def centre_lines(pred: ArrayLike, target: ArrayLike, of_class: int = 1) -> CentreLineCounts:
-    """Count how much of the skeletons S_P, S_G of one class lies inside of the true mask G, the predicted mask P.
-
-    Class maps (H, W).  scikit-image's skeleton (Zhang and Suen, 1984, doi:10.1145/357994.358023) treats left and right
-    a little differently, so a flip of both maps changes a score by some thousandths.
-
-    >>> counts = centre_lines(np.array([[1, 1, 0, 1]]), np.array([[1, 1, 1, 1]]))
-    >>> counts.precision, counts.sensitivity, round(counts.cl_dice, 3)  # 2 · 1 · 3/4 / (1 + 3/4)
-    (1.0, 0.75, 0.857)
-    """
+    """Count how much of the skeletons S_P, S_G of one class lies inside of the true mask G, the predicted mask P."""
     in_pred, in_target = class_masks(pred, target, of_class)
     of_pred, of_target = skeletonize(in_pred), skeletonize(in_target)
     lengths = [int(np.count_nonzero(m)) for m in (of_pred & in_target, of_pred, of_target & in_pred, of_target)]
@@ -275,12 +220,10 @@ def centre_lines(pred: ArrayLike, target: ArrayLike, of_class: int = 1) -> Centr
 class TopologyCounts(Counts):
     """Topological errors of one class, summed over `images`: objects and holes of the stated `connectivity`.
 
-    `merges` and `splits` count severities: a blob that joins three objects is two merges.  `beta0_error` sums
-    |β0(P) − β0(G)| over the images, `beta1_error` the same of holes; there a missed and an invented object cancel out.
-    Berger et al., 2024 (arXiv:2412.14619).
+    Errors count severities: a blob that joins three objects is two merges.  `beta0_error` (objects) and `beta1_error`
+    (holes) sum |β(P) − β(G)| over the images; in one image a missed and an invented object cancel out.
     """
 
-    settings = ("connectivity",)
     connectivity: int
     images: int
     objects: int
@@ -296,31 +239,13 @@ class TopologyCounts(Counts):
     beta0_error: int
     beta1_error: int
 
-    @property
-    def errors(self) -> int:
-        """All errors of the objects."""
-        return self.merges + self.splits + self.spurious + self.missed
-
-    @property
-    def hole_errors(self) -> int:
-        """All errors of the holes."""
-        return self.hole_merges + self.hole_splits + self.hole_spurious + self.hole_missed
-
-    @property
-    def errors_per_object(self) -> float:
-        """`errors` divided by the true objects; NaN for 0 / 0, infinite where there were only false objects."""
-        return self.errors / self.objects if self.objects else math.inf if self.errors else math.nan
+    errors = property(lambda c: c.merges + c.spurious + c.splits + c.missed)
+    hole_errors = property(lambda c: c.hole_merges + c.hole_spurious + c.hole_splits + c.hole_missed)
+    errors_per_object = property(lambda c: c.errors / c.objects if c.objects else math.inf if c.errors else math.nan)
 
 
 def topology_counts(pred: ArrayLike, target: ArrayLike, of_class: int = 1, *, connectivity: int = 8) -> TopologyCounts:
-    """Count merges, splits, spurious and missed objects and holes of one class, and the errors of β0 and β1.
-
-    Class maps (H, W); `connectivity` (4 or 8) is that of the objects, holes have the other one: see `topology`.
-
-    >>> counts = topology_counts(np.array([[1, 1, 1, 0, 1]]), np.array([[1, 0, 1, 0, 0]]))
-    >>> counts.merges, counts.spurious, counts.beta0_error  # the merge and the false object cancel out in β0
-    (1, 1, 0)
-    """
+    """Count the topological errors of one class in class maps (H, W); `connectivity` as in `critical_regions`."""
     pred, target = check_maps(pred, target, "H, W")
     regions = critical_regions(pred[None], target[None], classes=(of_class,), connectivity=connectivity)
     severities = regions.severities()[0, 0].tolist()  # in the order of `topology.KINDS`, as the fields above
@@ -335,8 +260,6 @@ class BoundaryCounts(Counts):
     Boundary F1: Csurka et al., 2013 (doi:10.5244/C.27.32).  Surface Dice: Nikolov et al., 2021 (doi:10.2196/26151).
     """
 
-    settings = ("tolerance",)
-    sizes = ("pred_length", "target_length")
     tolerance: float
     pred_near: int
     pred_length: int
@@ -351,14 +274,10 @@ class BoundaryCounts(Counts):
 
 @dataclass(frozen=True)
 class BoundaryDistances:
-    """Distance in pixels from the middle of each crack, one pixel long, to the border of the other map.
+    """Pixels from each predicted crack (N,) to the true border, and from each true one (M,) to the predicted border."""
 
-    `pred` (N,) is measured from the predicted cracks to the true border, `target` (M,) the other way round; infinite
-    where the other map has no border.
-    """
-
-    pred: Floats
-    target: Floats
+    pred: np.ndarray
+    target: np.ndarray
 
     def within(self, tolerance: float) -> BoundaryCounts:
         """Count the lengths that lie within `tolerance` pixels of the other's border, the limit included."""
@@ -366,20 +285,16 @@ class BoundaryDistances:
         return BoundaryCounts(tolerance, pred, self.pred.size, target, self.target.size)
 
     def hausdorff(self, percentile: float = 95.0) -> float:
-        """Hausdorff distance: the larger of the two directed percentiles, in pixels; 100 gives the maximum.
-
-        NaN where neither map has a border, infinite where only one has.
-        """
+        """The larger of the two directed percentiles, in pixels; infinite if one map has no border, NaN if both."""
         if not self.pred.size or not self.target.size:
             return math.inf if self.pred.size or self.target.size else math.nan
         return float(max(np.percentile(self.pred, percentile), np.percentile(self.target, percentile)))
 
 
 def boundary_distances(pred: ArrayLike, target: ArrayLike, of_class: int | None = None) -> BoundaryDistances:
-    """Distances between the borders in a predicted and a true label map (H, W), exact; the frame is no border.
+    """Exact distances between the borders in a predicted and a true label map (H, W); the frame is no border.
 
-    Where `target` is 255, there is no border in either map.  With `of_class` it is the border of this class against the
-    rest, by default all borders between different labels, as for instance maps.
+    With `of_class` it is the border of this class against the rest, by default all borders between different labels.
 
     >>> distances = boundary_distances(np.array([[0, 0, 1, 1]]), np.array([[0, 1, 1, 1]]))  # one pixel off
     >>> distances.hausdorff(), distances.within(0.5).f1, distances.within(1).f1
@@ -392,21 +307,15 @@ def boundary_distances(pred: ArrayLike, target: ArrayLike, of_class: int | None 
     return BoundaryDistances(_middles_to(in_pred, in_target), _middles_to(in_target, in_pred))
 
 
-def _middles_to(cracks: Bools, others: Bools) -> Floats:
+def _middles_to(cracks: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Distance of the middle of each crack to the other cracks; exact, since middles and ends lie on the lattice."""
     points = np.argwhere(cracks)
     middles = points[points.sum(axis=1) % 2 == 1]  # one coordinate is even, one odd
-    if not others.any():
-        return np.full(len(middles), np.inf)
     return cKDTree(np.argwhere(others)).query(middles)[0] / 2  # two steps on the lattice are one pixel
 
 
 def choose_threshold(probs: Maps, labels: Maps) -> tuple[float, list[Row]]:
-    """The threshold (0.05 … 0.95) with the fewest errors of objects and holes, in a tie near 0.5; and a row for each.
-
-    >>> choose_threshold([np.array([[0.9, 0.6, 0.9]])], [np.array([[1, 0, 1]])])[0]  # 0.6 removes the bridge
-    0.6
-    """
+    """The threshold (0.05 … 0.95) with the fewest errors of topology, in a tie the one near 0.5; and a row for each."""
     rows = []
     for threshold in (k / 20 for k in range(1, 20)):
         guesses = [p > threshold for p in probs]
@@ -416,10 +325,9 @@ def choose_threshold(probs: Maps, labels: Maps) -> tuple[float, list[Row]]:
 
 
 def judge(guesses: Maps, labels: Maps, object_class: int = 1) -> Row:
-    """All scores of boolean maps; `object_class` is the class whose components are the objects of instance metrics.
+    """All scores of boolean maps; the components of `object_class` (1: 8-connected, 0: 4-connected) are the objects.
 
-    Class 1 is 8-connected, class 0 4-connected.  `hd95` is the median over the images, and counts of topology are per
-    image; all others are of the whole set.
+    `hd95` is the median over the images, counts of topology are per image; all others are of the whole set.
     """
     pairs = list(zip(guesses, labels))
     borders = [boundary_distances(guess, label, of_class=1) for guess, label in pairs]
@@ -464,10 +372,9 @@ def _confusion(guesses: Maps, labels: Maps) -> torch.Tensor:
 class PrecisionRecall:
     """Precision and recall of "probability ≥ threshold", one entry a threshold, from the highest threshold down.
 
-    `f1` holds 2·P·R / (P + R), `best` the entry where it is highest, `max_f` this F1 (chosen on the pixels that are
-    judged: the rule of the KITTI road benchmark, Fritsch et al., 2013, doi:10.1109/ITSC.2013.6728473).
-    `average_precision` is Σ (R_n − R_{n−1}) · P_n, `average_precision_11` the mean over the recalls 0, 0.1 … 1 of the
-    best precision at this recall or above (KITTI, PASCAL).
+    `f1` is highest at the entry `best`, where it is `max_f`; `average_precision` is Σ (R_n − R_{n−1}) · P_n,
+    `average_precision_11` the mean over the recalls 0, 0.1 … 1 of the best precision at this recall or above.
+    Fritsch et al., 2013 (doi:10.1109/ITSC.2013.6728473): the KITTI road benchmark.
     """
 
     thresholds: np.ndarray
@@ -481,18 +388,11 @@ class PrecisionRecall:
 
 
 def precision_recall(probs: Maps, labels: Maps) -> PrecisionRecall:
-    """The curve over all pixels of all images: `probs` (H, W) of class 1, `labels` (H, W) of 0, 1 and 255 (ignored).
-
-    >>> curve = precision_recall([np.array([[0.9, 0.8, 0.3, 0.1]])], [np.array([[1, 0, 1, 0]])])
-    >>> [round(float(p), 2) for p in curve.precision], [float(r) for r in curve.recall], curve.max_f
-    ([1.0, 0.5, 0.67, 0.5], [0.5, 0.5, 1.0, 1.0], 0.8)
-    """
+    """The curve over all pixels of all images: `probs` (H, W) of class 1, `labels` (H, W) of 0, 1 and 255 (ignored)."""
     score, label = (np.concatenate([np.ravel(x) for x in arrays]) for arrays in (probs, labels))
     score, label = score[label != IGNORE_INDEX].astype(np.float64), label[label != IGNORE_INDEX]
     if not np.isfinite(score).all() or not np.isin(label, (0, 1)).all() or not (label == 1).any():
-        raise InputError(
-            "precision_recall: expected finite probs, labels of 0, 1 and 255, and at least one pixel of 1."
-        )
+        raise InputError("precision_recall: expected finite probs, labels of 0, 1 and 255, and one pixel of 1 or more.")
     order = np.argsort(-score, kind="stable")
     score, hits = score[order], np.cumsum(label[order])
     last = np.flatnonzero(np.diff(score, append=-np.inf))  # equal probabilities pass a threshold together
@@ -500,8 +400,6 @@ def precision_recall(probs: Maps, labels: Maps) -> PrecisionRecall:
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-300)
     from_here_on = np.maximum.accumulate(precision[::-1])[::-1]
     at_eleven = from_here_on[np.searchsorted(recall, np.linspace(0, 1, 11) - 1e-12)]
-    area = (np.diff(recall, prepend=0) * precision).sum()
+    area = float((np.diff(recall, prepend=0) * precision).sum())
     best = int(f1.argmax())
-    return PrecisionRecall(
-        score[last], precision, recall, f1, best, float(f1[best]), float(area), float(at_eleven.mean())
-    )
+    return PrecisionRecall(score[last], precision, recall, f1, best, float(f1[best]), area, float(at_eleven.mean()))
