@@ -11,14 +11,12 @@ FN touches a predicted object alike.  Let it touch d objects:
 Objects use the connectivity 4 or 8, their background the other one.  Ignored pixels, and all that lies outside of the
 image, are background in P and in G.
 
-How it works: all images stand in one long line of pixels, with background between rows and images, so no border is a
-special case.  The line is cut into *runs* of equal code (bit 0 = in P, bit 1 = in G).  A union-find joins runs to
-*patches* (one code, 4-connected), and patches to components of P, of G and of the errors.  Time and memory are nearly
-linear in the number of pixels.
+How it works: all images stand in one long line of pixels, with background between rows and images.  The line is cut
+into *runs* of equal code (bit 0 = in P, bit 1 = in G).  A union-find joins runs to *patches* (one code, 4-connected),
+and patches to components of P, of G and of the errors: nearly linear in the number of pixels.
 
-Sources: Rosenfeld and Pfaltz 1966, doi:10.1145/321356.321357 (labelling by runs and equivalences); Kong and Rosenfeld
-1989, doi:10.1016/0734-189X(89)90147-3 (4 against 8); Liu and Tarjan 2019, arXiv:1812.06177 (union-find in parallel);
-Lux et al. 2024, arXiv:2411.03228 (Topograph, a related idea).
+Sources: Rosenfeld and Pfaltz 1966, doi:10.1145/321356.321357 (labelling by runs); Kong and Rosenfeld 1989,
+doi:10.1016/0734-189X(89)90147-3 (4 against 8); Liu and Tarjan 2019, arXiv:1812.06177 (union-find in parallel).
 """
 
 from __future__ import annotations
@@ -27,7 +25,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from checks import IGNORE_INDEX, InputError
 
@@ -38,42 +36,37 @@ EXCESS = ("merge", "spurious", "hole_split", "hole_missed")
 """The kinds whose pixels are falsely predicted as object; those of all other kinds are missing."""
 TN, FP, FN, TP = range(4)  # codes of a pixel: bit 0 = in P, bit 1 = in G
 
-Ints = NDArray[np.int64]
-Bools = NDArray[np.bool_]
-Codes = NDArray[np.uint8]
-
 
 @dataclass(frozen=True)
 class CriticalRegions:
     """All M critical regions of a batch: one row a region, and the runs of pixels that they are made of, all int64.
 
-    Of each region, (M,): `kind` is an index into `KINDS`, `image` into the batch, `class_index` into `classes`;
-    `severity` is |d − 1|, `size` the number of pixels.  Run r covers `run_length[r]` pixels of the region
-    `run_region[r]`, from `run_start[r]` on in the flat batch.  A pixel can lie in two regions, one of the objects and
-    one of the background.  `betti_pred`, `betti_target` (B, K, 2) are the numbers β0 of objects and β1 of holes.
+    Of each region, (M,): `kind` is an index into `KINDS`, `image` into the batch, `class_index` into `classes`; `size`
+    is in pixels.  Run r covers `run_length[r]` pixels of region `run_region[r]`, from `run_start[r]` on in the flat
+    batch.  `betti_pred`, `betti_target` (B, K, 2) are the numbers β0 of objects and β1 of holes.
     """
 
     shape: tuple[int, int, int]
-    kind: Ints
-    image: Ints
-    class_index: Ints
-    severity: Ints
-    size: Ints
-    run_start: Ints
-    run_length: Ints
-    run_region: Ints
-    betti_pred: Ints
-    betti_target: Ints
+    kind: np.ndarray
+    image: np.ndarray
+    class_index: np.ndarray
+    severity: np.ndarray
+    size: np.ndarray
+    run_start: np.ndarray
+    run_length: np.ndarray
+    run_region: np.ndarray
+    betti_pred: np.ndarray
+    betti_target: np.ndarray
 
-    def counts(self) -> Ints:
+    def counts(self) -> np.ndarray:
         """Number of regions of each kind, (B, K, 8) int64, the last axis in the order of `KINDS`."""
-        return self._sum_by_kind(np.ones_like(self.severity))
+        return self._sum_by_kind(1)
 
-    def severities(self) -> Ints:
+    def severities(self) -> np.ndarray:
         """Sum of severities, shaped like `counts`: a blob that joins three objects counts as two merges."""
         return self._sum_by_kind(self.severity)
 
-    def weights(self, kinds: Sequence[str] = KINDS) -> NDArray[np.float32]:
+    def weights(self, kinds: Sequence[str] = KINDS) -> np.ndarray:
         """Weight of each pixel, (B, H, W) float32: severity(c) / |c|, summed over all regions c that hold it."""
         if not set(kinds) <= set(KINDS):
             raise InputError(f"kinds is {kinds!r}; expected a list of names out of {KINDS}.")
@@ -87,32 +80,27 @@ class CriticalRegions:
         np.add.at(out.reshape(-1), pixels, np.repeat(weight, length))
         return out
 
-    def mask(self, kinds: Sequence[str] = KINDS) -> Bools:
+    def mask(self, kinds: Sequence[str] = KINDS) -> np.ndarray:
         """Pixels in critical regions of the `kinds`, (B, H, W) boolean: draw each kind in its own colour."""
         return self.weights(kinds) > 0
 
-    def _sum_by_kind(self, value: Ints) -> Ints:
+    def _sum_by_kind(self, value: np.ndarray | int) -> np.ndarray:
         total = np.zeros((*self.betti_pred.shape[:2], len(KINDS)), np.int64)
         np.add.at(total, (self.image, self.class_index, self.kind), value)
         return total
 
 
 def critical_regions(
-    pred: ArrayLike,
-    target: ArrayLike,
-    *,
-    classes: Sequence[int] = (1,),
-    connectivity: int = 8,
-    strict: bool = False,
+    pred: ArrayLike, target: ArrayLike, *, classes: Sequence[int] = (1,), connectivity: int = 8, strict: bool = False
 ) -> CriticalRegions:
     """Find all regions where `pred` merges, splits, invents or misses objects or holes of `target`.
 
-    `pred` and `target` are label maps (B, H, W), integer or boolean; a pixel with `target` 255 is ignored.  Each of the
-    `classes` is a problem of its own, this class against the rest.  `connectivity` (4 or 8) is that of the objects.
+    Label maps (B, H, W), integer or boolean; a pixel with `target` 255 is ignored.  Each of the `classes` is a problem
+    of its own, against the rest.  `connectivity` (4 or 8) is that of the objects.  Raises `InputError` for others.
 
-    With `strict` FP also touches objects through FN, and FN through FP, not only through T: a gap of one pixel that is
-    predicted one pixel beside its place is then a merge and a split.  What touches nothing in T and at most one object
-    in all stays spurious or missed.  Raises `InputError` for maps and options other than these.
+    With `strict` FP also touches objects through FN, and FN through FP, not only through T: a gap predicted one pixel
+    beside its place is then a merge and a split.  What touches nothing in T and at most one object in all stays
+    spurious or missed.
 
     >>> target = np.array([[[1, 1, 0, 1, 1]]])
     >>> regions = critical_regions(np.ones_like(target), target)
@@ -129,35 +117,20 @@ def critical_regions(
     runs = _cut_runs(_encode(pred, target, classes), pred.shape[2] + 1, strict)
     patches = _join_runs(runs, eight)
     kind, severity, first, run, region = _judge(runs, patches, eight, strict)
-    start, length = runs.start[run], runs.length[run]
+    start, length = _locate(runs.start[run], pred.shape)[1], runs.length[run]
     class_index, image = np.divmod(_locate(patches.start[first], pred.shape)[0], len(pred))
-    return CriticalRegions(
-        shape=pred.shape,
-        kind=kind,
-        image=image,
-        class_index=class_index,
-        severity=severity,
-        size=np.bincount(region, length, minlength=kind.size).astype(np.int64),
-        run_start=_locate(start, pred.shape)[1],
-        run_length=length,
-        run_region=region,
-        betti_pred=_count_components(patches, 0, pred.shape, len(classes)),
-        betti_target=_count_components(patches, 1, pred.shape, len(classes)),
-    )
+    size = np.bincount(region, length, minlength=kind.size).astype(np.int64)
+    betti = [_count_components(patches, bit, pred.shape, len(classes)) for bit in (0, 1)]
+    return CriticalRegions(pred.shape, kind, image, class_index, severity, size, start, length, region, *betti)
 
 
-def betti_numbers(mask: ArrayLike, *, connectivity: int = 8) -> Ints:
-    """Count the objects β0 and the holes β1 of each mask: (B, H, W), non-zero = object → (B, 2) int64.
-
-    >>> ring = np.array([[[0, 1, 0], [1, 0, 1], [0, 1, 0]]])
-    >>> betti_numbers(ring, connectivity=8).tolist(), betti_numbers(ring, connectivity=4).tolist()
-    ([[1, 1]], [[4, 0]])
-    """
+def betti_numbers(mask: ArrayLike, *, connectivity: int = 8) -> np.ndarray:
+    """Count the objects β0 and the holes β1 of each mask: (B, H, W), non-zero = object → (B, 2) int64."""
     objects = np.asarray(mask) != 0
     return critical_regions(objects, objects, connectivity=connectivity).betti_target[:, 0]
 
 
-def check_maps(pred: ArrayLike, target: ArrayLike, axes: str = "B, H, W") -> tuple[NDArray, NDArray]:
+def check_maps(pred: ArrayLike, target: ArrayLike, axes: str = "B, H, W") -> tuple[np.ndarray, np.ndarray]:
     """Both label maps as arrays; raises `InputError` unless they are integer or boolean, of one shape (axes)."""
     maps = np.asarray(pred), np.asarray(target)
     for name, labels in zip(("pred", "target"), maps):
@@ -168,7 +141,7 @@ def check_maps(pred: ArrayLike, target: ArrayLike, axes: str = "B, H, W") -> tup
     return maps
 
 
-def _encode(pred: NDArray, target: NDArray, classes: Sequence[int]) -> Codes:
+def _encode(pred: np.ndarray, target: np.ndarray, classes: Sequence[int]) -> np.ndarray:
     """The codes of all K·B binary problems in one line: per image H + 1 rows of W + 1, then one more row."""
     B, H, W = pred.shape
     in_pred = np.stack([pred == label for label in classes]) & (target != IGNORE_INDEX)  # (K, B, H, W)
@@ -181,21 +154,17 @@ def _encode(pred: NDArray, target: NDArray, classes: Sequence[int]) -> Codes:
 
 @dataclass(frozen=True)
 class _Runs:
-    """R runs: first position, number of pixels, code; and pairs of runs that touch.
+    """R runs; pairs of one code that share a side, and of two codes that do or, where `diagonal`, share a corner."""
 
-    `alike`: pairs of one code that share a side.  `contact`: pairs of different codes that share a side or, where
-    `diagonal`, only a corner.  Pairs that can tell nothing new are left out.
-    """
-
-    start: Ints
-    length: Ints
-    code: Codes
-    alike: tuple[Ints, Ints]
-    contact: tuple[Ints, Ints]
-    diagonal: Bools
+    start: np.ndarray
+    length: np.ndarray
+    code: np.ndarray
+    alike: tuple[np.ndarray, np.ndarray]
+    contact: tuple[np.ndarray, np.ndarray]
+    diagonal: np.ndarray
 
 
-def _cut_runs(line: Codes, stride: int, strict: bool) -> _Runs:
+def _cut_runs(line: np.ndarray, stride: int, strict: bool) -> _Runs:
     """Cut the line where the code changes, and find what touches by looking at four pixels round each cut.
 
     a b     b is one row, `stride` pixels, above d.  Only places where a run starts at b or at d are looked at:
@@ -226,18 +195,17 @@ def _cut_runs(line: Codes, stride: int, strict: bool) -> _Runs:
     return _Runs(start, length, line[start], (run_b[alike], run_d[alike]), contact, diagonal)
 
 
-def _matters(first: Codes, second: Codes, strict: bool) -> Bools:
+def _matters(first: np.ndarray, second: np.ndarray, strict: bool) -> np.ndarray:
     """Neighbours of which one is an error and one is right (one bit differs); `strict` adds FP beside FN."""
     difference = first ^ second
-    one_bit = (difference == FP) | (difference == FN)
-    return one_bit | ((difference == TP) & _is_error(first)) if strict else one_bit
+    return _is_error(difference) | ((difference == TP) & _is_error(first) if strict else False)
 
 
-def _is_error(code: Codes) -> Bools:
+def _is_error(code: np.ndarray) -> np.ndarray:
     return (code == FP) | (code == FN)
 
 
-def _unite(nodes: int, first: Ints, second: Ints) -> Ints:
+def _unite(nodes: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """Join all pairs of nodes to components with the number of their smallest node; in practice in 2 to 5 rounds."""
     label = np.arange(nodes)
     while (apart := np.flatnonzero(first != second)).size:
@@ -253,18 +221,18 @@ def _unite(nodes: int, first: Ints, second: Ints) -> Ints:
 class _Patches:
     """Q patches (one code, 4-connected) in the order of their first runs, their contacts, their components.
 
-    `of_run` (R,): the patch of each run.  `start`, `code` (Q,): first position and code of each patch.  A component has
-    the number of its first patch: `component` (2, Q) of P, then of G, objects and pieces of background alike; `region`
-    (2, Q) of errors, seen from the objects, then from the background, the latter plus Q: no number is given twice.
+    `of_run` (R,) is the patch of each run.  A component has the number of its first patch: `component` (2, Q) of P,
+    then of G, objects and pieces of background alike; `region` (2, Q) of errors, seen from the objects, then from the
+    background, the latter plus Q: no number is given twice.
     """
 
-    of_run: Ints
-    start: Ints
-    code: Codes
-    contact: tuple[Ints, Ints]
-    diagonal: Bools
-    component: Ints
-    region: Ints
+    of_run: np.ndarray
+    start: np.ndarray
+    code: np.ndarray
+    contact: tuple[np.ndarray, np.ndarray]
+    diagonal: np.ndarray
+    component: np.ndarray
+    region: np.ndarray
 
 
 def _join_runs(runs: _Runs, eight: int) -> _Patches:
@@ -278,25 +246,18 @@ def _join_runs(runs: _Runs, eight: int) -> _Patches:
     x, y = of_run[runs.contact[0]], of_run[runs.contact[1]]
     code_x, difference, side = code[x], code[x] ^ code[y], ~runs.diagonal
 
-    def joined(wanted: Bools) -> Ints:
+    def joined(wanted: np.ndarray) -> np.ndarray:
         link = np.flatnonzero(wanted)
         return _unite(patch.size, x[link], y[link])
 
     pred = joined((difference & 1 == 0) & (side | (code_x & 1 == eight)))
     true = joined((difference & 2 == 0) & (side | (code_x >> 1 == eight)))
     grown = joined((difference == 0) & _is_error(code_x))  # 8-connected; the patches are the 4-connected ones
-    return _Patches(
-        of_run=of_run,
-        start=runs.start[first_run],
-        code=code,
-        contact=(x, y),
-        diagonal=runs.diagonal,
-        component=np.stack([pred, true]),
-        region=np.stack([grown, patch + patch.size] if eight else [patch, grown + patch.size]),
-    )
+    region = np.stack([grown, patch + patch.size] if eight else [patch, grown + patch.size])
+    return _Patches(of_run, runs.start[first_run], code, (x, y), runs.diagonal, np.stack([pred, true]), region)
 
 
-def _find_touches(patches: _Patches, eight: int, strict: bool) -> tuple[Ints, Ints, Bools]:
+def _find_touches(patches: _Patches, eight: int, strict: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Which region touches which component, and whether in T: three arrays (N,), with repetitions."""
     code, Q, (x, y), diagonal = patches.code, patches.code.size, patches.contact, patches.diagonal
     error_x, error_y = _is_error(code[x]), _is_error(code[y])
@@ -318,7 +279,9 @@ def _find_touches(patches: _Patches, eight: int, strict: bool) -> tuple[Ints, In
     return toucher, touched, ~_is_error(code[other])
 
 
-def _judge(runs: _Runs, patches: _Patches, eight: int, strict: bool) -> tuple[Ints, Ints, Ints, Ints, Ints]:
+def _judge(
+    runs: _Runs, patches: _Patches, eight: int, strict: bool
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Kind, severity and first patch of each critical region (M,), and each run in a region with the row of this."""
     Q = patches.code.size
     toucher, touched, in_both = _find_touches(patches, eight, strict)
@@ -344,7 +307,7 @@ def _judge(runs: _Runs, patches: _Patches, eight: int, strict: bool) -> tuple[In
     return kind, np.abs(degree - 1), first, np.tile(run, 2)[kept], region[kept]
 
 
-def _locate(position: Ints, shape: tuple[int, ...]) -> tuple[Ints, Ints]:
+def _locate(position: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
     """Translate positions in the line to the binary problem (class_index · B + image) and the flat batch."""
     B, H, W = shape
     row = position // (W + 1)  # numpy divides much faster than it takes remainders
@@ -353,7 +316,7 @@ def _locate(position: Ints, shape: tuple[int, ...]) -> tuple[Ints, Ints]:
     return problem, ((problem - problem // B * B) * H + y) * W + column
 
 
-def _count_components(patches: _Patches, bit: int, shape: tuple[int, ...], K: int) -> Ints:
+def _count_components(patches: _Patches, bit: int, shape: tuple[int, ...], K: int) -> np.ndarray:
     """β0 and β1 (B, K, 2) of P (bit 0) or G (bit 1)."""
     component = patches.component[bit]
     first = np.flatnonzero(component == np.arange(component.size))[1:]  # without 0, the outside of all images

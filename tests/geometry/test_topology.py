@@ -1,7 +1,6 @@
 """Critical regions: pictures solved by hand, a slow oracle that floods pixel by pixel, and properties.
 
-The oracle is plain Python on sets of pixels and shares no line with the module.  The properties are checked against
-scikit-image, by flipping regions and counting again.
+The oracle is plain Python on sets of pixels and shares no line with the module.
 """
 
 from collections import Counter
@@ -221,23 +220,12 @@ def serpentine(size):
     return mask
 
 
-def worst_cases(size):
-    rng, checkerboard = np.random.default_rng(0), np.indices((size, size)).sum(0) % 2 == 0
-    noise = rng.random((2, size, size)) < 0.5
-    yield noise[0], noise[1]
-    yield checkerboard, ~checkerboard
-    yield checkerboard, noise[0]
-    yield serpentine(size), noise[0]
-    yield np.ones((size, size), bool), serpentine(size)
-    yield serpentine(size), serpentine(size).T
-
-
 def test_noise_and_long_paths_agree_with_scikit_image():
-    for pred, target in worst_cases(256):
-        for connectivity in (4, 8):
-            regions = find(pred, target, connectivity=connectivity)
-            for mask, betti in ((pred, regions.betti_pred), (target, regions.betti_target)):
-                assert betti[0, 0].tolist() == betti_by_scikit_image(mask, connectivity)
+    noise = np.random.default_rng(0).random((256, 256)) < 0.5
+    masks = np.stack([noise, np.indices((256, 256)).sum(0) % 2 == 0, serpentine(256), serpentine(256).T])
+    for connectivity in (4, 8):
+        expected = [betti_by_scikit_image(mask, connectivity) for mask in masks]
+        assert betti_numbers(masks, connectivity=connectivity).tolist() == expected
 
 
 def test_wrong_maps_options_and_kinds_are_refused():
@@ -268,13 +256,6 @@ def test_any_integer_type_layout_and_tensor_gives_the_same():
     assert as_counter(find(torch.from_numpy(pred).long(), torch.from_numpy(target).long())) == expected
 
 
-def test_inputs_are_not_changed():
-    pred, target = (m[None].copy() for m in make_pair(12))
-    kept = pred.copy(), target.copy()
-    critical_regions(pred, target, strict=True)
-    assert np.array_equal(pred, kept[0]) and np.array_equal(target, kept[1])
-
-
 def overlap_is_a_perfect_matching(pred, target, connectivity):
     p, g = components(pred, connectivity), components(target, connectivity)
     edges = {(i, j) for i, j in zip(p[pred & target].tolist(), g[pred & target].tolist())}
@@ -291,46 +272,9 @@ def test_no_critical_object_means_that_objects_pair_up_one_to_one():
         regions = find(pred, target, connectivity=connectivity)
         assert (not regions.counts()[..., :4].any()) == expected, f"seed {seed}"
         strict = find(pred, target, connectivity=connectivity, strict=True)
-        assert expected or strict.counts()[..., :4].any(), (
-            f"seed {seed}: strict must not overlook what is found without"
-        )
+        assert expected or strict.counts()[..., :4].any(), f"seed {seed}"  # it overlooks nothing
         seen[expected] += 1
     assert min(seen[True], seen[False]) > CASES / 20  # both outcomes have been tried
-
-
-def recount(pred, target, connectivity):
-    """Severity of each merge {pixels: severity}, found by flipping each component of FP on and counting again."""
-    by_overlap, by_truth = {}, {}
-    objects, extra = components(target, connectivity), components(pred & ~target, connectivity)
-    for number in range(1, extra.max() + 1):
-        region = extra == number
-        grown = components((pred & target) | region, connectivity)
-        joined = grown == grown[region][0]
-        degree = len(np.unique(objects[joined & pred & target]))
-        pixels = frozenset(map(tuple, np.argwhere(region).tolist()))
-        by_overlap[pixels] = degree - 1
-        by_truth[pixels] = objects.max() - components(target | region, connectivity).max()
-    return by_overlap, by_truth
-
-
-def merges(regions, kind="merge"):
-    return {pixels: severity for name, severity, pixels in as_counter(regions) if name == kind}
-
-
-def test_a_merge_is_what_joins_objects_when_it_is_flipped_on():
-    # Default: T with the region joins severity + 1 objects.  Strict: the whole truth with it has that many fewer.
-    total = 0
-    for seed in range(CASES):
-        pred, target, connectivity = random_case(seed, largest=24)
-        by_overlap, by_truth = recount(pred, target, connectivity)
-        found = merges(find(pred, target, connectivity=connectivity))
-        assert found == {c: n for c, n in by_overlap.items() if n > 0}, f"seed {seed}"
-        found_strict = merges(find(pred, target, connectivity=connectivity, strict=True))
-        assert found_strict == {c: n for c, n in by_truth.items() if n > 0}, f"seed {seed}"
-        # splits are the merges of the exchanged pair
-        assert merges(find(target, pred, connectivity=connectivity), "split") == found
-        total += len(found)
-    assert total > CASES / 2
 
 
 def betti_by_scikit_image(mask, connectivity):
@@ -404,11 +348,3 @@ def test_weights_sum_to_the_severities():
             np.testing.assert_allclose(total, regions.severities()[0, 0, k], rtol=1e-5)
         assert regions.weights().dtype == np.float32
         np.testing.assert_array_equal(regions.mask(), regions.weights() > 0)
-
-
-def test_betti_numbers_equal_those_of_scikit_image():
-    for seed in range(CASES):
-        pair = np.stack(make_pair(seed))
-        for connectivity in (4, 8):
-            expected = [betti_by_scikit_image(mask, connectivity) for mask in pair]
-            assert betti_numbers(pair, connectivity=connectivity).tolist() == expected
