@@ -4,8 +4,7 @@ A border is the set of *cracks* between neighbouring pixels of different label. 
 are points like any other, and a Euclidean distance transform there is exact; a distance to the nearest pixel of another
 class would be 0.58 pixels too long on average.  Neither the frame of the image nor an ignored region makes a border.
 
-Maps are made from a label (H, W), integer; `InputError` says so.  They depend on the label alone, so they are computed
-once for each mask and then move with it through every flip.
+Maps are made from a label (H, W), integer, else `InputError`; they move with it through every flip.
 
 Sources: Ronneberger et al., 2015 (arXiv:1505.04597), equation 2; Kervadec et al., 2021
 (doi:10.1016/j.media.2020.101851); Maurer, Qi and Raghavan, 2003 (doi:10.1109/TPAMI.2003.1177156).
@@ -33,9 +32,6 @@ def signed_distance(label: np.ndarray, num_classes: int = 2) -> np.ndarray:
 
     float32 (K, H, W), in pixels; 0 where the label is ignored, and 0 everywhere for a class without a border.  It is
     the level set φ of Kervadec et al., 2021, equation 5.
-
-    >>> signed_distance(np.array([[0, 0, 1, 1]]))[1].tolist()
-    [[1.5, 0.5, -0.5, -1.5]]
     """
     _check_label(label)
     ignored = label == IGNORE_INDEX
@@ -53,12 +49,11 @@ def boundary_weights(
 ) -> np.ndarray:
     """Weight of each pixel by its distance d to the nearest border: w_class + w0·exp(−d² / 2σ²), scaled to mean 1.
 
-    w0 > 0 stresses the border: touching objects are kept apart.  −1 ≤ w0 < 0 forgives it: right at the border the
-    label depends on the drawing hand and on the pixel grid, and the loss should not.
+    w0 > 0 stresses the border: touching objects are kept apart.  −1 ≤ w0 < 0 forgives it, where the label depends on
+    the drawing hand and on the pixel grid.
 
-    `sigma` is in pixels, `class_weight` (K,) is 1 by default.  The mean of the float32 (H, W) is taken over the pixels
-    that count; ignored ones have weight 0.  A mask of a single class has weight 1 everywhere.  Raises `InputError` if
-    the settings make no weight.
+    `sigma` is in pixels, `class_weight` (K,) is 1 by default.  Of the float32 (H, W) ignored pixels have weight 0 and
+    do not count for the mean; a mask of a single class has weight 1.  `InputError` if the settings make no weight.
 
     >>> [round(float(w), 2) for w in boundary_weights(np.array([[0, 0, 1, 1]]), w0=4.0, sigma=0.5)[0]]
     [0.47, 1.53, 1.53, 0.47]
@@ -76,9 +71,6 @@ def separation_weights(
     d₁ and d₂ are the distances to the border of the nearest and of the second nearest *cell* (not class), so the weight
     is high only in narrow gaps between two cells.  `instances` (H, W): 0 background (ignored pixels too), 1 … n cells.
     The rest is as in `boundary_weights`; class 1 is "any cell".
-
-    >>> [round(float(w), 2) for w in separation_weights(np.array([[1, 0, 2, 2]]), w0=4.0, sigma=1.0)[0]]
-    [0.62, 2.13, 0.62, 0.62]
     """
     _check_label(instances)
     _check_bump(w0, sigma)
@@ -90,8 +82,6 @@ def separation_weights(
 
 def find_cells(label: np.ndarray) -> np.ndarray:
     """Number the objects of a mask as instances, int64 (H, W): 8-connected pixels of one class (not 0, not ignored).
-
-    For `separation_weights` where nobody has drawn instances.  Cells that touch in the mask become one.
 
     >>> find_cells(np.array([[1, 0, 1, 2, 255]])).tolist()
     [[1, 0, 2, 3, 0]]
