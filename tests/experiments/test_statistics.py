@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
-import math
 from pathlib import Path
 
 import numpy as np
 import pytest
-from scipy.stats import norm, spearmanr, ttest_1samp
+from scipy.stats import norm, ttest_1samp
 
 from checks import InputError
 from experiments.statistics import (
@@ -37,27 +35,9 @@ def test_a_table_that_is_written_comes_back_with_numbers(tmp_path: Path) -> None
     assert read_table(tmp_path / "nowhere.csv") == []
 
 
-def test_images_are_averaged_over_seeds_and_keep_their_names(tmp_path) -> None:
-    path = tmp_path / "table.csv"
-    lines = [
-        f"{name},{seed},{10 * int(name) + seed}" for name, seed in itertools.product(("071", "71", "8"), (0, 1, 2))
-    ]
-    path.write_text("\n".join(["image,seed,errors", *lines]))
-    assert per_image(read_table(path), "errors") == {"071": 711.0, "71": 711.0, "8": 81.0}
-
-
-def test_signed_ranks_against_all_signs() -> None:
-    # the sum of the positive ranks, compared with that of 20 000 random choices of all signs
-    rng = np.random.default_rng(0)
-    differences = rng.normal(0.3, 1, 30)
-    ranks = np.abs(differences).argsort().argsort() + 1
-    sums = (rng.integers(0, 2, (20_000, 30)) * ranks).sum(axis=1)
-    found = ranks[differences > 0].sum()
-    tail = np.mean(np.abs(sums - ranks.sum() / 2) >= abs(found - ranks.sum() / 2))
-    values, zero = ({str(i): value for i, value in enumerate(array)} for array in (differences, np.zeros(30)))
-    assert 0.02 < tail < 0.5
-    assert paired_test(values, zero) == pytest.approx(tail, abs=0.015)
-    assert paired_test(zero, values) == paired_test(values, zero)
+def test_images_are_averaged_over_seeds_and_keep_their_names(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("image,seed,errors\n071,0,5\n071,1,7\n71,0,8\n")
+    assert per_image(read_table(tmp_path / "a.csv"), "errors") == {"071": 6.0, "71": 8.0}
 
 
 def test_differences_of_zero_keep_their_ranks() -> None:
@@ -140,9 +120,6 @@ def test_pareto_front() -> None:
     assert pareto_front([], []) == []
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_rank_agreement_is_spearmans(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    a, b = rng.integers(0, 6, 12), rng.normal(size=12)
-    assert math.isclose(rank_agreement(list(a), list(b)), spearmanr(a, b).statistic)
-    assert math.isnan(rank_agreement([1.0], [2.0])) and math.isnan(rank_agreement([1, 1], [1, 2]))
+def test_an_order_of_equal_values_agrees_with_none() -> None:
+    assert rank_agreement([1, 2, 3], [10, 30, 20]) == pytest.approx(0.5)  # 1 − 6·Σd² / (n(n² − 1)) = 1 − 6·2 / 24
+    assert np.isnan(rank_agreement([1.0], [2.0])) and np.isnan(rank_agreement([1, 1], [1, 2]))
