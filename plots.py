@@ -1,8 +1,7 @@
 """Drawing, and nothing but drawing: every function takes arrays and axes, and returns the axes.
 
-Colours are those of Okabe and Ito (jfly.uni-koeln.de/color), which colour-blind readers can tell apart; maps of numbers
-use viridis.  Classes are drawn as contours as well as colours.  Of a search, complete trials are filled dots, pruned
-ones (stopped early) hollow, failed ones crosses.
+Colours are those of Okabe and Ito (jfly.uni-koeln.de/color), which colour-blind readers can tell apart.  Of a search,
+complete trials are filled dots, pruned ones (stopped early) hollow, failed ones crosses.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import FancyArrowPatch, Patch, Rectangle
 from matplotlib.ticker import MaxNLocator, NullFormatter
+from scipy import ndimage
 
 from checks import IGNORE_INDEX
 
@@ -28,9 +28,12 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
 )  # fmt: skip
 PALETTE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK, YELLOW)
 GREY = "#777777"
+CROSS = ndimage.generate_binary_structure(2, 1)  # a pixel and its four neighbours
 CLASS_COLOURS = (*PALETTE, "#999999", "#882255", "#DDDDDD")  # up to eleven classes
 REGION_COLOURS = {"merge": VERMILION, "split": BLUE, "spurious": ORANGE, "missed": PURPLE, "hole": GREEN}
+Array = np.ndarray
 Row = Mapping[str, Any]
+Rows = Sequence[Row]
 
 
 def use_style() -> None:
@@ -55,21 +58,7 @@ def save(path: str | Path) -> None:
     buffer = io.BytesIO()
     plt.gcf().savefig(buffer, format="png")
     plt.close()
-    _with_palette(PIL.Image.open(buffer).convert("RGB")).save(path, optimize=True)
-
-
-def _with_palette(picture: PIL.Image.Image) -> PIL.Image.Image:
-    """The picture in 128 colours, the ones of this module among them exactly."""
-    ours = [[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in (*CLASS_COLOURS, "#FFFFFF")]
-    found = picture.quantize(128 - len(ours)).getpalette() or []
-    palette = PIL.Image.new("P", (1, 1))
-    palette.putpalette([*np.ravel(ours).tolist(), *found][: 3 * 128])
-    result = picture.quantize(palette=palette, dither=PIL.Image.Dither.NONE)
-    index, pixels = np.array(result), np.asarray(picture)
-    for number, colour in enumerate(ours):  # the search for the nearest colour is not exact: white came out greyish
-        index[(pixels == colour).all(axis=-1)] = number
-    result.putdata(index.ravel().tolist())
-    return result
+    PIL.Image.open(buffer).convert("RGB").quantize(128, kmeans=1).save(path, optimize=True)
 
 
 class Table(str):
@@ -82,10 +71,8 @@ class Table(str):
         return str(self)
 
 
-def table(rows: Sequence[Row] | Sequence[Sequence[Any]], columns: Sequence[str] = (), *, digits: int = 3) -> Table:
+def table(rows: Rows | Sequence[Sequence[Any]], columns: Sequence[str] = (), *, digits: int = 3) -> Table:
     """A table of rows (dicts, or lists of the entries), floats with that many digits behind the point, "–" for NaN.
-
-    The columns are the head, and of dicts the entries that are shown, by default those of the first row.
 
     >>> table([{"loss": "CE", "Dice": 0.91234}, {"loss": "both", "Dice": float("nan")}])
     | loss | Dice |
@@ -95,18 +82,15 @@ def table(rows: Sequence[Row] | Sequence[Sequence[Any]], columns: Sequence[str] 
     """
     columns = columns or [str(name) for name in (rows[0] if rows else [])]
     cells = [[row[name] for name in columns] if isinstance(row, Mapping) else row for row in rows]
-    texts = [[_spelled(value, digits) for value in row] for row in cells]
-    lines = [f"| {' | '.join(row)} |" for row in [columns, *texts]]
+
+    def spelled(value: Any) -> str:
+        return f"{value:.{digits}f}".replace("nan", "–") if isinstance(value, (float, np.floating)) else str(value)
+
+    lines = [f"| {' | '.join(map(spelled, row))} |" for row in [columns, *cells]]
     return Table("\n".join([lines[0], "|---" * len(columns) + "|", *lines[1:]]))
 
 
-def _spelled(value: Any, digits: int) -> str:
-    if not isinstance(value, (float, np.floating)):
-        return str(value)
-    return f"{value:.{digits}f}" if np.isfinite(value) else "–"
-
-
-def grid(rows: int, columns: int, *, size: float = 1.7, title: str = "") -> np.ndarray:
+def grid(rows: int, columns: int, *, size: float = 1.7, title: str = "") -> Array:
     """A grid of axes for square pictures, always as a two-dimensional array."""
     figure, axes = plt.subplots(rows, columns, figsize=(size * columns, (size + 0.2) * rows + 0.3), squeeze=False)
     if title:
@@ -114,7 +98,7 @@ def grid(rows: int, columns: int, *, size: float = 1.7, title: str = "") -> np.n
     return axes
 
 
-def square(around: np.ndarray, *arrays: np.ndarray) -> list[np.ndarray]:
+def square(around: Array, *arrays: Array) -> list[Array]:
     """Cut the same square, as large as fits, out of all arrays (…, H, W), around the middle of a label."""
     (H, W), side = around.shape, min(around.shape)
     inside = np.argwhere((around > 0) & (around != IGNORE_INDEX))
@@ -123,7 +107,7 @@ def square(around: np.ndarray, *arrays: np.ndarray) -> list[np.ndarray]:
     return [array[..., top : top + side, left : left + side] for array in arrays]
 
 
-def show_image(ax: Axes, image: np.ndarray, title: str = "", **options: Any) -> Axes:
+def show_image(ax: Axes, image: Array, title: str = "", **options: Any) -> Axes:
     """Draw an image, (H, W), (C, H, W) or (H, W, C), stretched to its own range; no ticks."""
     image = np.asanyarray(image)  # a masked array keeps its mask: such pixels stay white
     if image.ndim == 3 and image.shape[0] in (1, 3):
@@ -139,15 +123,12 @@ def show_image(ax: Axes, image: np.ndarray, title: str = "", **options: Any) -> 
 
 def _frame(ax: Axes, title: str) -> Axes:
     ax.set(xticks=[], yticks=[])
-    for spine in ax.spines.values():
-        spine.set_visible(True)
-        spine.set_linewidth(0.5)
-    if title:
-        ax.set_title(title, fontsize=9)
+    ax.spines[:].set(visible=True, linewidth=0.5)
+    ax.set_title(title, fontsize=9)
     return ax
 
 
-def draw_contours(ax: Axes, label: np.ndarray, color: str, label_class: int = 1, width: float = 1.0) -> Axes:
+def draw_contours(ax: Axes, label: Array, color: str, label_class: int = 1, width: float = 1.0) -> Axes:
     """Outline the pixels of one class exactly along their edges."""
     mask = np.kron(np.pad(np.asarray(label) == label_class, 1), np.ones((4, 4)))
     if mask.any():
@@ -157,21 +138,17 @@ def draw_contours(ax: Axes, label: np.ndarray, color: str, label_class: int = 1,
     return ax
 
 
-def show_errors(ax: Axes, image: np.ndarray, target: np.ndarray, prediction: np.ndarray, title: str = "") -> Axes:
+def show_errors(ax: Axes, image: Array, target: Array, prediction: Array, title: str = "") -> Axes:
     """The image with the wrong pixels on it: false alarms orange, missed pixels blue, ignored pixels grey."""
     show_image(ax, image, title)
     target, prediction = np.asarray(target), np.asarray(prediction)
-    counts = target != IGNORE_INDEX
-    layer = np.zeros(target.shape, dtype=np.uint8)
-    layer[counts & (prediction != target) & (prediction > 0)] = 1
-    layer[counts & (prediction != target) & (prediction == 0)] = 2
-    layer[~counts] = 3
+    layer = np.select([target == IGNORE_INDEX, prediction == target, prediction > 0], [3, 0, 1], default=2)
     colours = ListedColormap(["#FFFFFF00", ORANGE, BLUE, "#BBBBBB"])
     ax.imshow(layer, cmap=colours, vmin=0, vmax=3, interpolation="nearest")
     return ax
 
 
-def overlay(image: np.ndarray, label: np.ndarray) -> np.ndarray:
+def overlay(image: Array, label: Array) -> Array:
     """The image (H, W) or (H, W, C) with its classes on it: uint8 (H, W, 3), half of a colour inside, all on edges."""
     colours = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in CLASS_COLOURS], np.uint8)
     H, W = label.shape
@@ -180,17 +157,14 @@ def overlay(image: np.ndarray, label: np.ndarray) -> np.ndarray:
     shown = np.clip((image - np.float32(low)) * np.float32(255 / max(high - low, 1e-9)), 0, 255).astype(np.uint8)
     shown = np.repeat(shown, 3 // shown.shape[2], axis=2)
     is_object = (label > 0) & (label != IGNORE_INDEX)
-    padded = np.pad(label, 1, mode="edge")
-    is_edge = np.zeros(label.shape, bool)
-    for beside in (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]):
-        is_edge |= beside != label
+    is_edge = is_object & (ndimage.morphological_gradient(label, footprint=CROSS, mode="nearest") > 0)
     paint = colours[label % len(colours)]
     shown[is_object] = shown[is_object] // 2 + paint[is_object] // 2
-    shown[is_object & is_edge] = paint[is_object & is_edge]
+    shown[is_edge] = paint[is_edge]
     return shown
 
 
-def show_classes(ax: Axes, label: np.ndarray, title: str = "", num_classes: int = 2) -> Axes:
+def show_classes(ax: Axes, label: Array, title: str = "", num_classes: int = 2) -> Axes:
     """A label map (H, W) in the colours of its classes, at most 11; ignored pixels are white."""
     shown = np.ma.masked_equal(np.asarray(label), IGNORE_INDEX)
     colours = ListedColormap(CLASS_COLOURS[:num_classes])
@@ -214,9 +188,7 @@ def error_legend(ax: Axes) -> Axes:
     return _legend_below(ax, [*handles, plt.Line2D([], [], color=SKY, label="outline of the label")])
 
 
-def show_regions(
-    ax: Axes, image: np.ndarray, regions: Mapping[str, np.ndarray], title: str = "", **options: Any
-) -> Axes:
+def show_regions(ax: Axes, image: Array, regions: Mapping[str, Array], title: str = "", **options: Any) -> Axes:
     """The image with critical regions on it, kind → mask (H, W), in colour and outlined; holes lie below the others."""
     show_image(ax, image, title, **options)
     for kind, mask in sorted(regions.items(), key=lambda entry: not entry[0].startswith("hole")):
@@ -233,7 +205,7 @@ def region_legend(ax: Axes) -> Axes:
     return _legend_below(ax, [*handles, plt.Line2D([], [], color=SKY, label="outline of the label")])
 
 
-def curves(axes: Sequence[Axes], histories: Mapping[str, Sequence[Row]], metric: str = "mean_iou") -> Sequence[Axes]:
+def curves(axes: Sequence[Axes], histories: Mapping[str, Rows], metric: str = "mean_iou") -> Sequence[Axes]:
     """Loss (first axes) and a metric (second axes) over the epochs: training dashed, validation solid."""
     for ax, key in zip(axes, ("loss", metric), strict=True):
         for (name, history), colour in zip(histories.items(), cycle(PALETTE)):
@@ -251,22 +223,12 @@ def curves(axes: Sequence[Axes], histories: Mapping[str, Sequence[Row]], metric:
 
 def dots(ax: Axes, values: Mapping[str, Sequence[float]], xlabel: str) -> Axes:
     """One row a name: a dot for each seed, a bar for their mean."""
-    for row, (numbers, colour) in enumerate(zip(values.values(), cycle(PALETTE))):
-        ax.plot(numbers, [row] * len(numbers), "o", color=colour, alpha=0.6, markersize=5)
-        ax.plot([np.mean(numbers)] * 2, [row - 0.3, row + 0.3], color=colour, linewidth=2)
-    ax.set_yticks(range(len(values)), list(values))
-    ax.invert_yaxis()
-    ax.set_xlabel(xlabel)
-    return ax
+    means = {name: (numbers, (float(np.mean(numbers)), np.nan)) for name, numbers in values.items()}
+    return confirmed(ax, means, xlabel)
 
 
-def show_pooling(
-    axes: Sequence[Axes], before: np.ndarray, pooled: np.ndarray, indices: np.ndarray, restored: np.ndarray
-) -> Sequence[Axes]:
-    """2×2 pooling in four pictures: the map with its winners, the pooled map, repeated, and unpooled by indices.
-
-    `before` and `restored` are (H, W), `pooled` and `indices` (positions in the flattened H×W plane) (H/2, W/2).
-    """
+def show_pooling(axes: Sequence[Axes], before: Array, pooled: Array, indices: Array, restored: Array) -> Sequence[Axes]:
+    """2×2 pooling: the map (H, W) with its winners, pooled (H/2, W/2), repeated, and unpooled by the flat indices."""
     scale = {"vmin": before.min(), "vmax": before.max()}
     show_image(axes[0], before, "before: winners dotted", **scale)
     axes[0].plot(indices % before.shape[1], indices // before.shape[1], ".", color=ORANGE, markersize=3)
@@ -276,12 +238,10 @@ def show_pooling(
     return axes
 
 
-def show_receptive_field(ax: Axes, image: np.ndarray, field: np.ndarray, box: Sequence[int], title: str = "") -> Axes:
+def show_receptive_field(ax: Axes, image: Array, field: Array, box: Sequence[int], title: str = "") -> Axes:
     """The image with what one output pixel sees of it: the theoretical field framed, the effective one as heat.
 
-    Args:
-        field: (H, W) ≥ 0, the share of each pixel; above 4.55 % of the largest they are coloured and outlined.
-        box: top, left, bottom, right of the theoretical field, these pixels included; cut off at the border.
+    The field is (H, W) ≥ 0; above 4.55 % of its largest value it is drawn.  The box is top, left, bottom, right.
     """
     level = 1 - 0.9545
     show_image(ax, image, title)
@@ -290,9 +250,7 @@ def show_receptive_field(ax: Axes, image: np.ndarray, field: np.ndarray, box: Se
     draw_contours(ax, share > level, ORANGE, width=0.8)
     top, left = max(box[0], 0) - 0.5, max(box[1], 0) - 0.5
     bottom, right = min(box[2], share.shape[0] - 1) + 0.5, min(box[3], share.shape[1] - 1) + 0.5
-    frame = Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=VERMILION)
-    frame.set(linewidth=1.5, linestyle="--")
-    ax.add_patch(frame)
+    ax.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=VERMILION, linestyle="--"))
     return ax
 
 
@@ -302,9 +260,7 @@ def field_legend(ax: Axes) -> Axes:
     return _legend_below(ax, [frame, plt.Line2D([], [], color=ORANGE, label="effective field")])
 
 
-def contact_sheet(
-    images: Sequence[np.ndarray], labels: Sequence[np.ndarray], names: Sequence[str], num_classes: int
-) -> np.ndarray:
+def contact_sheet(images: Sequence[Array], labels: Sequence[Array], names: Sequence[str], num_classes: int) -> Array:
     """Draw samples two in a row, each as image, label, and the outlines of its classes on the image."""
     axes = grid(-(-len(images) // 2), 6).reshape(-1, 3)
     for row, image, label, name in zip(axes, images, labels, names):
@@ -334,28 +290,25 @@ def draw_unet(
         ax.text(x, y - 0.03, f"{stage.height}×{stage.width}", ha="center", va="top", fontsize=7)
         boxes.append((x - width / 2, y, x + width / 2, y + height))
 
-    def arrow(start: Sequence[float], end: Sequence[float], colour: str, style: str = "-") -> None:
-        """From the right side of one box to the left side of another."""
-        ends = (start[2], (start[1] + start[3]) / 2), (end[0], (end[1] + end[3]) / 2)
-        line: dict[str, Any] = {"color": colour, "linestyle": style, "shrinkA": 2, "shrinkB": 2}
-        ax.add_patch(FancyArrowPatch(*ends, arrowstyle="-|>", mutation_scale=9, **line))
+    def arrow(start: Sequence[float], end: Sequence[float], colour: str) -> None:
+        ends = (start[2], (start[1] + start[3]) / 2), (end[0], (end[1] + end[3]) / 2)  # right side to left side
+        ax.add_patch(FancyArrowPatch(*ends, arrowstyle="-|>", mutation_scale=9, color=colour, shrinkA=2, shrinkB=2))
 
     for index, (start, end) in enumerate(zip(boxes, boxes[1:])):
         arrow(start, end, VERMILION if index < depth else GREEN)
-    links = [text for name, text in (("concat", "skip: concatenation"), ("sum", "short-cut: sum")) if name == skip]
-    links += ["pooling indices" if links else "pooling indices (dashed)"] * (upsampling == "unpool")
+    links = {"concat": ["skip: concatenation"], "sum": ["short-cut: sum"]}.get(skip, [])
+    links += ["pooling indices"] * (upsampling == "unpool")
     for start, end in zip(boxes[:depth], boxes[:depth:-1]) if links else ():
-        arrow(start, end, GREY, "-" if skip != "none" else "--")
-    left, bottom, _, top = boxes[0]
-    text = f"image\n{input_channels} channel{'s' * (input_channels > 1)}"
-    ax.text(left - 0.12, (bottom + top) / 2, text, ha="right", va="center", fontsize=8)
-    _, bottom, right, top = boxes[-1]
-    ax.text(right + 0.12, (bottom + top) / 2, f"1×1 →\n{num_classes} logits", ha="left", va="center", fontsize=8)
-    blocks = {SKY: "encoder block: two 3×3 convolutions", ORANGE: "decoder block: the same"}
-    lines = {VERMILION: "2×2 max pooling", GREEN: f"up ×2: {upsampling}" if upsampling else "up ×2"}
-    lines |= {GREY: " + ".join(links)} if links else {}
-    handles: list[Any] = [Patch(color=colour, label=label) for colour, label in blocks.items()]
-    handles += [plt.Line2D([], [], color=colour, label=label) for colour, label in lines.items()]
+        arrow(start, end, GREY)
+    ax.text(boxes[0][0] - 0.12, 0.36, f"image\n{input_channels} in", ha="right", va="center", fontsize=8)
+    ax.text(boxes[-1][2] + 0.12, 0.36, f"1×1 →\n{num_classes} logits", ha="left", va="center", fontsize=8)
+    words = {
+        SKY: "encoder block: two 3×3 convolutions",
+        ORANGE: "decoder block: the same",
+        VERMILION: "2×2 max pooling",
+    }
+    words |= {GREEN: f"up ×2: {upsampling}"} | ({GREY: " + ".join(links)} if links else {})
+    handles = [Patch(color=colour, label=label) for colour, label in words.items()]
     ax.legend(handles=handles, loc="lower center", ncols=3, fontsize=8, bbox_to_anchor=(0.5, -0.16))
     ax.set(xlim=(-1.4, 1.25 * 2 * depth + 1.4), ylim=(-depth - 0.45, 1.1))
     ax.axis("off")
@@ -369,9 +322,7 @@ _STATES: dict[str, dict[str, Any]] = {
 }
 
 
-def range_curve(
-    ax: Axes, rows: Sequence[Row], smooth: Sequence[float], limits: tuple[float, float], default: float
-) -> Axes:
+def range_curve(ax: Axes, rows: Rows, smooth: Sequence[float], limits: Sequence[float], default: float) -> Axes:
     """Range test: the loss of each step over its learning rate, smoothed, and the suggested range as a band."""
     rates = [row["lr"] for row in rows]
     ax.axvspan(*limits, color=SKY, alpha=0.25, linewidth=0, label=f"searched: {limits[0]:g} … {limits[1]:g}")
@@ -384,7 +335,7 @@ def range_curve(
     return ax
 
 
-def history(ax: Axes, rows: Sequence[Row], best: Sequence[float], startup: int) -> Axes:
+def history(ax: Axes, rows: Rows, best: Sequence[float], startup: int) -> Axes:
     """Scores in the order of the trials, and the best so far; the first `startup` trials were random."""
     bottom = min((row["score"] for row in rows if np.isfinite(row["score"])), default=0.0)  # of failures without score
     for state, style in _STATES.items():
@@ -401,7 +352,7 @@ def history(ax: Axes, rows: Sequence[Row], best: Sequence[float], startup: int) 
     return ax
 
 
-def learning_curves(ax: Axes, epochs: Sequence[Row], trials: Sequence[Row]) -> Axes:
+def learning_curves(ax: Axes, epochs: Rows, trials: Rows) -> Axes:
     """The score after each epoch: complete trials in blue, pruned ones in grey up to their end, the best in red."""
     complete = {row["trial"]: row["score"] for row in trials if row["state"] == "complete"}
     best = max(complete, key=lambda trial: complete[trial], default=None)
@@ -423,13 +374,8 @@ def learning_curves(ax: Axes, epochs: Sequence[Row], trials: Sequence[Row]) -> A
     return ax
 
 
-def slices(
-    ax: Axes, rows: Sequence[Row], factor: str, means: Sequence[tuple[float, float, float]], names: Sequence[str] = ()
-) -> Axes:
-    """The scores over the values of one factor, and (place, mean, half width of its interval) for groups of values.
-
-    The names are the values in the order of their places 0, 1, …; without them the axis is logarithmic.
-    """
+def slices(ax: Axes, rows: Rows, factor: str, means: Sequence[Any], names: Sequence[str] = ()) -> Axes:
+    """The scores over the values of one factor (names at 0, 1, …, or a log axis), and (place, mean, half interval)."""
     rng = np.random.default_rng(0)
     for row in rows:
         x = list(names).index(str(row[factor])) + rng.uniform(-0.18, 0.18) if names else row[factor]
@@ -439,7 +385,6 @@ def slices(
         ax.errorbar(place, mean, bar, fmt="_", color=VERMILION, markersize=14, capsize=4, markeredgewidth=2, zorder=5)
     if names:
         ax.set_xticks(range(len(names)), names)
-        ax.set_xlim(-0.5, len(names) - 0.5)
     else:
         ax.set_xscale("log")
         ax.xaxis.set_minor_formatter(NullFormatter())
@@ -448,10 +393,7 @@ def slices(
 
 
 def importance(ax: Axes, shares: Mapping[str, Mapping[str, tuple[float, float]]]) -> Axes:
-    """Bars of the share of the variance that each factor explains, and a line at the share that chance hardly passes.
-
-    `shares` is what was explained (such as "after epoch 1") → factor → both shares.
-    """
+    """Bars of the variance that each factor explains, and a line that chance hardly passes: group → factor → both."""
     first = next(iter(shares.values()))
     order, height = sorted(first, key=lambda name: -first[name][0]), 0.8 / len(shares)
     for k, ((label, entries), colour) in enumerate(zip(shares.items(), cycle((BLUE, ORANGE, SKY)))):
@@ -468,7 +410,7 @@ def importance(ax: Axes, shares: Mapping[str, Mapping[str, tuple[float, float]]]
 
 
 def quality_and_time(
-    ax: Axes, rows: Sequence[Row], groups: Mapping[str, Sequence[int]], front: Sequence[int], labels: Mapping[int, str]
+    ax: Axes, rows: Rows, groups: Mapping[str, Sequence[int]], front: Sequence[int], labels: Mapping[int, str]
 ) -> Axes:
     """Score over cost, one colour and marker a group of indices, and the indices that none beats joined by a line."""
     cost, score = (np.array([row[key] for row in rows]) for key in ("cost", "score"))
@@ -491,7 +433,8 @@ def confirmed(
     colours = islice(cycle(PALETTE), first_colour, None)
     for row, ((numbers, (mean, half)), colour) in enumerate(zip(values.values(), colours)):
         ax.plot(numbers, [row - 0.12] * len(numbers), "o", color=colour, alpha=0.6, markersize=4)
-        ax.errorbar(mean, row + 0.15, xerr=half, fmt="|", color=colour, markersize=10, capsize=4, markeredgewidth=2)
+        bar = half if np.isfinite(half) else None
+        ax.errorbar(mean, row + 0.15, xerr=bar, fmt="|", color=colour, markersize=10, capsize=4, markeredgewidth=2)
     ax.set_yticks(range(len(values)), list(values))
     ax.set_ylim(len(values) - 0.5, -0.5)
     ax.set_xlabel(xlabel)

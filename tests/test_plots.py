@@ -58,12 +58,6 @@ def test_contours_follow_the_edges_of_pixels(ax):
     plots.draw_contours(ax, np.zeros((3, 3)), plots.ORANGE)  # nothing to outline
 
 
-@pytest.mark.parametrize("shape", [(4, 5), (1, 4, 5), (3, 4, 5), (4, 5, 3), (4, 5, 1)])
-def test_images_of_every_layout(ax, shape):
-    plots.show_image(ax, np.random.default_rng(0).normal(size=shape))
-    assert ax.images[0].get_array().shape[:2] == (4, 5)
-
-
 def test_the_square_holds_the_middle_of_the_label():
     label = np.zeros((10, 4), dtype=int)
     label[7:9] = 1
@@ -71,16 +65,6 @@ def test_the_square_holds_the_middle_of_the_label():
     assert cut.shape == (4, 4) and cut.sum() == 8
     for nothing in (np.zeros((6, 3), dtype=int), np.full((6, 3), 255)):
         assert plots.square(nothing, nothing)[0].shape == (3, 3)
-
-
-def test_curves_and_dots_draw_every_entry():
-    _, axes = plt.subplots(1, 2)
-    rows = [{"epoch": e, "train_loss": 1 / e, "val_loss": 2 / e, "val_mean_iou": e / 9} for e in (1, 2)]
-    plots.curves(axes, {f"run {i}": rows for i in range(9)})
-    assert len(axes[0].lines) == 18 and len(axes[1].lines) == 9
-    plots.dots(axes[1], {f"row {i}": [0.5, 0.6] for i in range(9)}, "IoU")
-    assert len(axes[1].lines) == 27 and len(axes[1].get_yticks()) == 9
-    plt.close("all")
 
 
 def test_the_receptive_field_is_framed_and_its_effective_part_outlined(ax):
@@ -92,15 +76,6 @@ def test_the_receptive_field_is_framed_and_its_effective_part_outlined(ax):
     x, y = np.concatenate([p.vertices for p in ax.collections[0].get_paths()]).T
     assert (x.min(), x.max(), y.min(), y.max()) == pytest.approx((2.5, 5.5, 1.5, 3.5), abs=0.13)
     assert ax.images[-1].get_array().max() == 1 and ax.images[-1].get_alpha()[5, 7] == 0  # clear where nothing counts
-
-
-def test_pooling_is_drawn_with_its_winners():
-    axes = plots.grid(1, 4)[0]
-    before = np.array([[1.0, 2.0], [4.0, 3.0]])
-    plots.show_pooling(axes, before, np.array([[4.0]]), np.array([[2]]), np.array([[0, 0], [4.0, 0]]))
-    assert [line.get_xydata().tolist() for line in axes[0].lines] == [[[0.0, 1.0]]]  # x = 0, y = 1
-    assert axes[3].images[0].get_array().mask.tolist() == [[True, True], [False, True]]
-    plt.close("all")
 
 
 def test_a_saved_picture_is_small_and_keeps_our_colours(tmp_path, ax):
@@ -142,13 +117,6 @@ def test_overlay_colours_classes_and_their_edges():
     assert shown[4, 5].tolist() == [255] * 3 and shown[0, 6].tolist() == shown[0, 0].tolist() == [0] * 3
 
 
-@pytest.mark.parametrize("channels", [1, 2, 3, 5])
-def test_overlay_takes_any_image_and_any_class(channels):
-    image = np.random.default_rng(0).random((4, 6, channels))
-    for values in (image, (65535 * image).astype(np.uint16), np.zeros_like(image)):
-        assert plots.overlay(values, np.arange(24, dtype=np.uint8).reshape(4, 6) * 10).shape == (4, 6, 3)
-
-
 def test_a_table_shows_as_markdown_and_as_text():
     rows = [{"loss": "CE", "Dice": 0.91234, "n": 3}, {"loss": "both", "Dice": float("nan"), "n": np.int64(4)}]
     wanted = "| loss | n | Dice |\n|---|---|---|\n| CE | 3 | 0.91 |\n| both | 4 | – |"
@@ -174,13 +142,6 @@ def lines(ax):
     return {str(line.get_label()): line for line in ax.lines}
 
 
-def test_range_curve(ax):
-    rows = [{"lr": 10.0**-e, "train_loss": 1.0 * e} for e in range(6, 0, -1)]
-    plots.range_curve(ax, rows, [5.0, 5, 4, 3, 2, 1], (1e-4, 1e-2), default=1e-3)
-    assert ax.get_xscale() == "log" and list(lines(ax)["each step"].get_ydata()) == [6, 5, 4, 3, 2, 1]
-    assert [text.get_text() for text in ax.get_legend().get_texts()][0] == "searched: 0.0001 … 0.01"
-
-
 def test_history_shows_each_state_and_the_best_so_far(ax):
     plots.history(ax, ROWS, [0.5, 0.5, 0.5, 0.8], startup=2)
     found = lines(ax)
@@ -198,29 +159,8 @@ def test_learning_curves_mark_the_best(ax):
     assert sorted(colours) == sorted([plots.BLUE, plots.GREY, plots.VERMILION])
 
 
-@pytest.mark.parametrize(("factor", "names"), [("skip", ["a", "b"]), ("lr", [])])
-def test_slices_show_every_trial_and_the_means(ax, factor, names):
-    place = 0 if names else 1e-2
-    plots.slices(ax, ROWS, factor, [(place, 0.5, 0.1), (place + 1, 0.3, float("nan"))], names)
-    assert sum(len(line.get_xdata()) for line in ax.lines if line.get_marker() in "ox") >= 4
-    assert factor in (ax.get_title(), ax.get_title(loc="left")) and (ax.get_xscale() == "log") == (not names)
-
-
 def test_importance_is_sorted_by_the_first(ax):
     plots.importance(ax, {"early": {"a": (0.1, 0.2), "b": (0.7, 0.2)}, "late": {"a": (0.5, 0.3), "b": (0.0, 0.3)}})
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["b", "a"]
     assert [bar.get_width() for bar in ax.patches] == [0.7, 0.1, 0.0, 0.5]
     assert [line[:, 0].tolist() for line in ax.collections[1].get_segments()] == [[0.3, 0.3]] * 2
-
-
-def test_quality_and_time(ax):
-    points = [{"cost": 1.0, "score": 0.5}, {"cost": 2.0, "score": 0.4}, {"cost": 3.0, "score": 0.7}]
-    plots.quality_and_time(ax, points, {"one": [0, 1], "two": [2]}, [0, 2], {0: "first"})
-    assert list(lines(ax)["front"].get_xdata()) == [1, 3] and list(lines(ax)["one"].get_ydata()) == [0.5, 0.4]
-    assert [text.get_text() for text in ax.texts] == ["first"]
-
-
-def test_confirmed(ax):
-    plots.confirmed(ax, {"default": ([1, 2, 3], (2.0, 0.5)), "best": ([4], (4.0, float("nan")))}, "score")
-    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["default", "best"]
-    assert ax.get_ylim()[0] > ax.get_ylim()[1]  # the first one on top
