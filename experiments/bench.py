@@ -1,12 +1,8 @@
 """Two benches on drawn images: what do metrics and losses say under class imbalance, and about each kind of error?
 
-Discs (A1.3a): 21 pixels each on noise of equal contrast, from very many discs to a single one, so whatever differs
-between two prevalences is due to the prevalence; before any training (`at_constant`) and after it (`compare_on_discs`).
-
-Defects (A1.3d): predictions of one truth with one defect each, and for each a neutral control: as many wrong pixels
-along straight borders of thick cells, where they change no object and no hole (after Reinke et al., 2024,
-doi:10.1038/s41592-023-02150-0).  All metrics judge them (`judge`), and all losses: the cost of a pixel
-(`selectivity`), the steps until the topology is right (`repair`), and where the gradient pushes (`pushes`).
+Discs (A1.3a): 21 pixels each on noise of equal contrast, so whatever differs between two prevalences is due to them.
+Defects (A1.3d): predictions of one truth with one defect each, and for each a neutral control: as many wrong pixels,
+where they change no object and no hole (after Reinke et al., 2024, doi:10.1038/s41592-023-02150-0).
 """
 
 from __future__ import annotations
@@ -25,17 +21,16 @@ from torch.nn import functional as F
 import losses
 import metrics
 from geometry import boundary, defects, objects
+from geometry.defects import Map
 from geometry.topology import critical_regions
 from learner import Learner, pick_device, set_seed
 from losses import cross_entropy
 from unet import UNet
 
 Loss = Callable[..., Tensor]
-Map = NDArray[np.uint8]
 Scores = dict[str, float]
-Images = tuple[Tensor, Tensor]  # with their labels
-
-# ---- discs: one prevalence or another -------------------------------------------------------------------------------
+Compared = dict[tuple[str, float, int], Scores]  # (predictor, prevalence, seed) → scores
+Part = tuple[Tensor, Tensor]  # images and their labels
 
 SIDE, CONTRAST = 64, 1.5  # pixels along each axis; foreground − background, in standard deviations of the noise
 
@@ -44,10 +39,6 @@ def draw_discs(prevalence: float, images: int, seed: int) -> tuple[Tensor, Tenso
     """Noisy images of discs at random places, (B, 1, 64, 64) float32, and their labels, (B, 64, 64) int64.
 
     Discs may overlap, and what leaves on one side enters on the other: n discs of a pixels leave (1 − a / 64²)ⁿ free.
-
-    >>> image, label = draw_discs(0.05, images=8, seed=0)
-    >>> image.shape, label.shape, round(label.float().mean().item(), 2)
-    (torch.Size([8, 1, 64, 64]), torch.Size([8, 64, 64]), 0.05)
     """
     axis = torch.arange(-2, 3)
     disc = (axis[:, None] ** 2 + axis**2 <= 6).float()
@@ -59,16 +50,16 @@ def draw_discs(prevalence: float, images: int, seed: int) -> tuple[Tensor, Tenso
     return CONTRAST * label + torch.randn(label.shape, generator=generator), label[:, 0].long()
 
 
-def balanced(prevalence: float) -> Tensor:
-    """The weights that give each class half of the loss."""
-    return torch.tensor([0.5 / (1 - prevalence), 0.5 / prevalence])
+def balanced(prevalence: float, device: str | torch.device = "cpu") -> Loss:
+    """Cross-entropy with weights that give each class half of the loss."""
+    return partial(cross_entropy, class_weight=torch.tensor([0.5 / (1 - prevalence), 0.5 / prevalence], device=device))
 
 
 def losses_at(prevalence: float) -> dict[str, Loss]:
     """The losses compared on discs, by name; only the class weights depend on the prevalence."""
     return {
         "cross-entropy": cross_entropy,
-        "weighted CE": partial(cross_entropy, class_weight=balanced(prevalence).to(pick_device())),
+        "weighted CE": balanced(prevalence, pick_device()),
         "Dice": losses.dice_loss,
         "CE + Dice": losses.WeightedSum((1.0, cross_entropy), (1.0, losses.dice_loss)),
         "focal": losses.focal_loss,
@@ -94,14 +85,14 @@ def train_on_discs(loss: Loss, prevalence: float, seed: int, steps: int) -> Lear
     return learner
 
 
-def judge_discs(parts: Sequence[Images], threshold: float | None, candidates: ArrayLike) -> Scores:
+def judge_discs(parts: Sequence[Part], threshold: float | None, candidates: ArrayLike) -> Scores:
     """All scores on the test images, from the numbers (B, H, W) and the labels of validation and test images.
 
     They hold at `threshold`, or (None) at the candidate with the highest F1 of the foreground on validation images.
     """
     validation, test = parts
 
-    def counts(part: Images, cut: float) -> Tensor:
+    def counts(part: Part, cut: float) -> Tensor:
         return metrics.confusion_matrix((part[0] > cut).long(), part[1], 2)
 
     own = max(np.asarray(candidates), key=lambda cut: metrics.f1_per_class(counts(validation, cut))[1].item())
@@ -123,28 +114,25 @@ def judge_network(learner: Learner, prevalence: float, seed: int) -> Scores:
     return judge_discs(guesses, 0.5, np.linspace(0.02, 0.98, 25))
 
 
-def compare_on_discs(
-    prevalences: Iterable[float], seeds: Sequence[int], steps: int
-) -> dict[tuple[str, float, int], Scores]:
-    """{(predictor, prevalence, seed): scores}: a training with each loss, the empty answer, the best brightness."""
-    found: dict[tuple[str, float, int], Scores] = {}
+def compare_on_discs(prevalences: Iterable[float], seeds: Sequence[int], steps: int) -> Compared:
+    """Scores of a training with each loss, of the empty answer, and of the best threshold of brightness."""
+    found: Compared = {}
     for prevalence, seed in itertools.product(prevalences, seeds):
         images = _new_images(prevalence, seed)
         nothing, brightness = ([(number * image[:, 0], label) for image, label in images] for number in (0, 1))
         found["finding nothing", prevalence, seed] = judge_discs(nothing, 0.5, [0.5])
         found["threshold", prevalence, seed] = judge_discs(brightness, None, np.linspace(-1, 4, 51))
         for name, loss in losses_at(prevalence).items():
-            learner = train_on_discs(loss, prevalence, seed, steps)
-            found[name, prevalence, seed] = judge_network(learner, prevalence, seed)
+            found[name, prevalence, seed] = judge_network(
+                train_on_discs(loss, prevalence, seed, steps), prevalence, seed
+            )
     return found
 
 
-def _new_images(prevalence: float, seed: int) -> list[Images]:
+def _new_images(prevalence: float, seed: int) -> list[Part]:
     """32 images for validation and 64 for the test, from seeds above those of any training step."""
     return [draw_discs(prevalence, images, 10_000 * seed + last) for images, last in ((32, 9_998), (64, 9_999))]
 
-
-# ---- defects: one kind of error or another --------------------------------------------------------------------------
 
 TRUTH = defects.truth()
 TARGET = torch.from_numpy(TRUTH)[None].long()  # (1, H, W)
@@ -185,10 +173,7 @@ def judge(pred: Map) -> dict[str, float]:
         "ARAND": parts.arand,
         "VOI split, bits": parts.voi_split,
         "VOI merge, bits": parts.voi_merge,
-        "merges": counts.merges,
-        "splits": counts.splits,
-        "spurious": counts.spurious,
-        "missed": counts.missed,
+        **{kind: getattr(counts, kind) for kind in ("merges", "splits", "spurious", "missed")},
         "β0 error": counts.beta0_error,
         "β1 error": counts.beta1_error,
     }
@@ -206,7 +191,7 @@ def bench_losses() -> dict[str, Loss]:
     border = losses.BoundaryWeightedLoss()
     return {
         "cross-entropy (CE)": cross_entropy,
-        "class-weighted CE": partial(cross_entropy, class_weight=balanced(float(TRUTH.mean()))),
+        "class-weighted CE": balanced(float(TRUTH.mean())),
         "focal": losses.focal_loss,
         "Dice": losses.dice_loss,
         "Tversky": losses.tversky_loss,
@@ -242,37 +227,30 @@ def starts() -> NDArray[np.uint8]:
     return np.stack([np.where(NEUTRAL, LARGEST, pred) for pred in broken().values()])
 
 
-def descend(loss: Loss, start: Tensor, steps: int, length: float = 0.5) -> NDArray[np.bool_]:
-    """Masks (steps + 1, B, H, W) down the gradient on free logits (B, 1, H, W), each step of the same length."""
-    logits, target = start.clone().requires_grad_(), TARGET.expand(len(start), -1, -1)
-    masks = [logits.detach()[:, 0] > 0]
-    for _ in range(steps):
-        (slope,) = torch.autograd.grad(loss(logits, target), logits)
-        norm = slope.flatten(1).norm(dim=1)[:, None, None, None]
-        logits.data -= length * slope / norm.clamp_min(1e-12)
-        masks.append(logits.detach()[:, 0] > 0)
-    return torch.stack(masks).numpy()
-
-
 def repair(loss: Loss, steps: int) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:
-    """From `starts`, the steps until no region is critical (strictly), and until the neutral pixels are right.
+    """Down the gradient on free logits, from `starts`, in steps of length ½: how many until all is right?
 
-    Both for each picture, infinite if never; the last number is how many right pixels were at most wrong at once.
+    For each picture the steps until no region is critical, and until the neutral pixels are right (or ∞); the last
+    number is how many right pixels were at most wrong at once.
     """
 
     def first(done: NDArray[np.bool_]) -> NDArray[np.float64]:
         return np.where(done.any(axis=0), done.argmax(axis=0), np.inf)
 
-    masks = descend(loss, as_logits(*starts()), steps)
+    logits, steps_taken = as_logits(*starts()).requires_grad_(), []
+    for _ in range(steps + 1):
+        steps_taken.append(logits.detach()[:, 0].numpy() > 0)
+        (slope,) = torch.autograd.grad(loss(logits, TARGET.expand(len(logits), -1, -1)), logits)
+        logits.data -= 0.5 * F.normalize(slope.flatten(1)).view_as(slope)
+    masks = np.stack(steps_taken)  # (steps + 1, B, H, W)
     truths = np.broadcast_to(TRUTH, masks.shape).reshape(-1, *TRUTH.shape)
-    counts = critical_regions(masks.reshape(truths.shape), truths, strict=True).counts()
-    critical = counts.sum(axis=(1, 2)).reshape(masks.shape[:2])  # (steps + 1, B)
+    critical = critical_regions(masks.reshape(truths.shape), truths, strict=True).counts().sum(axis=(1, 2))
     right = masks == (TRUTH > 0)
     harmed = int((right[0] & ~right).sum(axis=(2, 3)).max())
-    return first(critical == 0), first(right[:, :, NEUTRAL].all(axis=2)), harmed
+    return first(critical.reshape(masks.shape[:2]) == 0), first(right[:, :, NEUTRAL].all(axis=2)), harmed
 
 
-def pushes(loss: Loss, pred: Map) -> Sequence[float]:
+def pushes(loss: Loss, pred: Map) -> list[float]:
     """Norm of the gradient, and its mean size on the defect, on neutral wrong pixels, and on right pixels."""
     logits = as_logits(pred).requires_grad_()
     (gradient,) = torch.autograd.grad(loss(logits, TARGET), logits)

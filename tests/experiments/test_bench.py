@@ -74,18 +74,6 @@ def test_following_the_gradient_mends_the_merge_before_the_neutral_pixels() -> N
     assert topology[merge] < 10 and neutral[merge] == np.inf and harmed == 0
 
 
-def test_a_step_has_the_length_that_is_asked_for_in_each_picture() -> None:
-    start = bench.as_logits(*bench.starts()[:2])
-    moved: list[torch.Tensor] = []
-
-    def spy(logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        moved.append(logits.detach().clone())
-        return cross_entropy(logits, target)
-
-    bench.descend(spy, start, steps=2, length=0.5)
-    assert (moved[1] - moved[0]).flatten(1).norm(dim=1).tolist() == pytest.approx([0.5, 0.5], rel=1e-4)
-
-
 def test_cross_entropy_pushes_a_wrong_pixel_e_squared_times_as_hard_as_a_right_one() -> None:
     _, bridge, neutral, right = bench.pushes(cross_entropy, bench.starts()[list(bench.broken()).index("merge")])
     assert bridge == pytest.approx(neutral) and bridge / right == pytest.approx(math.exp(2), rel=1e-3)
