@@ -2,14 +2,12 @@
 
 Ronneberger, Fischer and Brox, 2015 (arXiv:1505.04597) join both sides by *skip* links: the feature map of the
 encoder is put beside the one of the decoder.  SegNet (arXiv:1511.00561) joins them by *index* links instead: max
-pooling remembers which of the four pixels won, and unpooling puts the value back there.  Here they are two arguments,
-so that index links, skip links, both and neither are one model and can be compared fairly:
+pooling remembers which of the four pixels won, and unpooling puts the value back there.  Here they are two arguments:
 
     upsampling = "transposed" | "bilinear" | "unpool" (index links)
     skip       = "none" | "concat" (U-Net) | "sum" (short-cut, as in ResNet and FCN)
 
-Convolutions are padded, so the output has the size of the input, and every size from 1×1 on works: pooling rounds up,
-and the decoder cuts its map back to the size that the encoder had on the same level.
+Convolutions are padded, pooling rounds up, and the decoder cuts its map back to the size that the encoder had.
 """
 
 from __future__ import annotations
@@ -32,9 +30,8 @@ Norm = Literal["batch", "group", "none"]
 def unpool2x2(x: Tensor, indices: Tensor, size: tuple[int, int]) -> Tensor:
     """Put each value back where 2×2 max pooling found it, 0 elsewhere: (B, C, ⌈H/2⌉, ⌈W/2⌉) → (B, C, H, W).
 
-    Equal to `nn.MaxUnpool2d(2)` with `output_size=size`, bit for bit in value and gradient.  But it also runs under
-    `torch.use_deterministic_algorithms(True)`, where PyTorch's version raises, and it cannot forget `output_size`
-    (without it, PyTorch puts the values of an 8×9 map in wrong places and says nothing).  `indices` as
+    Equal to `nn.MaxUnpool2d(2)` with `output_size=size`, bit for bit in value and gradient, but it also runs under
+    `torch.use_deterministic_algorithms(True)`, where PyTorch's version raises.  `indices` as
     `F.max_pool2d(..., 2, ceil_mode=True, return_indices=True)` gives them; `size` is (H, W) of the map before pooling.
 
     >>> values, indices = F.max_pool2d(torch.tensor([[[[1., 2.], [4., 3.]]]]), 2, return_indices=True)
@@ -72,8 +69,7 @@ class ConvBlock(nn.Sequential):
 class Up(nn.Module):
     """One step up the decoder: (B, in, ⌈H/2⌉, ⌈W/2⌉) → (B, out, H, W).
 
-    A 1×1 convolution commutes with bilinear interpolation, so it comes first, on a quarter of the pixels; unpooling
-    needs this order, as the indices exist for the encoder's channels only.
+    A 1×1 convolution commutes with bilinear interpolation, so it comes first, on a quarter of the pixels.
     """
 
     def __init__(self, in_channels: int, out_channels: int, upsampling: Upsampling):
@@ -84,22 +80,19 @@ class Up(nn.Module):
         elif in_channels != out_channels:
             layers.append(nn.Conv2d(in_channels, out_channels, 1))
         if upsampling == "bilinear":
-            # By the factor 2 and not to a given size: else the map of an odd-sized image would be stretched.
+            # By the factor, not to a size: else the map of an odd-sized image would be stretched.
             layers.append(nn.Upsample(scale_factor=2, mode="bilinear"))
         self.rise = nn.Sequential(*layers)
 
     def forward(self, x: Tensor, size: tuple[int, int], indices: Tensor | None) -> Tensor:
         x = self.rise(x)
-        if indices is not None:
-            return unpool2x2(x, indices, size)
-        return x[..., : size[0], : size[1]]
+        return x[..., : size[0], : size[1]] if indices is None else unpool2x2(x, indices, size)
 
 
 class UNet(nn.Module):
     """U-Net: images (B, in_channels, H, W) → logits (B, num_classes, H, W), for every H, W ≥ 1.
 
     Args:
-        in_channels: 1 for grey images, 3 for RGB.
         num_classes: number of output channels; two classes may use 2 (softmax) or 1 (sigmoid).
         widths: channels per level, from the top down; its length − 1 is the depth (number of poolings).
         upsampling: "transposed" convolution, "bilinear" interpolation, or "unpool" by the pooling indices.
@@ -145,7 +138,7 @@ class UNet(nn.Module):
         self.apply(initialise)
 
     def extra_repr(self) -> str:
-        """The two choices that the list of layers does not show; a learner knows a model again by its repr."""
+        """What the list of layers does not show: a learner knows a model again by its repr."""
         return f"upsampling={self.upsampling!r}, skip={self.skip!r}"
 
     def forward(self, x: Tensor) -> Tensor:
@@ -173,10 +166,8 @@ def check_settings(
 ) -> None:
     """Raise `InputError` unless all numbers of channels are at least 1, and argument=(value, allowed values) fits."""
     if min(in_channels, num_classes, *widths, len(widths)) < 1:
-        raise InputError(
-            f"{model}: in_channels={in_channels}, num_classes={num_classes}, widths={tuple(widths)}; "
-            "all must be at least 1, and widths needs at least one level."
-        )
+        numbers = f"in_channels={in_channels}, num_classes={num_classes}, widths={tuple(widths)}"
+        raise InputError(f"{model}: {numbers}; all must be at least 1, and there must be at least one level.")
     for argument, (value, allowed) in choices.items():
         if value not in allowed:
             raise InputError(f"{model}: {argument}={value!r}; choose one of {', '.join(map(repr, allowed))}.")
@@ -185,9 +176,7 @@ def check_settings(
 def check_input(model: str, x: Tensor, in_channels: int) -> None:
     """Raise `InputError` unless x is (B, in_channels, H, W)."""
     if x.ndim != 4 or x.shape[1] != in_channels:
-        hint = "A single image needs a batch axis: image[None]." if x.ndim == 3 else ""
-        if x.ndim == 4 and x.shape[-1] == in_channels:
-            hint = "The channels seem to come last: use images.permute(0, 3, 1, 2)."
+        hint = "One image needs a batch axis, image[None]; channels that come last, images.permute(0, 3, 1, 2)."
         raise InputError(f"{model}: input has shape {tuple(x.shape)}; expected (B, {in_channels}, H, W). {hint}")
 
 

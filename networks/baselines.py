@@ -24,10 +24,6 @@ class RoadNet(nn.Module):
     """The simple model of the road assignment: two 5×5 convolutions of stride 2, 1×1, resized; no normalisation.
 
     Parameters: 25·C·32 + 32, 25·32·64 + 64, 64·K + K.  The assignment's sigmoid belongs to the loss here.
-
-    >>> import torch
-    >>> RoadNet()(torch.zeros(1, 3, 17, 31)).shape
-    torch.Size([1, 1, 17, 31])
     """
 
     def __init__(self, in_channels: int = 3, num_classes: int = 1):
@@ -58,10 +54,6 @@ class DilatedNet(nn.Module):
 
     Args:
         output_stride: 8 or 4 (also 16, 2, 1): pixels for one value of the map before the bilinear upsampling.
-
-    >>> import torch
-    >>> DilatedNet(1, 2, (2, 2, 4, 4, 4))(torch.zeros(1, 1, 17, 31)).shape
-    torch.Size([1, 2, 17, 31])
     """
 
     def __init__(
@@ -112,8 +104,6 @@ class Shrunk(nn.Module):
 class ImageClassifier(nn.Module):
     """One class for the whole image: a U-Net's encoder, mean over the map, dense layer; (B, C, H, W) → (B, K).
 
-    Train it with `nn.functional.cross_entropy(logits, labels)`, labels (B,).
-
     >>> import torch
     >>> ImageClassifier(UNet(3, 2, (4, 8)), num_classes=5)(torch.zeros(2, 3, 17, 31)).shape
     torch.Size([2, 5])
@@ -143,15 +133,5 @@ def fcn_resnet50(in_channels: int = 3, num_classes: int = 2) -> nn.Module:
     net = segmentation.fcn_resnet50(weights=None, weights_backbone=None, num_classes=num_classes)
     if in_channels != 3:
         net.backbone.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
-    return _LogitsAlone(net)
-
-
-class _LogitsAlone(nn.Module):
-    """Torchvision's nets return a dict of outputs; all others here the logits."""
-
-    def __init__(self, net: nn.Module):
-        super().__init__()
-        self.net = net
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.net(x)["out"]
+    net.register_forward_hook(lambda module, inputs, outputs: outputs["out"])  # of a dict of outputs, the logits
+    return net

@@ -1,12 +1,10 @@
 """Fully convolutional networks: a classifier of patches, and the FCN-32s, 16s, 8s that it becomes.
 
-A *fully convolutional network* is a classifier whose dense layers are read as convolutions: a dense layer on a k×k map
-is a k×k convolution that has one place to be.  On a larger image it has many, and answers once for each; upsampling
-turns these answers into one for each pixel.  Here no convolution of the classifier is padded, so it never sees zeros
-that are not in its patch, and the FCN with its weights gives exactly its answer for each patch of a larger image.
+A dense layer on a k×k map is a k×k convolution that has one place to be.  On a larger image it has many, and answers
+once for each; upsampling turns these answers into one for each pixel.  No convolution of the classifier is padded, so
+the FCN with its weights gives exactly its answer for each patch of a larger image.
 
-Sources: Long, Shelhamer and Darrell, 2015 (arXiv:1411.4038);  Simonyan and Zisserman, 2015 (arXiv:1409.1556), VGG,
-whose plan the small backbone follows.
+Sources: Long, Shelhamer and Darrell, 2015 (arXiv:1411.4038);  Simonyan and Zisserman, 2015 (arXiv:1409.1556), VGG.
 """
 
 from __future__ import annotations
@@ -31,18 +29,14 @@ class PatchClassifier(nn.Module):
     """A small VGG that names the class of a patch: (B, in_channels, patch, patch) → (B, num_classes).
 
     Five times (3×3 convolution *without padding*, BatchNorm, ReLU, 2×2 max pooling), which needs 94 pixels for one
-    value and 32 more for the next; then two dense layers on the k×k map, k = (patch − 62) / 32.  The dense layer in the
-    middle is as wide as the last level; patch is 94, 126, 158, …
-
-    >>> PatchClassifier(3, 5, (2, 2, 4, 4, 4))(torch.zeros(2, 3, 126, 126)).shape
-    torch.Size([2, 5])
+    value and 32 more for the next; then two dense layers on the k×k map, k = (patch − 62) / 32; patch: 94, 126, 158, …
     """
 
     def __init__(self, in_channels: int = 3, num_classes: int = 2, widths: Sequence[int] = WIDTHS, *, patch: int = 126):
         super().__init__()
         kernel = _check_backbone("PatchClassifier", in_channels, num_classes, widths, patch)
         self.in_channels, self.num_classes, self.widths, self.patch = in_channels, num_classes, tuple(widths), patch
-        self.stages = _stages(in_channels, widths, padding=0)
+        self.stages = nn.ModuleList(conv_stage(a, b, padding=0) for a, b in zip((in_channels, *widths), widths))
         self.pool = nn.MaxPool2d(2)
         hidden = nn.Linear(widths[-1] * kernel**2, widths[-1])
         self.dense = nn.Sequential(nn.Flatten(), hidden, nn.ReLU(inplace=True), nn.Linear(widths[-1], num_classes))
@@ -52,10 +46,8 @@ class PatchClassifier(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check_input("PatchClassifier", x, self.in_channels)
         if x.shape[2:] != (self.patch, self.patch):
-            hint = "FCN.from_classifier turns it into a network for every size."
-            raise InputError(
-                f"PatchClassifier: images {tuple(x.shape[2:])}; its dense layers fit {self.patch} only. {hint}"
-            )
+            sizes = f"images {tuple(x.shape[2:])}, its dense layers fit {self.patch}"
+            raise InputError(f"PatchClassifier: {sizes}; FCN.from_classifier makes a network for every size.")
         for stage in self.stages:
             x = self.pool(stage(x))
         return self.dense(x)  # (B, K)
@@ -73,9 +65,6 @@ class FCN(nn.Module):
         stride: 32, 16 or 8.
         upsampling: "transposed" convolution that starts as bilinear interpolation; "bilinear" is the same, not trained.
         patch: side of the window of one value of the coarse map; see `PatchClassifier`.
-
-    >>> FCN(1, 2, (2, 2, 4, 4, 4), stride=16)(torch.zeros(1, 1, 17, 31)).shape
-    torch.Size([1, 2, 17, 31])
     """
 
     def __init__(
@@ -93,42 +82,35 @@ class FCN(nn.Module):
         kernel = _check_backbone("FCN", in_channels, num_classes, widths, patch, **choices)
         self.in_channels, self.num_classes, self.widths, self.patch = in_channels, num_classes, tuple(widths), patch
         self.stride, self.upsampling = stride, upsampling
-        self.stages = _stages(in_channels, widths, padding=1)
+        self.stages = nn.ModuleList(conv_stage(a, b) for a, b in zip((in_channels, *widths), widths))
         self.pool = nn.MaxPool2d(2, ceil_mode=True)
         dense = nn.Conv2d(widths[-1], widths[-1], kernel, padding=kernel // 2)
         self.head = nn.Sequential(dense, nn.ReLU(inplace=True), nn.Conv2d(widths[-1], num_classes, 1))
-        scores = [nn.Conv2d(widths[level], num_classes, 1) for level in SKIPS[stride]]
-        self.scores = nn.ModuleList(scores)
+        self.scores = nn.ModuleList(nn.Conv2d(widths[level], num_classes, 1) for level in SKIPS[stride])
         self.apply(initialise)
-        for score in scores:
-            nn.init.zeros_(score.weight)
+        for parameter in self.scores.parameters():
+            nn.init.zeros_(parameter)
         self.ups = nn.ModuleList()
         for factor in (*(2 for _ in self.scores), stride):
             # An even kernel has its middle between two pixels: the map begins half a step before the image.
             early = factor // 2 if not self.ups and kernel % 2 == 0 else 0
-            trainable, padding = upsampling == "transposed", factor // 2 + factor + early  # for a repeated frame
-            self.ups.append(bilinear_upsampling(num_classes, factor, padding=padding, trainable=trainable))
+            up = bilinear_upsampling(num_classes, factor, padding=factor // 2 + factor + early)  # for a repeated frame
+            self.ups.append(up.requires_grad_(upsampling == "transposed"))
 
     @classmethod
+    @torch.no_grad()
     def from_classifier(cls, of: PatchClassifier, stride: int = 32, upsampling: Upsampling = "transposed") -> FCN:
-        """The FCN with a copy of the weights of a classifier; its dense layers become convolutions.
-
-        >>> classifier = PatchClassifier(1, 2, (2, 2, 2, 2, 2)).eval()
-        >>> image = torch.randn(1, 1, 126, 126)
-        >>> coarse = FCN.from_classifier(classifier).eval().coarse_map(image)  # (1, 2, 1, 1)
-        >>> torch.allclose(coarse[..., 0, 0], classifier(image), atol=1e-5)
-        True
-        """
+        """The FCN with a copy of the weights of a classifier; its dense layers become convolutions."""
         net = cls(of.in_channels, of.num_classes, of.widths, stride=stride, upsampling=upsampling, patch=of.patch)
+        net.to(next(of.parameters()))  # its device and dtype
         net.stages.load_state_dict(of.stages.state_dict())
-        convs = [layer for layer in net.head if isinstance(layer, nn.Conv2d)]
-        for conv, dense in zip(convs, (layer for layer in of.dense if isinstance(layer, nn.Linear)), strict=True):
-            weight = dense.weight.reshape(conv.weight.shape)  # (out, C, k, k)
-            conv.load_state_dict({"weight": weight, "bias": dense.bias})
-        return net.to(next(of.parameters()))  # its device and dtype
+        weights = of.dense.state_dict()
+        for name, value in net.head.state_dict().items():  # layers 0 and 2, in the classifier 1 and 3
+            value.copy_(weights[f"{int(name[0]) + 1}{name[1:]}"].reshape(value.shape))  # (out, C, k, k)
+        return net
 
     def extra_repr(self) -> str:
-        """What the list of layers does not show; a learner knows a model again by its repr."""
+        """What the list of layers does not show: a learner knows a model again by its repr."""
         return f"stride={self.stride}, upsampling={self.upsampling!r}"
 
     def forward(self, x: Tensor) -> Tensor:
@@ -156,11 +138,7 @@ class FCN(nn.Module):
 
     def _pooled(self, x: Tensor) -> list[Tensor]:
         """The maps after each pooling, of strides 2, 4, 8, 16, 32."""
-        maps = []
-        for stage in self.stages:
-            x = self.pool(stage(x))
-            maps.append(x)
-        return maps
+        return [x := self.pool(stage(x)) for stage in self.stages]
 
 
 def conv_stage(in_channels: int, out_channels: int, *, padding: int = 1, dilation: int = 1) -> nn.Sequential:
@@ -169,15 +147,8 @@ def conv_stage(in_channels: int, out_channels: int, *, padding: int = 1, dilatio
     return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
 
 
-def _stages(in_channels: int, widths: Sequence[int], padding: int) -> nn.ModuleList:
-    return nn.ModuleList(conv_stage(a, b, padding=padding) for a, b in zip((in_channels, *widths), widths))
-
-
 def _rise(up: nn.Module, z: Tensor) -> Tensor:
-    """Upsampling with the frame repeated, else the logits would fade there; see `interpolate_by_convolution`.
-
-    In float32 also inside autocast: on a CPU bfloat16 takes twenty times as long here.
-    """
+    """Upsampling with the frame repeated, else the logits would fade there; float32, as CPUs are slow in bfloat16."""
     with torch.autocast(z.device.type, enabled=False):
         z = z.to(next(up.parameters()).dtype)
         return up(nn.functional.pad(z, (1, 1, 1, 1), mode="replicate"))
@@ -186,7 +157,7 @@ def _rise(up: nn.Module, z: Tensor) -> Tensor:
 def _check_backbone(
     model: str, in_channels: int, num_classes: int, widths: Sequence[int], patch: int, **choices: Any
 ) -> int:
-    """Check the settings of classifier and FCN; the side k of the map that the dense layer meets."""
+    """Check the settings of classifier and FCN; returns the side k of the map that the dense layer meets."""
     check_settings(model, in_channels, num_classes, widths, **choices)
     kernel, rest = divmod(patch - 62, 2**LEVELS)
     if len(widths) != LEVELS or kernel < 1 or rest:

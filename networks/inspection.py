@@ -1,10 +1,9 @@
 """What a network is made of: parameters, multiply-adds, memory, and which pixels of the image it sees.
 
-By formula: while one image runs, the functions called are noted (`Record`).  Along one axis, position o of an output
-reads the positions ⌈(step·o + first) / parts⌉ … ⌊(step·o + last) / parts⌋ of the input: o·s − p … o·s − p + (k−1)·d for
-a convolution of kernel k, stride s, padding p, dilation d; a transposed one the i with i·s − p ≤ o ≤ i·s − p + (k−1)·d.
-The record is walked backwards to the image; where branches meet, their ranges are joined.  It is an upper bound: what
-is not known here reads all of its input.  (Normalisation counts as pixel by pixel.)
+By formula: while one image runs, the functions called are noted (`Record`).  Along one axis, position o of a
+convolution of kernel k, stride s, padding p, dilation d reads the positions o·s − p … o·s − p + (k−1)·d, of a
+transposed one the i with i·s − p ≤ o ≤ i·s − p + (k−1)·d.  The record is walked backwards to the image; where branches
+meet, their ranges are joined.  What is not known here reads all of its input; normalisation counts as pixel by pixel.
 
 Sources: Dumoulin and Visin, 2016 (arXiv:1603.07285); Araujo, Norris and Sim, 2019 (doi:10.23915/distill.00021);
 effective receptive field: Luo, Li, Urtasun and Zemel, 2016 (arXiv:1701.04128).
@@ -22,28 +21,25 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.utils import _pair
 from torch.overrides import TorchFunctionMode
 
-from checks import InputError, check_images
+from checks import InputError
 
-ROWS_OF_THEIR_OWN = (nn.Conv2d, nn.ConvTranspose2d, nn.MaxPool2d, nn.AvgPool2d, nn.MaxUnpool2d, nn.Linear)
+ROWS_OF_THEIR_OWN = (nn.Conv2d, nn.ConvTranspose2d, nn.MaxPool2d, nn.AvgPool2d, nn.Linear)
 POOLING = ("input", "kernel_size", "stride", "padding")
 ARGUMENTS = {  # of the functions whose settings are read, in their order
     "conv2d": ("input", "weight", "bias", "stride", "padding", "dilation"),
     "conv_transpose2d": ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"),
     "max_pool2d": POOLING, "max_pool2d_with_indices": POOLING, "avg_pool2d": POOLING,
     "interpolate": ("input", "size", "scale_factor", "mode", "align_corners", "recompute_scale_factor", "antialias"),
-    "pad": ("input", "pad", "mode"),
-    "cat": ("tensors", "dim"), "softmax": ("input", "dim"), "log_softmax": ("input", "dim"),
+    "pad": ("input", "pad", "mode"), "cat": ("tensors", "dim"), "softmax": ("input", "dim"),
 }  # fmt: skip
 POINTWISE_NAMES = """
     abs add batch_norm clamp clone contiguous div dropout elu exp float gelu group_norm hardswish instance_norm
     layer_norm leaky_relu log mul neg pow prelu relu relu6 sigmoid silu softplus sqrt sub tanh to truediv where
 """
 POINTWISE = frozenset(POINTWISE_NAMES.split())
-
-
-# ---- parameters and layers ------------------------------------------------------------------------------------------
 
 
 def count_parameters(model: nn.Module, *, biases: bool = True) -> int:
@@ -60,9 +56,6 @@ def parameters_by_formula(model: nn.Module, *, biases: bool = True) -> int:
     """Number of parameters, from the settings of the layers alone; `InputError` for a layer without a formula.
 
     Convolution k_h·k_w·C_in·C_out / groups, dense layer in·out, normalisation C; and a bias for each output.
-
-    >>> parameters_by_formula(nn.Conv2d(3, 8, 5)), parameters_by_formula(nn.Conv2d(3, 8, 5), biases=False)
-    (608, 600)
     """
     total = 0
     for layer in model.modules():
@@ -72,9 +65,8 @@ def parameters_by_formula(model: nn.Module, *, biases: bool = True) -> int:
             outputs = layer.out_channels
             weights = math.prod(layer.kernel_size) * layer.in_channels * outputs // layer.groups
         elif isinstance(layer, nn.Linear):
-            outputs = layer.out_features
-            weights = layer.in_features * outputs
-        elif isinstance(layer, (nn.BatchNorm2d, nn.InstanceNorm2d, nn.GroupNorm)):
+            outputs, weights = layer.out_features, layer.in_features * layer.out_features
+        elif isinstance(layer, (nn.BatchNorm2d, nn.GroupNorm)):
             outputs = weights = layer.num_channels if isinstance(layer, nn.GroupNorm) else layer.num_features
         else:
             raise InputError(f"There is no formula for the parameters of a {type(layer).__name__}; add it here.")
@@ -90,8 +82,8 @@ class Layer(NamedTuple):
     output_shape: tuple[int, ...]
     parameters: int
     multiply_adds: int
-    receptive_field: tuple[int, int]
-    stride: tuple[float, float]
+    receptive_field: tuple[int, ...]
+    stride: tuple[float, ...]
     memory: int
 
 
@@ -115,19 +107,19 @@ def layer_table(model: nn.Module, input_shape: tuple[int, ...]) -> list[Layer]:
     """
     record = Record(model, input_shape)
     names = {module: name or type(module).__name__ for name, module in record.model.named_modules()}
-    rows: list[Layer] = []
-    counted: set[nn.Module] = set()
+    rows, counted = list[Layer](), set[nn.Module]()
     for position, step in enumerate(record.steps):
-        if step.layer is None:
-            continue
-        parameters = 0 if step.layer in counted else count_parameters(step.layer)
-        counted.add(step.layer)
-        kind, kernel, shape = type(step.layer).__name__, getattr(step.layer, "kernel_size", None), step.output_shape
-        if isinstance(step.layer, ROWS_OF_THEIR_OWN) or (parameters and not rows):
-            kind += "" if kernel is None else " {}×{}".format(*_pair(kernel))
-            field, (rows_apart, columns_apart) = record.field(position), step.stride
-            numbers = parameters, _multiply_adds(step), field, (float(rows_apart), float(columns_apart))
-            rows.append(Layer(names[step.layer], kind, shape, *numbers, 4 * math.prod(shape)))
+        layer: Any = step.layer
+        parameters = 0 if layer is None or layer in counted else count_parameters(layer)
+        counted.add(layer)
+        kind, weight = type(layer).__name__, getattr(layer, "weight", None)
+        if isinstance(layer, ROWS_OF_THEIR_OWN) or (parameters and not rows):
+            kind += " {}×{}".format(*_pair(layer.kernel_size)) if hasattr(layer, "kernel_size") else ""
+            # An output value reads the whole kernel; in a transposed convolution, an input value meets it.
+            values = math.prod(step.input_shape if isinstance(layer, nn.ConvTranspose2d) else step.output_shape)
+            products = values * weight[0].numel() if weight is not None and weight.ndim > 1 else 0
+            seen = record.field(position), tuple(map(float, step.stride)), 4 * math.prod(step.output_shape)
+            rows.append(Layer(names[layer], kind, step.output_shape, parameters, products, *seen))
         elif parameters:
             last = rows.pop()
             rows.append(last._replace(kind=f"{last.kind} + {kind}", parameters=last.parameters + parameters))
@@ -136,19 +128,15 @@ def layer_table(model: nn.Module, input_shape: tuple[int, ...]) -> list[Layer]:
 
 def format_table(layers: list[Layer], input_shape: tuple[int, ...]) -> str:
     """The rows of `layer_table` as text, with their sums."""
-    lines = [
-        f"input {'×'.join(map(str, input_shape))}",
-        f"{'layer':<18}{'kind':<35}{'output C×H×W':>15}{'parameters':>12}"
-        f"{'multiply-adds':>15}{'receptive field':>17}{'stride':>9}{'memory':>12}",
-    ]
-    for row in layers:
+    line = "{:<18}{:<35}{:>15}{:>12}{:>15}{:>17}{:>9}{:>12}".format
+    head = "layer", "kind", "output C×H×W", "parameters", "multiply-adds", "receptive field", "stride", "memory"
+    lines = [f"input {'×'.join(map(str, input_shape))}", line(*head)]
+    parameters, products, memory = (sum(numbers) for numbers in zip(*((r[3], r[4], r[7]) for r in layers)))
+    for row in [*layers, Layer("sum", "", (), parameters, products, (), (), memory)]:
         shape, field = "×".join(map(str, row.output_shape[1:])), "×".join(map(str, row.receptive_field))
-        stride, memory = "×".join(f"{s:.3g}" for s in row.stride), row.memory / 2**20
-        numbers = f"{row.parameters:>12,}{row.multiply_adds / 1e6:>13.1f} M{field:>17}{stride:>9}{memory:>8.2f} MiB"
-        lines.append(f"{row.name:<18}{row.kind:<35}{shape:>15}{numbers}")
-    parameters, products = sum(row.parameters for row in layers), sum(row.multiply_adds for row in layers)
-    memory = sum(row.memory for row in layers) / 2**20
-    lines.append(f"{'sum':<68}{parameters:>12,}{products / 1e6:>13.1f} M{'':>26}{memory:>8.2f} MiB")
+        numbers = f"{row.parameters:,}", f"{row.multiply_adds / 1e6:,.1f} M", field
+        stride = "×".join(f"{s:.3g}" for s in row.stride)
+        lines.append(line(row.name, row.kind, shape, *numbers, stride, f"{row.memory / 2**20:.2f} MiB"))
     return "\n".join(lines)
 
 
@@ -157,28 +145,6 @@ def stages(model: nn.Module, input_shape: tuple[int, ...]) -> list[Stage]:
     names = [(row.name.split("."), row.output_shape[1:]) for row in layer_table(model, input_shape)]
     found = {f"{part}.{rest[0]}": shape for (part, *rest), shape in names if part in ("encoder", "decoder")}
     return [Stage(name, *shape) for name, shape in found.items()]
-
-
-def _multiply_adds(step: Step) -> int:
-    """Products of a weight with an activation."""
-    layer: Any = step.layer
-    if isinstance(layer, nn.ConvTranspose2d):  # each input value meets the whole kernel
-        return math.prod(step.input_shape) * layer.out_channels // layer.groups * math.prod(layer.kernel_size)
-    if isinstance(layer, nn.Conv2d):  # each output value reads the whole kernel
-        return math.prod(step.output_shape) * layer.in_channels // layer.groups * math.prod(layer.kernel_size)
-    return math.prod(step.output_shape) * layer.in_features if isinstance(layer, nn.Linear) else 0
-
-
-# ---- receptive field by formula -------------------------------------------------------------------------------------
-
-
-class Box(NamedTuple):
-    """A rectangle of pixels, first and last ones included; it may reach beyond the image, into the padding."""
-
-    top: int
-    left: int
-    bottom: int
-    right: int
 
 
 def receptive_field(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, int]:
@@ -196,38 +162,37 @@ def receptive_field(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[int
 def reach(model: nn.Module, input_shape: tuple[int, ...]) -> int:
     """How far, in pixels, an output pixel can lie from an image pixel that it depends on: the margin of a tile.
 
-    >>> reach(nn.Conv2d(1, 1, 3, padding=1), (1, 1, 8, 8)), reach(nn.ConvTranspose2d(1, 1, 4), (1, 1, 8, 8))
-    (1, 3)
+    >>> reach(nn.Conv2d(1, 1, 3, padding=1), (1, 1, 8, 8))
+    1
     """
     record = Record(model, input_shape)
     ranges = [record.ranges(record.last, axis) for axis in (0, 1)]
-    return max(int(max(np.max(np.arange(len(a)) - a), np.max(b - np.arange(len(b))))) for a, b in ranges)
+    return max(int(max((np.arange(len(a)) - a).max(), (b - np.arange(len(b))).max())) for a, b in ranges)
 
 
-def output_stride(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[float, float]:
+def output_stride(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[float, ...]:
     """By how many pixels of the image (rows, columns) the field moves from one output pixel to the next.
 
     The strides of all operations multiply; going up by s divides.  0 where all output pixels see the same.
-
-    >>> output_stride(nn.Sequential(nn.Conv2d(1, 1, 3, stride=2), nn.MaxPool2d(2)), (1, 1, 32, 32))
-    (4.0, 4.0)
     """
     record = Record(model, input_shape)
-    rows, columns = record.steps[record.last].stride
-    return float(rows), float(columns)
+    return tuple(map(float, record.steps[record.last].stride))
 
 
-def pixel_field(model: nn.Module, input_shape: tuple[int, ...], pixel: tuple[int, int] | None = None) -> Box:
-    """The pixels of the image that one output pixel (row, column), default the middle one, can depend on, by formula.
+def pixel_field(
+    model: nn.Module, input_shape: tuple[int, ...], pixel: tuple[int, int] | None = None
+) -> tuple[int, int, int, int]:
+    """First row, first column, last row, last column that one output pixel, default the middle one, can depend on.
+
+    By formula: where the field reaches beyond the image, into the padding, so do these numbers.
 
     >>> pixel_field(nn.Conv2d(1, 1, 3, stride=2, padding=1), (1, 1, 32, 32), (0, 5))
-    Box(top=-1, left=9, bottom=1, right=11)
+    (-1, 9, 1, 11)
     """
     record = Record(model, input_shape)
-    shape = record.steps[record.last].output_shape
-    row, column = pixel or (sizes(shape)[0] // 2, sizes(shape)[1] // 2)
     (tops, bottoms), (lefts, rights) = (record.ranges(record.last, axis) for axis in (0, 1))
-    return Box(int(tops[row]), int(lefts[column]), int(bottoms[row]), int(rights[column]))
+    row, column = pixel or (len(tops) // 2, len(lefts) // 2)
+    return int(tops[row]), int(lefts[column]), int(bottoms[row]), int(rights[column])
 
 
 class Window(NamedTuple):
@@ -257,8 +222,7 @@ class Record(TorchFunctionMode):
     def __init__(self, model: nn.Module, input_shape: tuple[int, ...]) -> None:
         super().__init__()
         self.model, self.steps = copy.deepcopy(model).eval(), list[Step]()
-        like = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
-        image = torch.zeros(input_shape, device=like.device, dtype=like.dtype)
+        image = torch.zeros(input_shape).to(next(model.parameters(), torch.zeros(())))
         self._alive = [image]  # the id of a tensor is unique only while it lives
         self._strides: dict[int, tuple[Fraction, ...]] = {id(image): (Fraction(1), Fraction(1))}  # of all maps so far
         for module in self.model.modules():
@@ -278,7 +242,7 @@ class Record(TorchFunctionMode):
 
     def ranges(self, position: int, axis: int) -> tuple[np.ndarray, np.ndarray]:
         """First and last image row or column that each output position of one step reads: walk back to the image."""
-        outputs = np.arange(sizes(self.steps[position].output_shape)[axis])
+        outputs = np.arange(_sizes(self.steps[position].output_shape)[axis])
         needed = {self.steps[position].output: (outputs, outputs)}
         for step in reversed(self.steps[: position + 1]):
             if step.output not in needed:
@@ -292,15 +256,14 @@ class Record(TorchFunctionMode):
         return needed[id(self._alive[0])]
 
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = function(*args, **(kwargs or {}))
-        written = args[0] if getattr(function, "__name__", "") == "__setitem__" else result
+        result, name = function(*args, **(kwargs or {})), getattr(function, "__name__", "").strip("_")
         maps = [x for x in tensors_in((args, kwargs)) if id(x) in self._strides]
-        for y in tensors_in(written):
+        for y in tensors_in(args[0] if name == "setitem" else result):
             if not maps or not y.is_floating_point():  # indices and masks are not followed, as gradients are not
                 continue
-            sources = [(id(x), windows_of(function, args, kwargs or {}, x, y)) for x in maps]
+            sources = [(id(x), _windows(name, args, kwargs or {}, x, y)) for x in maps]
             moves = [[j * Fraction(w.step, w.parts) for j, w in zip(self._strides[n], ws)] for n, ws in sources]
-            self._strides[id(y)] = stride = tuple(map(max, *moves)) if len(moves) > 1 else tuple(moves[0])
+            self._strides[id(y)] = stride = tuple(max(axis) for axis in zip(*moves))
             self._alive.append(y)
             self.steps.append(Step(sources, id(y), stride, tuple(maps[0].shape), tuple(y.shape)))
         return result
@@ -311,22 +274,21 @@ class Record(TorchFunctionMode):
             step.layer = layer
 
 
-def windows_of(function: Any, args: Any, kwargs: Any, x: Tensor, y: Tensor) -> list[Window]:
+def _windows(name: str, args: Any, kwargs: Any, x: Tensor, y: Tensor) -> list[Window]:
     """The windows along rows and columns through which a function reads the map `x`, one of its arguments, for `y`."""
-    name = getattr(function, "__name__", "").strip("_")
     name = name[1:] if name[:1] in ("i", "r") and name[1:] in POINTWISE else name  # __iadd__, __rsub__
     call = dict(zip(ARGUMENTS.get(name, ()), args)) | kwargs
-    before, after = sizes(x.shape), sizes(y.shape)
+    before, after = _sizes(x.shape), _sizes(y.shape)
     windows: list[Window] | None = None
-    if name in POINTWISE or (name in ("cat", "softmax", "log_softmax") and call.get("dim") in (1, 1 - x.ndim)):
+    if name in POINTWISE or (name in ("cat", "softmax") and call.get("dim") in (1, 1 - x.ndim)):
         windows = [Window() if b == a else Window(0, 0, b - 1) for b, a in zip(before, after)]  # one row is repeated
     elif "stride" in ARGUMENTS.get(name, ()):
         windows = _kernel(name == "conv_transpose2d", **call)
     elif name == "interpolate":
         windows = _resized(before, after, **call)
     elif name == "pad" and call.get("mode") != "circular":
-        padding = [*call["pad"], 0, 0]  # left, right, top, bottom
-        windows = [Window(1, -p, -p) for p in (padding[2], padding[0])]
+        left, _, top, _ = [*call["pad"], 0, 0][:4]
+        windows = [Window(1, -top, -top), Window(1, -left, -left)]
     elif name == "getitem":
         windows = _cropped(x, args[1])
     return windows or [Window(0, 0, size - 1) for size in before]
@@ -335,13 +297,12 @@ def windows_of(function: Any, args: Any, kwargs: Any, x: Tensor, y: Tensor) -> l
 def _kernel(
     is_transposed: bool, *, stride: Any = None, padding: Any = 0, dilation: Any = 1, **call: Any
 ) -> list[Window]:
-    if "weight" in call:
-        call["kernel_size"], stride = call["weight"].shape[2:], stride or 1
-    kernel = _pair(call["kernel_size"])
+    kernel = call["weight"].shape[2:] if "weight" in call else _pair(call["kernel_size"])
+    strides = _pair(stride or (1 if "weight" in call else kernel))
     spans = [(k - 1) * d for k, d in zip(kernel, _pair(dilation))]
     if isinstance(padding, str):
         padding = [span // 2 if padding == "same" else 0 for span in spans]
-    settings = zip(_pair(stride or kernel), _pair(padding), spans)
+    settings = zip(strides, _pair(padding), spans)
     return [Window(1, p - span, p, s) if is_transposed else Window(s, -p, span - p) for s, p, span in settings]
 
 
@@ -360,7 +321,7 @@ def _resized(
 
 def _cropped(x: Tensor, index: Any) -> list[Window] | None:
     """Cropping and striding: where the view x[index] begins in memory, and how far its rows and columns lie apart."""
-    height, width = sizes(x.shape)
+    height, width = _sizes(x.shape)
     view = torch.empty(x.shape)[index]
     if view._base is None or view.ndim != x.ndim or view.stride(-1) >= width > 1 or 0 in view.shape:
         return None
@@ -368,30 +329,18 @@ def _cropped(x: Tensor, index: Any) -> list[Window] | None:
     return [Window(view.stride(-2) // width, top, top), Window(view.stride(-1), left, left)]
 
 
-def _pair(value: Any) -> tuple[Any, Any]:
-    return (value[0], value[-1]) if isinstance(value, (tuple, list)) else (value, value)
-
-
-def sizes(shape: tuple[int, ...]) -> tuple[int, int]:
+def _sizes(shape: tuple[int, ...]) -> tuple[int, int]:
     """Height and width of a map (…, H, W); a vector (B, C) is one pixel."""
     return (shape[-2], shape[-1]) if len(shape) > 2 else (1, 1)
 
 
-# ---- measured and effective -----------------------------------------------------------------------------------------
-
-
-def receptive_field_measured(
-    model: nn.Module, input_shape: tuple[int, ...], *, trials: int = 8, seed: int = 0
-) -> tuple[int, int]:
+def receptive_field_measured(model: nn.Module, input_shape: tuple[int, ...], *, trials: int = 8) -> tuple[int, int]:
     """Height and width of the box around the pixels whose gradient at the middle output pixel is not zero.
 
     In a copy of the model all weights are random and positive, so that no ReLU hides a path; pooling shows only the
     winner of a window, so pixels are collected over `trials` random images.  A lower bound, inside the image.
-
-    >>> receptive_field_measured(nn.Conv2d(1, 1, 3, padding=2, dilation=2), (1, 1, 32, 32))
-    (5, 5)
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     model = copy.deepcopy(model).cpu().double()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
@@ -399,33 +348,20 @@ def receptive_field_measured(
     for parameter in model.parameters():  # of a size that keeps values near 1
         fan = parameter[0].numel() if parameter.ndim > 1 else 100
         parameter.data.uniform_(0.5, 1.5, generator=generator).div_(fan)
-    seen = torch.zeros(sizes(input_shape), dtype=torch.bool)
-    for _ in range(trials):
-        images = torch.rand(input_shape, generator=generator, dtype=torch.float64)
-        seen |= (_gradient(model, images, generator) != 0).flatten(0, -3).any(dim=0)
-    if not seen.any():
-        raise InputError("No pixel of the image has a gradient: the output does not depend on the image.")
-    rows, columns = (torch.nonzero(seen.any(dim=axis)).flatten() for axis in (1, 0))
-    return int(rows[-1] - rows[0]) + 1, int(columns[-1] - columns[0]) + 1
+    images = [torch.rand(input_shape, generator=generator, dtype=torch.float64) for _ in range(trials)]
+    seen = torch.stack([_gradient(model, x).abs().sum(dim=(0, 1)) for x in images]).sum(dim=0)  # (H, W)
+    rows, columns = torch.nonzero(seen, as_tuple=True)
+    return int(rows.max() - rows.min()) + 1, int(columns.max() - columns.min()) + 1
 
 
 def effective_receptive_field(model: nn.Module, images: Tensor) -> Tensor:
-    """How much each pixel counts for the middle output pixel y: mean over the images of |∂y / ∂x|, (H, W), with sum 1.
+    """How much each pixel of images (B, C, H, W) counts for the middle output pixel y: mean |∂y / ∂x|, (H, W), sum 1.
 
-    y is the sum over the channels of the raw output (after a softmax it is always 1; give a model with two logits one
-    output channel).  The model runs in eval mode and is left as it was.  `InputError` if no pixel has a gradient.
-
-    Args:
-        images: (B, C, H, W) float, as the model gets them.
-
-    >>> effective_receptive_field(nn.AvgPool2d(3, 1, 1), torch.zeros(2, 1, 3, 3)).sum().item()
-    1.0
+    y is the sum over the channels of the raw output, in eval mode (after a softmax it is always 1; give a model with
+    two logits one output channel).  `InputError` if no pixel has a gradient.
     """
-    check_images(images)
     device = next((p.device for p in model.parameters()), images.device)
-    field = _gradient(model, images.to(device)).abs().sum(dim=1).mean(dim=0)  # (H, W)
-    if not field.sum() > 0:
-        raise InputError("No pixel has a gradient: the middle output pixel is the same for all images (dead ReLUs?).")
+    field = _gradient(model, images.to(device)).abs().mean(dim=(0, 1))
     return (field / field.sum()).cpu()
 
 
@@ -438,17 +374,16 @@ def effective_size(field: Tensor) -> float:
     return float((field > (1 - 0.9545) * field.max()).sum()) ** 0.5
 
 
-def _gradient(model: nn.Module, images: Tensor, generator: torch.Generator | None = None) -> Tensor:
-    """Gradient (B, C, H, W) of the middle output pixel, its channels added up (by random weights, with a generator)."""
+def _gradient(model: nn.Module, images: Tensor) -> Tensor:
+    """Gradient (B, C, H, W) of the middle output pixel, the sum of its channels."""
     images = images.detach().requires_grad_()
     output = next(tensors_in(copy.deepcopy(model).eval()(images.clone())))  # a model may change its input in place
     if output.ndim > 2:
         output = output[..., output.shape[-2] // 2, output.shape[-1] // 2]
-    if generator is not None:
-        output = output * torch.rand(output.shape, generator=generator, dtype=output.dtype)
-    if not output.requires_grad:  # nothing in it comes from the image or a weight
-        return torch.zeros_like(images)
-    return torch.autograd.grad(output.sum(), images, allow_unused=True, materialize_grads=True)[0]
+    (gradient,) = torch.autograd.grad(output.sum(), images, materialize_grads=True)
+    if not gradient.any():
+        raise InputError("No pixel has a gradient: the middle output pixel is the same for all images (dead ReLUs?).")
+    return gradient
 
 
 def is_norm(module: nn.Module) -> bool:

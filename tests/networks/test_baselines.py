@@ -1,10 +1,6 @@
 """The other networks: sizes, a classifier that becomes an FCN, short-cuts that start at nothing, dilation."""
 
-import copy
-import subprocess
 import sys
-import types
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,12 +8,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from checks import InputError
-from learner import Learner
 from losses import cross_entropy
 from networks import baselines
 from networks.baselines import DilatedNet, ImageClassifier, RoadNet, Shrunk
 from networks.fcn import FCN, PatchClassifier
-from networks.inspection import count_parameters, layer_table, receptive_field
+from networks.inspection import count_parameters, receptive_field
 from tests.net_helpers import THIN, random, trained_looking
 from unet import UNet
 
@@ -36,15 +31,11 @@ NETS = {
 every_net = pytest.mark.parametrize("name", NETS)
 
 
-def cost(net, shape=(1, 3, 128, 128)):
-    return sum(row.multiply_adds for row in layer_table(net, shape))
-
-
 # ---- what all nets have in common -----------------------------------------------------------------------------------
 
 
 @every_net
-@pytest.mark.parametrize("size", [(1, 1), (1, 9), (2, 33), (17, 31), (32, 64), (37, 53), (65, 40)])
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (2, 33), (17, 31), (65, 40)])
 def test_logits_have_the_size_of_the_image(name, size):
     with torch.no_grad():
         assert NETS[name]().eval()(torch.zeros(2, 2, *size)).shape == (2, 3, *size)
@@ -59,52 +50,6 @@ def test_every_parameter_gets_a_gradient(name):
     for label, parameter in net.named_parameters():
         if parameter.requires_grad:
             assert parameter.grad is not None and parameter.grad.abs().sum() > 0, label
-
-
-@every_net
-def test_wrong_input_gets_one_clear_sentence(name):
-    with pytest.raises(InputError, match=r"expected \(B, 2, H, W\)"):
-        NETS[name]()(torch.zeros(2, 3, 8, 8))
-    with pytest.raises(InputError, match="permute"):
-        NETS[name]()(torch.zeros(2, 8, 8, 2))
-
-
-@every_net
-def test_a_net_learns_one_small_picture(name):
-    torch.manual_seed(0)
-    image, target = random(1, 2, 48, 48), torch.zeros(1, 48, 48, dtype=torch.int64)
-    target[:, :, 24:], target[:, 24:] = 1, 2
-    image[:, 0] += 2 * target
-    net = NETS[name]()
-    optimizer, losses = torch.optim.Adam(net.parameters(), lr=1e-2), []
-    for _ in range(30):
-        loss = cross_entropy(net(image), target)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < 0.7 * losses[0]
-
-
-@every_net
-def test_tiles_give_the_prediction_of_the_whole_image(name):
-    torch.manual_seed(0)
-    learner = Learner(trained_looking(NETS[name]()), cross_entropy, device="cpu", verbose=False)
-    image = random(1, 2, 40, 450)
-    torch.testing.assert_close(learner.predict(image, tile=64), learner.predict(image), rtol=1e-4, atol=1e-5)
-
-
-@every_net
-def test_half_precision_gives_the_same_up_to_rounding(name):
-    torch.manual_seed(0)
-    net, image = trained_looking(NETS[name]()), random(1, 2, 40, 40)
-    with torch.no_grad():
-        expected = net(image)
-        with torch.autocast("cpu", torch.bfloat16):
-            half = net(image)
-    torch.testing.assert_close(half.float(), expected, rtol=0.1, atol=0.1 * expected.abs().max().item())
-    if isinstance(net, FCN):
-        assert half.dtype == torch.float32  # its way up: bfloat16 would be twenty times slower on a CPU
 
 
 @pytest.mark.parametrize(
@@ -128,11 +73,6 @@ def test_receptive_field_by_hand(name, expected):
 # ---- the road net ---------------------------------------------------------------------------------------------------
 
 
-def test_parameters_of_the_road_net_by_formula():
-    # 5·5·3·32 + 32, 5·5·32·64 + 64, 64 + 1
-    assert count_parameters(RoadNet()) == 2432 + 51264 + 65 == 53761
-
-
 def test_the_road_net_is_that_of_the_assignment():
     torch.manual_seed(0)
     net, image = RoadNet(), random(1, 3, 32, 64)
@@ -141,6 +81,7 @@ def test_the_road_net_is_that_of_the_assignment():
     x = F.relu(F.conv2d(x, b.weight, b.bias, stride=2, padding=2))  # (1, 64, 8, 16)
     x = F.conv2d(x, c.weight, c.bias)
     assert (a.kernel_size, b.kernel_size, c.kernel_size) == ((5, 5), (5, 5), (1, 1)) and x.shape == (1, 1, 8, 16)
+    assert count_parameters(net) == 2432 + 51264 + 65  # 5·5·3·32 + 32, 5·5·32·64 + 64, 64 + 1
     torch.testing.assert_close(net(image), F.interpolate(x, size=(32, 64), mode="bilinear"))
 
 
@@ -156,13 +97,6 @@ def test_a_pooling_left_out_doubles_the_dilation_after_it(output_stride, dilatio
     convs = [module for module in net.modules() if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3)]
     assert [conv.dilation[0] for conv in convs] == dilations
     assert sum(isinstance(module, nn.MaxPool2d) for module in net.modules()) == poolings
-
-
-def test_dilation_keeps_the_parameters_and_multiplies_the_cost():
-    fine, coarse = DilatedNet(3, 2, THIN, output_stride=4), DilatedNet(3, 2, THIN, output_stride=8)
-    assert count_parameters(fine) == count_parameters(coarse)
-    after = 9 * (4 * 5 + 5 * 6 + 6 * 6) + 6 * 2  # weights behind the third level, on 16² or on 32² values
-    assert cost(fine) - cost(coarse) == after * (32**2 - 16**2)
 
 
 def test_each_quarter_of_a_dilated_map_is_the_map_of_the_pooled_net():
@@ -191,103 +125,20 @@ def test_the_image_classifier_is_the_encoder_and_a_mean():
     assert count_parameters(net) == encoder + 8 * 5 + 5
 
 
-def test_the_image_classifier_learns_and_leaves_the_unet_alone():
-    torch.manual_seed(0)
-    unet = UNet(1, 2, (4, 8))
-    before = copy.deepcopy(unet.state_dict())
-    net, images, labels = ImageClassifier(unet, 4), random(8, 1, 12, 12), torch.arange(8) % 4
-    images += labels.view(-1, 1, 1, 1)
-    optimizer = torch.optim.Adam(net.parameters(), lr=2e-2)
-    for _ in range(40):
-        loss = F.cross_entropy(net(images), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert loss < 0.5 and all(p.grad.abs().sum() > 0 for p in net.parameters())
-    assert all(torch.equal(value, before[key]) for key, value in unet.state_dict().items())
-
-
 # ---- torchvision's net ----------------------------------------------------------------------------------------------
 
 
-def stub_of_torchvision(asked):
-    """A torchvision that only knows this one net, of one convolution."""
-
-    class Net(nn.Module):
-        def __init__(self, num_classes):
-            super().__init__()
-            self.backbone = nn.Module()
-            self.backbone.conv1 = nn.Conv2d(3, 64, 7, stride=2, padding=3, bias=False)
-            self.last = nn.Conv2d(64, num_classes, 1)
-
-        def forward(self, x):
-            z = self.last(self.backbone.conv1(x))
-            return {"out": F.interpolate(z, size=x.shape[2:], mode="bilinear")}
-
-    def fcn_resnet50(**settings):
-        asked.update(settings)
-        return Net(settings["num_classes"])
-
-    models, segmentation = types.ModuleType("torchvision.models"), types.ModuleType("torchvision.models.segmentation")
-    segmentation.fcn_resnet50 = fcn_resnet50
-    models.segmentation = segmentation
-    package = types.ModuleType("torchvision")
-    package.models = models
-    return {"torchvision": package, "torchvision.models": models, "torchvision.models.segmentation": segmentation}
-
-
-@pytest.mark.parametrize("channels", [1, 3, 5])
-def test_the_reference_gives_logits_and_asks_for_no_weights(monkeypatch, channels):
-    asked = {}
-    for name, module in stub_of_torchvision(asked).items():
-        monkeypatch.setitem(sys.modules, name, module)
-    net = baselines.fcn_resnet50(channels, 4)
-    assert net(torch.zeros(1, channels, 17, 31)).shape == (1, 4, 17, 31)
-    assert asked["weights"] is None and asked["weights_backbone"] is None  # nothing is downloaded
-
-
-def test_the_reference_of_the_installed_torchvision():
-    try:
-        from torchvision.models import segmentation  # noqa: F401
-    except (ImportError, RuntimeError, OSError) as error:
-        pytest.skip(f"torchvision cannot be imported: {error}")
-    net = baselines.fcn_resnet50(1, 4).eval()
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_reference_gives_logits(channels):
+    pytest.importorskip("torchvision")
     with torch.no_grad():
-        assert net(torch.zeros(1, 1, 40, 50)).shape == (1, 4, 40, 50)
+        assert baselines.fcn_resnet50(channels, 4).eval()(torch.zeros(1, channels, 40, 50)).shape == (1, 4, 40, 50)
 
 
-class Broken:
-    """Finds torchvision, and fails while importing it, as a pair of wrong versions does."""
-
-    def __init__(self, error):
-        self.error = error
-
-    def find_spec(self, name, path=None, target=None):
-        if name == "torchvision":
-            raise self.error
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        ModuleNotFoundError("No module named 'torchvision'"),
-        RuntimeError("operator torchvision::nms does not exist\nand more lines"),
-        OSError("libcudart.so: cannot open shared object file"),
-    ],
-)
-def test_a_missing_or_broken_torchvision_is_said_in_one_sentence(monkeypatch, error):
-    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setattr(sys, "meta_path", [Broken(error), *sys.meta_path])
-    with pytest.raises(InputError, match="torchvision cannot be imported") as caught:
+def test_a_missing_torchvision_is_said_in_one_sentence(monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchvision.models", None)
+    with pytest.raises(InputError, match="torchvision cannot be imported"):
         baselines.fcn_resnet50()
-    assert len(str(caught.value).splitlines()) == 1
-
-
-def test_torchvision_is_not_imported_with_the_module():
-    code = "import sys, networks.baselines; sys.exit('torchvision' in sys.modules)"
-    root = Path(baselines.__file__).parents[1]
-    assert subprocess.run([sys.executable, "-c", code], cwd=root).returncode == 0
 
 
 def test_a_shrunk_network_sees_averages_and_answers_in_full_size():
@@ -316,27 +167,13 @@ def test_a_shrunk_network_sees_averages_and_answers_in_full_size():
     ("build", "word"),
     [
         (lambda: RoadNet(0), "in_channels"),
-        (lambda: RoadNet(3, 0), "num_classes"),
         (lambda: PatchClassifier(widths=(2, 3)), "expected five"),
-        (lambda: PatchClassifier(widths=(2, 3, 0, 4, 5)), "widths"),
-        (lambda: PatchClassifier(patch=64), "94, 126, 158"),
-        (lambda: PatchClassifier(patch=62), "94, 126, 158"),
-        (lambda: FCN(patch=127), "94, 126, 158"),
+        (lambda: FCN(patch=64), "94, 126, 158"),
         (lambda: FCN(stride=4), "choose one of 32, 16, 8"),
-        (lambda: FCN(upsampling="nearest"), "upsampling"),
-        (lambda: FCN(num_classes=0), "num_classes"),
-        (lambda: FCN.from_classifier(PatchClassifier(), stride=64), "stride"),
         (lambda: DilatedNet(output_stride=3), "output_stride"),
-        (lambda: DilatedNet(output_stride=32), "output_stride"),
-        (lambda: DilatedNet(widths=()), "widths"),
         (lambda: Shrunk(UNet(), 3), "factor"),
     ],
 )
 def test_wrong_settings_are_refused(build, word):
     with pytest.raises(InputError, match=word):
         build()
-
-
-def test_the_image_classifier_refuses_other_channels():
-    with pytest.raises(InputError, match="ImageClassifier"):
-        ImageClassifier(UNet(3, 2, (2, 4)), 2)(torch.zeros(1, 1, 8, 8))

@@ -60,26 +60,15 @@ def test_multiply_adds_agree_with_pytorchs_own_counter():
     assert 2 * ours == counter.get_total_flops()  # it counts the product and the sum as two
 
 
-def test_receptive_field_of_the_paper_sized_encoder_by_hand():
-    # double 3×3 at jumps 1, 2, 4, 8, 16 and four poolings: 1 + 4·(1+2+4+8+16) + (1+2+4+8) = 140
-    rows = layer_table(UNet(widths=(1, 1, 1, 1, 1)), (1, 1, 256, 256))
-    assert next(row for row in rows if row.name == "encoder.4.3").receptive_field == (140, 140)
-
-
 LAYERS = [
     nn.Conv2d(3, 8, 5),
     nn.Conv2d(4, 8, (3, 1), groups=2, bias=False),
-    nn.Conv2d(4, 4, 3, groups=4),
     nn.ConvTranspose2d(6, 4, (2, 3), stride=2, groups=2),
-    nn.ConvTranspose2d(6, 3, 2, bias=False),
     nn.Linear(7, 5),
     nn.BatchNorm2d(9),
-    nn.BatchNorm2d(9, affine=False),
     nn.GroupNorm(2, 6),
-    nn.InstanceNorm2d(5, affine=True),
     UNet(3, 2, (4, 8, 8)),
     UNet(1, 1, (4, 8, 16), upsampling="unpool", skip="sum", norm="group"),
-    UNet(1, 1, (4, 8), upsampling="bilinear", norm="none"),
     nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(2, 3)),
 ]
 
@@ -95,22 +84,6 @@ def test_a_layer_without_a_formula_is_refused():
         parameters_by_formula(nn.Sequential(nn.Conv2d(1, 1, 1), nn.PReLU()))
 
 
-def test_a_layer_that_runs_twice_is_counted_once():
-    shared = nn.Conv2d(1, 1, 3, padding=1)
-    rows = layer_table(nn.Sequential(shared, nn.ReLU(), shared), (1, 1, 8, 8))
-    assert [row.parameters for row in rows] == [10, 0]
-    assert [row.multiply_adds for row in rows] == [9 * 64, 9 * 64]
-
-
-def test_a_normalisation_before_all_layers_has_its_own_row():
-    model = nn.Sequential(nn.BatchNorm2d(1), nn.Conv2d(1, 2, 1), nn.InstanceNorm2d(2, affine=True), nn.PReLU())
-    rows = layer_table(model, (1, 1, 8, 8))
-    assert [(row.kind, row.parameters) for row in rows] == [
-        ("BatchNorm2d", 2),
-        ("Conv2d 1×1 + InstanceNorm2d + PReLU", 4 + 4 + 1),
-    ]
-
-
 def test_stride_and_field_of_every_row():
     model = nn.Sequential(nn.Conv2d(1, 1, 3), nn.MaxPool2d((2, 1)), nn.Conv2d(1, 1, 3), nn.Upsample(scale_factor=4))
     rows = layer_table(nn.Sequential(model, nn.Conv2d(1, 1, 1)), (1, 1, 32, 32))
@@ -121,13 +94,7 @@ def test_stride_and_field_of_every_row():
 
 def test_stages_are_the_maps_of_the_blocks():
     found = stages(UNet(widths=(2, 4, 8)), (1, 1, 10, 7))
-    assert [(s.channels, s.height, s.width) for s in found] == [
-        (2, 10, 7),
-        (4, 5, 4),
-        (8, 3, 2),
-        (4, 5, 4),
-        (2, 10, 7),
-    ]
+    assert [stage[1:] for stage in found] == [(2, 10, 7), (4, 5, 4), (8, 3, 2), (4, 5, 4), (2, 10, 7)]
 
 
 # ---- one operation --------------------------------------------------------------------------------------------------
@@ -232,15 +199,14 @@ def test_cropping_padding_and_adaptive_pooling_read_what_the_oracle_sees(name):
 
 EVERYTHING = {
     "mirrored": lambda x: x.flip(-1),
-    "rolled": lambda x: x.roll(2, dims=-2),
     "softmax along the rows": lambda x: x.softmax(dim=2),
     "mean along the columns": lambda x: x - x.mean(dim=3, keepdim=True),
     "attention": lambda x: x + (x.flatten(2) @ torch.ones(120, 120, dtype=x.dtype)).view(x.shape),
-    "a matrix": lambda x: torch.ones(12, 12, dtype=x.dtype) @ x,
     "a channel": lambda x: x[:, 0],
     "by index": lambda x: x[:, :, torch.tensor([3, 1, 5])],
     "corners aligned": nn.Upsample(size=(23, 19), mode="bilinear", align_corners=True),
-    "no whole size": nn.Upsample(scale_factor=1.7, mode="bilinear"),
+    "circular": lambda x: F.pad(x, (1, 1, 1, 1), mode="circular"),
+    "smoothed": lambda x: F.interpolate(x, size=(4, 4), mode="bilinear", antialias=True),
     "bicubic": nn.Upsample(scale_factor=2, mode="bicubic"),
     "shuffled": lambda x: F.pixel_shuffle(torch.cat([x] * 4, dim=1), 2),
     "pooled to 5×3": nn.AdaptiveAvgPool2d((5, 3)),
@@ -258,10 +224,8 @@ def test_what_is_not_in_the_lists_reads_everything(name):
 POINTWISE = {
     "sum": lambda x: x + 1 - (2 - x) * 3 / (x + 5),
     "in place": lambda x: x.clone().mul_(2).add_(x),
-    "iadd": lambda x: x.clone().__iadd__(x),
     "gate": lambda x: x * torch.sigmoid(x * 1e-5),
     "softmax": lambda x: torch.cat([x, x * 0 + 1], dim=1).mul(1e-5).softmax(dim=1),
-    "log-softmax, -3": lambda x: F.log_softmax(torch.cat((x, x * 0), 1) * 1e-5, -3),
     "types": lambda x: x.float().to(torch.float64).contiguous(),
     "where": lambda x: torch.where(x > 2, x, x * 0.5),
     "layers": nn.Sequential(nn.ReLU(inplace=True), nn.Dropout(0.5), nn.BatchNorm2d(1), nn.Identity()),
@@ -287,25 +251,7 @@ def test_a_map_of_one_pixel_is_repeated_beside_one_of_full_size():
     assert output_stride(Gate(), (1, 1, 12, 10)) == (1, 1)
 
 
-@pytest.mark.parametrize(
-    "call, field",
-    [
-        (lambda x: F.conv2d(x, torch.ones(1, 1, 3, 3)), 3),
-        (lambda x: F.conv2d(x, torch.ones(1, 1, 3, 3), dilation=2, padding="same"), 5),
-        (lambda x: F.conv_transpose2d(x, torch.ones(1, 1, 3, 3), stride=2), 2),
-        (lambda x: F.max_pool2d(x, 2), 2),
-        (lambda x: F.avg_pool2d(x, 3, padding=1), 3),
-        (lambda x: F.max_pool2d(x, 2, return_indices=True)[0], 2),
-    ],
-)
-def test_kernels_called_as_functions_are_read_as_those_of_layers(call, field):
-    assert receptive_field(Function(call), (1, 1, 12, 12)) == (field, field)
-
-
 # ---- whole networks -------------------------------------------------------------------------------------------------
-
-
-# ---- a zoo ----------------------------------------------------------------------------------------------------------
 
 
 class Join(nn.Module):
@@ -318,17 +264,6 @@ class Join(nn.Module):
     def forward(self, x):
         maps = [branch(x) for branch in self.branches]
         return torch.cat(maps, dim=1) if self.concat else sum(maps)
-
-
-class ToSizeOf(nn.Module):
-    """A branch whose output is resized to the size of its input."""
-
-    def __init__(self, *layers):
-        super().__init__()
-        self.layers = nn.Sequential(*layers)
-
-    def forward(self, x):
-        return F.interpolate(self.layers(x), size=x.shape[-2:], mode="bilinear", align_corners=False)
 
 
 class SkipFCN(nn.Module):
@@ -416,7 +351,7 @@ def test_formula_gradient_and_oracle_agree(name):
     assert receptive_field(model, shape) == (largest, largest)
     assert output_stride(model, shape) == (stride, stride)
     formula = pixel_field(model, shape)
-    size = formula.bottom - formula.top + 1, formula.right - formula.left + 1
+    size = formula[2] - formula[0] + 1, formula[3] - formula[1] + 1
     assert size <= (largest, largest)
     if name != "U-Net, group norm":  # it averages over the image, but counts as pixel by pixel
         assert receptive_field_measured(model, shape) == size
@@ -426,13 +361,6 @@ def test_formula_gradient_and_oracle_agree(name):
         assert (top, left) >= formula[:2] and (bottom, right) <= formula[2:]
     elif name != "U-Net, group norm":
         assert (top, left, bottom, right) == formula
-
-
-@pytest.mark.parametrize("name", ["VGG", "ResNet", "FCN with skip", "kernel 5, stride 3", "finer than the image"])
-def test_the_field_moves_by_the_stride(name):
-    model, _, stride = ZOO[name]
-    here, there = (pixel_field(model, (1, 1, 200, 72), (n, 3)) for n in (2, 26))  # 24 apart: a whole period for each
-    assert (there.top - here.top, there.bottom - here.bottom) == (24 * stride, 24 * stride)
 
 
 def test_global_pooling_and_dense_layers_see_everything():
@@ -476,32 +404,6 @@ def test_measured_never_exceeds_the_formula(model):
     assert measured[0] <= formula[0] and measured[1] <= formula[1]
 
 
-@pytest.mark.parametrize("upsampling", ["transposed", "bilinear", "unpool"])
-@pytest.mark.parametrize("skip", ["none", "concat", "sum"])
-def test_formula_is_reached_by_the_gradient_of_the_unet(upsampling, skip):
-    model = UNet(widths=(2, 2, 2), upsampling=upsampling, skip=skip)
-    shape = (1, 1, 80, 80)
-    assert receptive_field_measured(model, shape) == receptive_field(model, shape)
-
-
-# ---- what may stand in the way of a measurement ---------------------------------------------------------------------
-
-
-def test_dead_zero_and_saturated_layers_hide_no_path():
-    model = nn.Sequential(
-        conv(), nn.BatchNorm2d(1), nn.ReLU(), conv(5), nn.Sigmoid(), nn.Conv2d(1, 2, 3), nn.Softmax(1)
-    )
-    nn.init.constant_(model[1].running_mean, 1e3)  # all is below 0 before the ReLU
-    nn.init.zeros_(model[3].weight)
-    nn.init.constant_(model[3].bias, -1e3)
-    assert receptive_field_measured(model, (1, 1, 20, 20)) == (9, 9) == receptive_field(model, (1, 1, 20, 20))
-
-
-def test_a_very_deep_net_neither_overflows_nor_fades():
-    model = nn.Sequential(*(nn.Sequential(conv(), nn.ReLU6()) for _ in range(60)))
-    assert receptive_field_measured(model, (1, 1, 130, 130), trials=1) == (121, 121)
-
-
 class Outputs(nn.Module):
     def __init__(self, choose):
         super().__init__()
@@ -524,28 +426,6 @@ def test_of_several_outputs_the_first_counts(choose):
 def test_an_output_that_does_not_follow_from_the_image_is_refused(choose):
     with pytest.raises(InputError, match="cannot be followed back"):
         receptive_field(Outputs(choose), (1, 1, 9, 9))
-
-
-@pytest.mark.parametrize("choose", [lambda a, b: torch.ones(1, 1, 9, 9), lambda a, b: 0 * a])
-def test_an_output_without_a_gradient_is_refused(choose):
-    with pytest.raises(InputError, match="does not depend on the image"):
-        receptive_field_measured(Outputs(choose), (1, 1, 9, 9))
-    with pytest.raises(InputError, match="No pixel has a gradient"):
-        effective_receptive_field(Outputs(choose), torch.rand(1, 1, 9, 9))
-
-
-def test_writing_into_a_map_is_followed():
-    class Written(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.one, self.two = conv(), conv(5)
-
-        def forward(self, x):
-            y = self.one(x)
-            y[..., :1, :] = self.two(x)[..., :1, :]
-            return y
-
-    assert min(receptive_field(Written(), (1, 1, 9, 9))) >= 5
 
 
 def test_the_model_stays_as_it_was():
@@ -579,55 +459,10 @@ def test_effective_field_of_one_and_two_means_by_hand():
     assert effective_size(field) == 5  # all: the corners have 1/9 of the middle, more than 4.55 %
 
 
-def test_effective_field_grows_like_the_root_of_the_depth():
-    """The result of Luo et al.: a Gaussian; four times the layers, twice the size, but four times the formula."""
-    sizes = [effective_size(effective_receptive_field(means(n), torch.zeros(1, 1, 91, 91))) for n in (10, 40)]
-    assert sizes[1] / sizes[0] == pytest.approx(2, rel=0.05)
-    # variance 2/3 a layer; above 4.55 % of the largest: radius √(2 ln(1/0.0455)) = 2.486 standard deviations
-    assert sizes[1] ** 2 == pytest.approx(torch.pi * 2.486**2 * 40 * 2 / 3, rel=0.03)
-    assert [receptive_field(means(n), (1, 1, 91, 91))[0] for n in (10, 40)] == [21, 81]
-
-
-def test_effective_field_is_a_mean_over_images_inside_the_theoretical_one():
-    torch.manual_seed(0)
-    model, images = UNet(widths=(4, 4, 4), num_classes=1), torch.randn(3, 1, 48, 64)
-    field = effective_receptive_field(model, images)
-    assert field.shape == (48, 64) and field.sum().item() == pytest.approx(1) and field.min() >= 0
-    box = pixel_field(model, (1, 1, 48, 64))
-    inside = field[max(box.top, 0) : box.bottom + 1, max(box.left, 0) : box.right + 1]
-    assert inside.sum().item() == pytest.approx(1)
-    leaf = images.requires_grad_()
-    raw = torch.autograd.grad(model.eval()(leaf)[:, :, 24, 32].sum(), leaf)[0].abs().mean(dim=(0, 1))
-    assert torch.allclose(field, raw / raw.sum(), atol=1e-6)
-
-
-def test_effective_field_refuses_what_has_no_gradient():
-    model = nn.Sequential(conv(), nn.ReLU())
-    nn.init.constant_(model[0].bias, -1e3)
-    with pytest.raises(InputError, match="No pixel has a gradient"):
-        effective_receptive_field(model, torch.rand(1, 1, 8, 8))
-    with pytest.raises(InputError, match="B, C, H, W"):
-        effective_receptive_field(model, torch.rand(1, 8, 8))
-
-
 def test_reach_is_the_farthest_side_of_any_box():
     for net in (UNet(1, 2, (2, 4, 8)), nn.Sequential(nn.ZeroPad2d((3, 0, 1, 2)), nn.Conv2d(1, 1, 4))):
         far = 0
         for pixel in [(y, x) for y in range(12) for x in range(12)]:
             box = pixel_field(net, (1, 1, 12, 12), pixel)
-            far = max(far, pixel[0] - box.top, box.bottom - pixel[0], pixel[1] - box.left, box.right - pixel[1])
+            far = max(far, *(abs(edge - pixel[number % 2]) for number, edge in enumerate(box)))
         assert reach(net, (1, 1, 12, 12)) == far
-
-
-def test_what_wraps_around_or_filters_widely_reads_everything():
-    class Wrapped(nn.Module):
-        def forward(self, x):
-            return F.pad(x, (1, 1, 1, 1), mode="circular")
-
-    class Smooth(nn.Module):
-        def forward(self, x):
-            return F.interpolate(x, size=(4, 4), mode="bilinear", antialias=True)
-
-    nets = (nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular"), nn.CircularPad2d(1), Wrapped(), Smooth())
-    for net in nets:
-        assert receptive_field(net, (1, 1, 16, 16)) == (16, 16)

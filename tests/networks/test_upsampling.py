@@ -8,14 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
-from checks import InputError
 from networks.inspection import count_parameters
 from networks.upsampling import (
     bilinear_kernel,
     bilinear_upsampling,
     checkerboard,
     convolution_matrix,
-    insert_zeros,
     interpolate_by_convolution,
     linear_kernel,
     overlap_counts,
@@ -49,25 +47,6 @@ def test_three_ways_and_pytorch_agree(n, k, s, seed):
     torch.testing.assert_close(by_matrix, by_pytorch)
     torch.testing.assert_close(by_filter, by_pytorch)
     assert torch.equal(transposed_matrix(kernel, s, n), convolution_matrix(kernel, s, len(by_matrix)).T)
-
-
-@given(st.integers(0, 9), kernels, strides, st.integers(0, 2**31))
-def test_matrix_of_the_convolution_against_pytorch(more, k, s, seed):
-    x, kernel = random(k + more, seed=seed), random(k, seed=seed + 1)
-    expected = F.conv1d(x[None, None], kernel[None, None], stride=s)[0, 0]
-    torch.testing.assert_close(convolution_matrix(kernel, s, k + more) @ x, expected)
-
-
-def test_the_transposed_matrix_is_the_gradient_of_the_convolution():
-    kernel, upstream = random(3), random(4, seed=1)
-    x = random(9, seed=2).requires_grad_()
-    F.conv1d(x[None, None], kernel[None, None], stride=2)[0, 0].backward(upstream)
-    torch.testing.assert_close(x.grad, transposed_matrix(kernel, 2, 4) @ upstream)
-
-
-def test_zeros_lie_between_the_values_and_not_behind_them():
-    assert insert_zeros(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), 2).tolist() == [[1, 0, 2], [3, 0, 4]]
-    assert insert_zeros(torch.tensor([5.0]), 4).tolist() == [5]
 
 
 @pytest.mark.parametrize("factor", [1, 2, 3, 4, 5, 8, 16, 32])
@@ -124,15 +103,10 @@ def constant_through(kernel, stride):
     return out[..., start : 12 * stride - k, start : 12 * stride - k]
 
 
-@pytest.mark.parametrize(("kernel", "stride", "expected"), [(3, 2, 0.4359), (4, 2, 0), (2, 2, 0), (6, 3, 0)])
+@pytest.mark.parametrize(("kernel", "stride", "expected"), [(3, 2, 0.4359), (4, 2, 0), (6, 3, 0)])
 def test_checkerboard_of_kernels_of_ones(kernel, stride, expected):
     # 3/2: counts 2, 1 in each direction, phases 4 2 2 1: variance 19/16 of a mean square 100/16
     assert checkerboard(constant_through(torch.ones(kernel), stride), stride) == pytest.approx(expected, abs=1e-4)
-
-
-@pytest.mark.parametrize("factor", [2, 3, 4, 8])
-def test_a_bilinear_kernel_leaves_no_checkerboard(factor):
-    assert checkerboard(constant_through(linear_kernel(factor), factor), factor) < 1e-6
 
 
 @pytest.mark.parametrize(("k", "s"), list(itertools.product((2, 3, 4, 6), (2, 3, 4))))
@@ -150,8 +124,3 @@ def test_checkerboard_does_not_take_content_for_a_pattern():
     assert checkerboard(torch.zeros(1, 1, 4, 4), 2) == 0
     channels = torch.tensor([1.0, -1.0]).view(1, 2, 1, 1).expand(1, 2, 8, 8)
     assert checkerboard(channels, 2) == 0  # channels differ, phases do not
-
-
-def test_a_map_smaller_than_a_cell_is_refused():
-    with pytest.raises(InputError, match="expected"):
-        checkerboard(torch.ones(1, 1, 1, 4), 2)
