@@ -5,8 +5,7 @@ Borders: `BoundaryWeightedLoss`, `boundary_loss`.  Objects and holes: `TopologyL
 
 All take `logits` (B, C, H, W), raw, and `target` (B, H, W), integer; `InputError` if these do not belong together.
 Pixels labelled `IGNORE_INDEX` count in no term; where no pixel counts, the loss is 0 with zero gradient.  All compute
-in float32 (float64 if the logits are), also inside autocast, and stay finite for logits of ±10⁴.  Their settings show
-in their `repr`, by which the learner knows a run again.
+in float32 (float64 if the logits are), also inside autocast, and stay finite for logits of ±10⁴.
 """
 
 from __future__ import annotations
@@ -43,10 +42,6 @@ def focal_loss(logits: Tensor, target: Tensor, *, gamma: float = 2.0, class_weig
     """Focal loss −(1 − p_y)^γ · log p_y: cross-entropy in which pixels that are right already hardly count.
 
     γ ≥ 0; with γ = 0 it is the `cross_entropy`.  Lin et al., 2017 (arXiv:1708.02002).
-
-    >>> logits, target = torch.randn(1, 3, 4, 4), torch.zeros(1, 4, 4, dtype=torch.int64)
-    >>> torch.allclose(focal_loss(logits, target, gamma=0), cross_entropy(logits, target))
-    True
     """
     logits, target = _prepare(logits, target, class_weight=class_weight)
     nats = _nats(logits, target)
@@ -58,12 +53,8 @@ def focal_loss(logits: Tensor, target: Tensor, *, gamma: float = 2.0, class_weig
 def dice_loss(logits: Tensor, target: Tensor, *, smooth: float = 1.0) -> Tensor:
     """Soft Dice loss 1 − (2·Σ p·g + s) / (Σ p + Σ g + s), averaged over classes and images; 0 … 1.
 
-    The smoothing s > 0, in pixels, gives a class that is absent from an image a useful value: 0 if nothing is
-    predicted, towards 1 the more is.  Milletari et al., 2016 (arXiv:1606.04797).
-
-    >>> perfect = torch.tensor([[[[99.]], [[-99.]]]])  # one pixel, class 0 for sure
-    >>> dice_loss(perfect, torch.zeros(1, 1, 1, dtype=torch.int64)).item()
-    0.0
+    With s > 0, in pixels, a class absent from an image costs 0 if nothing is predicted, towards 1 the more is.
+    Milletari et al., 2016 (arXiv:1606.04797).
     """
     probs, truth = _probs_and_one_hot(logits, target)  # (B, C, H, W) each, 0 on ignored pixels
     overlap = (probs * truth).sum(dim=(2, 3))  # (B, C)
@@ -78,10 +69,6 @@ def tversky_loss(
 
     TP = Σ p·g, FP = Σ p·(1 − g), FN = Σ (1 − p)·g.  β > α fears misses more than false alarms; α = β = ½ is Dice,
     with half of its s > 0.  Salehi et al., 2017 (arXiv:1706.05721).
-
-    >>> even, target = torch.zeros(1, 2, 1, 2), torch.tensor([[[0, 1]]])  # TP = FP = FN = 1/2, s = 1
-    >>> round(tversky_loss(even, target, alpha=1, beta=2).item(), 3)  # 1 − 1.5/3
-    0.5
     """
     probs, truth = _probs_and_one_hot(logits, target)
     hits = (probs * truth).sum(dim=(2, 3))  # (B, C)
@@ -96,10 +83,6 @@ def soft_cldice_loss(logits: Tensor, target: Tensor, *, iterations: int = 5, smo
     S = (Σ skel(g)·p + s) / (Σ skel(g) + s): how much of the true centre line is predicted.
     skel is a soft skeleton by min- and max-pooling; what is wider than 2·`iterations` loses its centre line.
     The loss does not see how wide a line is: add it to another one.  Shit et al., 2021 (arXiv:2003.07311), algorithm 1.
-
-    >>> line = torch.tensor([[[0, 0, 0], [1, 1, 1], [0, 0, 0]]])
-    >>> soft_cldice_loss(99.0 * (2 * line[:, None] - 1), line).item()  # one output channel
-    0.0
     """
     probs, truth = (x[:, 1:] for x in _probs_and_one_hot(logits, target))  # (B, C−1, H, W)
     line, true_line = _soft_skeleton(probs, iterations), _soft_skeleton(truth, iterations)
@@ -109,10 +92,9 @@ def soft_cldice_loss(logits: Tensor, target: Tensor, *, iterations: int = 5, smo
 
 
 def _soft_skeleton(x: Tensor, iterations: int) -> Tensor:
-    """What an opening takes away, collected while x shrinks by one pixel a step."""
+    """What an opening takes away, collected while x shrinks by one pixel, of its four neighbours, a step."""
     skeleton = torch.zeros_like(x)
     for _ in range(iterations + 1):
-        # Minimum over a pixel and its four neighbours; what lies outside of the image does not count.
         eroded = -torch.maximum(F.max_pool2d(-x, (3, 1), 1, (1, 0)), F.max_pool2d(-x, (1, 3), 1, (0, 1)))
         ridge = F.relu(x - F.max_pool2d(eroded, 3, 1, 1))
         skeleton, x = skeleton + F.relu(ridge - skeleton * ridge), eroded
@@ -122,14 +104,9 @@ def _soft_skeleton(x: Tensor, iterations: int) -> Tensor:
 def boundary_loss(logits: Tensor, target: Tensor, distance: Tensor | None = None) -> Tensor:
     """Boundary loss: mean over pixels of φ_k·(p_k − g_k) = |φ_k|·|p_k − g_k| in pixels, over all classes but 0.
 
-    φ_k is the signed distance to the border of class k, negative inside.  (The paper drops the constant −Σ φ·g: same
-    gradient, but a value that has no zero.)  The gradient is small near the border: add it to another loss.  `distance`
-    (B, C, H, W) holds the φ of `boundary.signed_distance`, or (B, H, W) that of class 1 of two; by default it is worked
-    out here, on the CPU.  Kervadec et al., 2021 (doi:10.1016/j.media.2020.101851), equations 4 and 5.
-
-    >>> target = torch.tensor([[[0, 0, 1, 1]]])  # distances 1.5, 0.5, −0.5, −1.5; each pixel is half wrong
-    >>> boundary_loss(torch.zeros(1, 2, 1, 4), target).item()
-    0.5
+    The gradient is small near the border: add it to another loss.  `distance` (B, C, H, W) holds the signed distance φ
+    of `boundary.signed_distance`, or (B, H, W) that of class 1 of two; by default it is worked out here, on the CPU.
+    Kervadec et al., 2021 (doi:10.1016/j.media.2020.101851), equations 4 and 5, plus a constant that makes the best 0.
     """
     probs, truth = _probs_and_one_hot(logits, target)
     if distance is None:
@@ -146,14 +123,8 @@ class BoundaryWeightedLoss(nn.Module):
     """Cross-entropy Σ w·(−log p_y) / Σ w with a weight w that depends on the distance d to the nearest border.
 
     w = w_class + w0·exp(−d² / 2σ²) (`boundary.boundary_weights`, σ in pixels), or with `separation` the weights of the
-    U-Net paper (`boundary.separation_weights`; there w0 = 10, σ = 5).  w0 > 0 stresses the border, −1 ≤ w0 < 0 forgives
-    errors there.  loss(logits, target) works w out on the CPU in each step (some ms an image); loss(logits, target, w)
-    takes maps (B, H, W) made once for each mask.  Ronneberger et al., 2015 (arXiv:1505.04597), equation 2.
-
-    >>> loss, target = BoundaryWeightedLoss(w0=4.0, sigma=0.5), torch.tensor([[[0, 0, 1, 1]]])
-    >>> logits = torch.tensor([[[[9.0, 0.0, 0.0, -9.0]], [[-9.0, 0.0, 0.0, 9.0]]]])  # not sure at the border
-    >>> loss, round((loss(logits, target) / cross_entropy(logits, target)).item(), 2)
-    (BoundaryWeightedLoss(w0=4.0, sigma=0.5, class_weight=None, separation=False), 1.53)
+    U-Net paper (`boundary.separation_weights`; there w0 = 10, σ = 5).  loss(logits, target) works w out on the CPU in
+    each step; loss(logits, target, w) takes maps (B, H, W).  Ronneberger et al., 2015 (arXiv:1505.04597), equation 2.
     """
 
     def __init__(
@@ -188,19 +159,14 @@ class TopologyLoss(nn.Module):
 
     loss = CE + λ/N · Σ_c severity(c) · mean_{p in c} (−log p_y)
 
-    c runs over the critical regions of the predicted labels (see `topology`), N is the number of true objects (and
-    holes, if they count) in the batch, at least 1: a bridge of three pixels between two cells weighs as much as a
-    missed cell.  They are found on the CPU and held fixed for the gradient.  A `weight` belongs to the CE alone.
+    c runs over the critical regions of the predicted labels (see `topology`), found on the CPU and held fixed for the
+    gradient.  N is the number of true objects (and `holes`, if they count) in the batch, at least 1: a bridge of three
+    pixels weighs as much as a missed cell.  A `weight` belongs to the CE alone.  `strength` is λ ≥ 0; by default all
+    `classes` but 0 count; `connectivity`, `strict` as in `topology.critical_regions`.
 
-    Args:
-        strength: λ ≥ 0.
-        classes: the classes whose objects count; default all but 0.
-        connectivity, strict: see `topology.critical_regions`.
-        holes: whether errors of the background count as well.
-        margin: m ≥ 0.  With m > 0 what is falsely predicted is looked for where the logit of the class exceeds the
-            highest other one by more than −m, what is missing where by less than m (m = 1: p = 0.27 and 0.73).
-        warm_up: number of training steps in which λ rises from 0 along a line; random networks show thousands of
-            regions that mean nothing.  Outside of training steps λ has its full value.
+    margin: m ≥ 0.  With m > 0 what is falsely predicted is looked for where the logit of the class exceeds the highest
+    other one by more than −m, what is missing where by less than m (m = 1: p = 0.27 and 0.73).
+    warm_up: training steps in which λ rises from 0 along a line; outside of training steps λ has its full value.
 
     >>> cells = torch.tensor([[[1, 1, 0, 0, 0, 1, 1]]])  # N = 2 cells, that a bridge of three pixels merges
     >>> z = torch.tensor([[[[9.0, 9.0, 1.0, 1.0, 1.0, 9.0, 9.0]]]])  # logits of one channel

@@ -69,20 +69,6 @@ def test_extreme_logits_stay_finite(loss):
     assert torch.isfinite(value) and value > 0.4 and torch.isfinite(wrong.grad).all()
 
 
-@pytest.mark.parametrize(
-    "loss",
-    [
-        *LOSSES,
-        partial(focal_loss, gamma=0.5),
-        partial(cross_entropy, class_weight=torch.tensor([1.0, 0.2, 3.0])),
-    ],
-)
-def test_gradients(loss):
-    logits, target = random_pair(dtype=torch.float64, H=4, W=3)
-    target[0, 0, 0] = 255
-    assert torch.autograd.gradcheck(lambda x: loss(x, target), logits.requires_grad_())
-
-
 @pytest.mark.parametrize("loss", LOSSES[:-2])
 def test_batch_is_the_mean_of_its_images(loss):
     logits, target = random_pair(B=4)
@@ -123,10 +109,9 @@ def test_all_ignored_is_zero_with_zero_gradient(loss):
 
 
 @pytest.mark.parametrize("weights", [[1.0, 1.0], [1.0, -1.0, 1.0], [1.0, float("nan"), 1.0], [[1.0, 1.0, 1.0]]])
-@pytest.mark.parametrize("loss", [cross_entropy, focal_loss])
-def test_bad_class_weights(loss, weights):
+def test_wrong_class_weights_are_refused(weights):
     with pytest.raises(InputError, match="class_weight"):
-        loss(*random_pair(), class_weight=torch.tensor(weights))
+        cross_entropy(*random_pair(), class_weight=torch.tensor(weights))
 
 
 @given(st.integers(0, 2**31), st.booleans())
@@ -217,9 +202,6 @@ def test_boundary_loss_takes_one_map_for_two_classes_and_no_wrong_ones():
     expected = boundary_loss(logits, target)
     assert torch.equal(boundary_loss(logits, target, distance[:, 1]), expected)
     torch.testing.assert_close(boundary_loss(logits[:, 1:] - logits[:, :1], target), expected)
-    for wrong in (distance[:1], distance[:, :1], distance[:1, 1], distance[:, 1, :, :1]):
-        with pytest.raises(InputError, match="distance has shape"):
-            boundary_loss(logits, target, wrong)
     with pytest.raises(InputError, match="distance has shape"):
         boundary_loss(random_pair(C=3)[0], target, distance[:, 1])
 
@@ -266,6 +248,16 @@ def test_cached_weights_give_the_same_as_weights_on_the_fly(separation):
     assert torch.equal(loss(logits, target), loss(logits, target, maps))
     assert torch.equal(loss(logits, target), cross_entropy(logits, target, maps))
     assert not torch.equal(loss(logits, target), BoundaryWeightedLoss(10.0, 5.0)(logits, target))
+
+
+@pytest.mark.parametrize("separation", [False, True])
+@pytest.mark.parametrize("value", [0, 1])
+def test_a_mask_of_one_class_gives_exactly_cross_entropy(value, separation):
+    logits, target = random_pair(C=2)
+    target = torch.full_like(target, value)
+    target[:, 0, 1] = 255
+    loss = BoundaryWeightedLoss(10.0 if separation else -1.0, separation=separation)
+    assert torch.equal(loss(logits, target), cross_entropy(logits, target))
 
 
 # ---- topology --------------------------------------------------------------------------------------------------------
@@ -352,12 +344,6 @@ def test_topology_gradient_is_weight_times_p_minus_g(seed, holes, C):
     torch.testing.assert_close(logits.grad, expected, rtol=1e-5, atol=1e-7)
 
 
-def test_each_true_object_of_a_batch_weighs_the_same():
-    pred, true = torch.cat([row("1111111"), row("1000000")]), torch.cat([row("1100011"), row("1011011")])
-    # one merge in the first image, two missed cells in the second, 2 + 3 cells in all
-    assert only_term(single_channel(pred), true).item() == pytest.approx(3 / 5 * WRONG)
-
-
 @pytest.mark.parametrize("said, expected", [(0, 0.0), (1, 1.0)])
 def test_no_true_objects(said, expected):
     target = torch.zeros(2, 4, 4, dtype=torch.int64)
@@ -366,6 +352,13 @@ def test_no_true_objects(said, expected):
     value.backward()
     # nothing against nothing is 0 with a graph; else one spurious object an image, N at least 1
     assert value.item() == pytest.approx(2 * expected * WRONG, abs=1e-12) and torch.isfinite(logits.grad).all()
+
+
+def test_pixel_weights_belong_to_the_cross_entropy_alone():
+    logits, target = random_pair(C=2)
+    weight = torch.rand(target.shape, generator=torch.Generator().manual_seed(0))
+    term = only_term(logits, target)
+    torch.testing.assert_close(TopologyLoss(1.0)(logits, target, weight), cross_entropy(logits, target, weight) + term)
 
 
 def strengths(loss, steps):
@@ -392,8 +385,6 @@ def test_only_training_steps_count_and_others_have_full_strength():
         assert torch.equal(loss(logits.requires_grad_(), target), full)
     assert torch.equal(loss.eval()(logits, target), full)
     assert loss.step.item() == 0
-    loss.train()(logits, target)
-    assert loss.step.item() == 1
 
 
 # ---- sums and names --------------------------------------------------------------------------------------------------
@@ -421,27 +412,6 @@ def test_a_margin_finds_what_is_right_but_not_safe():
     assert TopologyLoss(margin=1.0).region_weights(gap, row("11111")).tolist() == [[[0, 0, 1, 0, 0]]]
 
 
-@pytest.mark.parametrize("settings", [{}, {"holes": False}, {"strict": True}, {"connectivity": 4, "classes": (0, 2)}])
-def test_a_margin_is_one_search_for_each_class_and_side(settings):
-    logits, target = random_pair(3, B=2, C=3, H=12, W=12)
-    target[0, :3, :3] = 255
-    chosen, total, expected = settings.get("classes", (1, 2)), 0, 0.0
-    options = {key: value for key, value in settings.items() if key in ("strict", "connectivity")}
-    kinds = KINDS if settings.get("holes", True) else KINDS[:4]
-    false_kinds = {"merge", "spurious", "hole_split", "hole_missed"}
-    for number in chosen:
-        others = torch.cat([logits[:, :number], logits[:, number + 1 :]], dim=1).max(dim=1).values
-        truth = torch.where(target == 255, 255, (target == number).long()).numpy()
-        lead = (logits[:, number] - others).numpy()
-        for sign, side in ((-1, false_kinds), (1, set(KINDS) - false_kinds)):
-            regions = critical_regions(lead > sign * 0.7, truth, **options)
-            expected = expected + regions.weights([kind for kind in kinds if kind in side])
-        total += regions.betti_target[..., : 1 + settings.get("holes", True)].sum()
-    weights = TopologyLoss(margin=0.7, **settings).region_weights(logits, target)
-    assert np.allclose(weights.numpy(), expected / max(total, 1), atol=1e-6)
-    assert weights.any()
-
-
 def test_the_names_of_losses_show_their_settings_and_no_address():
     loss = TopologyLoss(0.5, warm_up=7)
     name = "TopologyLoss(strength=0.5, classes=None, connectivity=8, holes=True, strict=False, margin=0.0, warm_up=7)"
@@ -453,10 +423,3 @@ def test_the_names_of_losses_show_their_settings_and_no_address():
         "WeightedSum(1.0 * focal_loss(gamma=3) + "
         "0.5 * BoundaryWeightedLoss(w0=5.0, sigma=2.0, class_weight=None, separation=False))"
     )
-
-
-@pytest.mark.parametrize("loss", [boundary_loss, BoundaryWeightedLoss()], ids=["boundary", "weighted"])
-def test_a_wrong_target_is_refused_before_a_distance_is_worked_out(loss, monkeypatch):
-    monkeypatch.setattr("losses._map_of_each", lambda *args: pytest.fail("worked out"))
-    with pytest.raises(InputError, match="label"):
-        loss(torch.zeros(1, 2, 4, 4), torch.full((1, 4, 4), 7))
