@@ -2,8 +2,7 @@
 
 - One sample, numpy: the protocol of the course sheet, with the names of `inferno.io.transform.Transform`.  A call draws
   the random variables once, and applies the same ones to every array (H, W) or (C, H, W).
-- A whole batch, torch, on its device: each sample gets its own draw of the eight symmetries of the square, which are
-  exact, and of brightness, colours, turns by any angle, zoom.
+- A whole batch, torch, on its device: each sample gets its own draw.
 
 A random generator is always handed in, so a second run draws the same; for batches it is one of the CPU, so nothing
 waits for a GPU.  No input is changed in place; every result is a contiguous copy.
@@ -22,15 +21,12 @@ from torch.nn import functional as F
 
 from checks import InputError
 
-# --- one sample: the protocol of the sheet ---
-
 
 class BasicTransform2D:
     """Base class: draw the random variables once a call, then apply the same ones to each image.
 
-    A derived class writes `apply_transform_to_image` and, if it is random, `build_random_variables`.  `rng` is the
-    generator to draw from; one given in the call replaces it for this call.  Returns a list, one entry for each image;
-    raises `InputError` unless all are arrays (H, W) or (C, H, W) of one height and width.
+    A derived class writes `apply_transform_to_image` and, if it is random, `build_random_variables`.  A generator given
+    in the call replaces `rng`.  `InputError` unless all are arrays (H, W) or (C, H, W) of one height and width.
     """
 
     def __init__(self, rng: np.random.Generator | None = None) -> None:
@@ -44,7 +40,11 @@ class BasicTransform2D:
 
     def __call__(self, *images: np.ndarray, rng: np.random.Generator | None = None) -> list[Any]:
         """Draw once, then transform every image with the same random variables."""
-        _check_arrays(images)
+        if wrong := [type(image).__name__ for image in images if not isinstance(image, np.ndarray)]:
+            raise InputError(f"An input is a {wrong[0]}; expected a numpy array. ToTorchTensor must come last.")
+        shapes = [image.shape for image in images]
+        if len({shape[-2:] for shape in shapes}) > 1 or any(len(shape) not in (2, 3) for shape in shapes):
+            raise InputError(f"The inputs have shapes {shapes}; expected (H, W) or (C, H, W), channels first, alike.")
         own_rng = self.rng
         self.rng = own_rng if rng is None else rng
         try:
@@ -73,11 +73,7 @@ class BasicTransform2D:
 
 
 class RandomReflect(BasicTransform2D):
-    """Mirror along x and along y, each with the given probability, independently.
-
-    >>> RandomReflect(np.random.default_rng(0), probability=1.0)(np.array([[1, 2], [3, 4]]))[0].tolist()
-    [[4, 3], [2, 1]]
-    """
+    """Mirror along x and along y, each with the given probability, independently."""
 
     def __init__(self, rng: np.random.Generator | None = None, probability: float = 0.5) -> None:
         super().__init__(rng)
@@ -88,11 +84,8 @@ class RandomReflect(BasicTransform2D):
         self._random_variables = {"reflect_x": bool(along_x), "reflect_y": bool(along_y)}
 
     def apply_transform_to_image(self, image: np.ndarray) -> np.ndarray:
-        if self.get_random_variable("reflect_x"):
-            image = image[..., ::-1]
-        if self.get_random_variable("reflect_y"):
-            image = image[..., ::-1, :]
-        return np.array(image, order="C")  # a copy: torch cannot read negative strides
+        axes = [axis for axis, name in ((-1, "reflect_x"), (-2, "reflect_y")) if self.get_random_variable(name)]
+        return np.array(np.flip(image, tuple(axes)), order="C")  # a copy: torch cannot read negative strides
 
 
 class RandomRotate90(BasicTransform2D):
@@ -108,12 +101,8 @@ class RandomRotate90(BasicTransform2D):
 class DownscaleImage(BasicTransform2D):
     """Make the image smaller by an integer factor: each block of factor × factor pixels becomes one pixel.
 
-    Float arrays: the mean of the block (a box filter, so no aliasing).  Integer and bool arrays are labels: the most
-    frequent label of the block, in a tie the smallest.  `factor` is one integer or (factor_y, factor_x).  Rows and
-    columns that fill no whole block are left out.  Raises `InputError` for a factor larger than the image.
-
-    >>> DownscaleImage(2)(np.array([[0.0, 2.0, 5.0], [4.0, 6.0, 5.0]]))[0].tolist()
-    [[3.0]]
+    Float arrays: the mean of the block.  Integer and bool arrays are labels: the most frequent one, in a tie the
+    smallest.  `factor` is an integer or (factor_y, factor_x).  Rows and columns that fill no whole block are left out.
     """
 
     def __init__(self, factor: int | tuple[int, int]) -> None:
@@ -128,15 +117,17 @@ class DownscaleImage(BasicTransform2D):
         blocks = image[..., : H * fy, : W * fx].reshape(*image.shape[:-2], H, fy, W, fx)
         if np.issubdtype(image.dtype, np.floating):
             return np.asarray(blocks.mean(axis=(-3, -1)), dtype=image.dtype)
-        return _most_frequent(blocks)
+        result = np.zeros_like(blocks[..., 0, :, 0])
+        highest = np.zeros(result.shape, np.int64)
+        for label in np.unique(blocks):  # ascending: a later label must be strictly more frequent to win
+            count = np.count_nonzero(blocks == label, axis=(-3, -1))
+            result[count > highest] = label
+            highest = np.maximum(highest, count)
+        return result
 
 
 class ToTorchTensor(BasicTransform2D):
-    """Turn arrays into tensors: float → float32 (C, H, W), integer or bool labels → int64 (H, W).
-
-    >>> [t.dtype for t in ToTorchTensor()(np.zeros((2, 2)), np.zeros((2, 2), np.uint8))]
-    [torch.float32, torch.int64]
-    """
+    """Turn arrays into tensors: float → float32 (C, H, W), integer or bool labels → int64 (H, W)."""
 
     def apply_transform_to_image(self, image: np.ndarray) -> Tensor:
         is_label = not np.issubdtype(image.dtype, np.floating)
@@ -162,28 +153,6 @@ class Compose(BasicTransform2D):
         return result
 
 
-def _most_frequent(blocks: np.ndarray) -> np.ndarray:
-    """The most frequent label of each block; `blocks` is (…, H, fy, W, fx), the result (…, H, W)."""
-    result = np.zeros_like(blocks[..., 0, :, 0])
-    highest = np.zeros(result.shape, np.int64)
-    for label in np.unique(blocks):  # ascending: a later label must be strictly more frequent to win
-        count = np.count_nonzero(blocks == label, axis=(-3, -1))
-        result[count > highest] = label
-        highest = np.maximum(highest, count)
-    return result
-
-
-def _check_arrays(images: tuple[np.ndarray, ...]) -> None:
-    """Raise `InputError` unless all images are arrays (H, W) or (C, H, W) of one height and width."""
-    if wrong := [type(image).__name__ for image in images if not isinstance(image, np.ndarray)]:
-        raise InputError(f"An input is a {wrong[0]}; expected a numpy array. ToTorchTensor must come last.")
-    shapes = [image.shape for image in images]
-    if len({shape[-2:] for shape in shapes}) > 1 or any(len(shape) not in (2, 3) for shape in shapes):
-        raise InputError(f"The inputs have shapes {shapes}; expected (H, W) or (C, H, W), channels first, of one size.")
-
-
-# --- whole batches, on their device ---
-
 # Symmetry k: mirror left-right if k ≥ 4, then k % 4 counter-clockwise quarter turns.  Every one of the eight
 # is "flip these axes, then, for odd k, swap the two axes": one copy and one view.
 _FLIPPED_AXES: tuple[tuple[int, ...], ...] = ((), (-1,), (-2, -1), (-2,), (-1,), (), (-2,), (-2, -1))
@@ -194,9 +163,6 @@ def apply_symmetry(tensor: Tensor, k: int) -> Tensor:
 
     0 … 3 are that many quarter turns, counter-clockwise; 4 mirrors left-right, 6 top-bottom, 5 at the main diagonal
     (transpose), 7 at the other one.  Returns a new tensor in the memory format of the input.
-
-    >>> apply_symmetry(torch.tensor([[1, 2], [3, 4]]), 1).tolist()
-    [[2, 4], [1, 3]]
     """
     return _moved(tensor, k).clone(memory_format=memory_format(tensor))
 
@@ -211,9 +177,8 @@ def random_symmetries(
 ) -> tuple[Tensor, ...]:
     """Give each sample of a batch, with its masks and maps, its own random symmetry.
 
-    `symmetries` are those to draw from, as in `apply_symmetry`: (0, 4) mirrors every second street scene, and never
-    stands it on its head.  Tensors are (B, C, H, W) or (B, H, W), any dtype, of one B, H, W, else `InputError`.  If
-    H ≠ W only the four that keep the shape are drawn (0, 2, 4, 6).  Memory formats are kept.
+    `symmetries` are those to draw from, as in `apply_symmetry`: (0, 4) never stands a street scene on its head; if
+    H ≠ W only 0, 2, 4 and 6 are drawn.  Tensors are (B, C, H, W) or (B, H, W), any dtype, of one B, H, W.
     """
     shapes = [tuple(tensor.shape) for tensor in tensors]
     if len({(shape[0], *shape[-2:]) for shape in shapes}) > 1 or any(len(shape) not in (3, 4) for shape in shapes):
@@ -229,7 +194,6 @@ def random_symmetries(
 
 
 def _moved(tensor: Tensor, k: int) -> Tensor:
-    """Symmetry k of the last two axes, perhaps as a view."""
     flipped = tensor.flip(_FLIPPED_AXES[k]) if _FLIPPED_AXES[k] else tensor
     return flipped.transpose(-2, -1) if k % 2 else flipped
 
@@ -245,8 +209,7 @@ def random_intensity(
 ) -> Tensor:
     """Change brightness and contrast of each image of a batch: x · (1 + g) + o + noise · n.
 
-    g is uniform in ±gain, o in ±offset, one of each a sample; n is standard normal, one a value.  `images` is
-    (B, C, H, W) float, else `InputError`; offset and noise are in its units.
+    g is uniform in ±gain, o in ±offset, one of each a sample; n is standard normal.  `images` (B, C, H, W) float.
     """
     _check_images("random_intensity", images)
     drawn = torch.rand(2, images.shape[0], 1, 1, 1, generator=generator) * 2 - 1
@@ -260,19 +223,11 @@ def random_intensity(
 
 
 def random_hue(images: Tensor, degrees: float = 180.0, *, generator: torch.Generator) -> Tensor:
-    """Turn the colours of each image of a batch by its own angle round the grey axis; grey stays grey.
-
-    The angle is uniform in ±degrees, one a sample.  `images` is (B, 3, H, W) float, red, green, blue, in any scale.
-
-    >>> grey = torch.full((2, 3, 4, 4), 0.7)
-    >>> torch.allclose(random_hue(grey, generator=torch.Generator()), grey)
-    True
-    """
+    """Turn the colours of each RGB image (B, 3, H, W) by its own angle, uniform in ±degrees, round the grey axis."""
     _check_images("random_hue", images, channels=3)
     angle = (torch.rand(images.shape[0], 1, 1, generator=generator) * 2 - 1) * degrees * torch.pi / 180
     across = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / 3**0.5  # axis × colour
-    # Rodrigues' formula for the axis (1, 1, 1)/√3: (B, 3, 3)
-    turn = angle.cos() * torch.eye(3) + angle.sin() * across + (1 - angle.cos()) / 3
+    turn = angle.cos() * torch.eye(3) + angle.sin() * across + (1 - angle.cos()) / 3  # Rodrigues: (B, 3, 3)
     turn = _moved_to(images, turn).to(images.dtype)
     return torch.einsum("bij,bjhw->bihw", turn, images).contiguous(memory_format=memory_format(images))
 
@@ -291,8 +246,7 @@ def random_affine(
 
     The angle is uniform in ±degrees, the logarithm of the zoom in ±zoom and that of width over height in ±2·stretch,
     the shift in ±shift of the side; a mirror left-right comes with probability ½.  What lies outside of the image is
-    its mirror image.  Images (B, C, H, W) float are interpolated; maps (B, H, W) take the nearest pixel, so that no
-    class is invented.  Raises `InputError` for other shapes or dtypes.
+    its mirror image.  Images (B, C, H, W) float are interpolated; maps (B, H, W) take the nearest pixel: no new labels.
     """
     _check_images("random_affine", images)
     B, _, H, W = images.shape
@@ -304,8 +258,7 @@ def random_affine(
     # Coordinates of an output pixel, in units of half a side, to those of the input; H/W keeps a turn a turn
     x = torch.stack([scale * aspect * flip * angle.cos(), -scale * aspect * angle.sin() * H / W, 2 * shift * right], 1)
     y = torch.stack([scale / aspect * flip * angle.sin() * W / H, scale / aspect * angle.cos(), 2 * shift * down], 1)
-    theta = torch.stack([x, y], dim=1)  # (B, 2, 3)
-    grid = F.affine_grid(_moved_to(images, theta), [B, 1, H, W], align_corners=False)
+    grid = F.affine_grid(_moved_to(images, torch.stack([x, y], dim=1)), [B, 1, H, W], align_corners=False)
     sample = partial(F.grid_sample, grid=grid, padding_mode="reflection", align_corners=False)
     moved = sample(images.float(), mode="bilinear").to(images.dtype)
     # Where each pixel comes from, as a number: so maps of every type are only picked from, never calculated with
@@ -317,12 +270,10 @@ def random_affine(
 
 def _moved_to(images: Tensor, drawn: Tensor) -> Tensor:
     """What was drawn on the CPU, beside the images; only a copy from pinned memory does not wait for the GPU."""
-    drawn = drawn.pin_memory() if images.device.type == "cuda" else drawn
-    return drawn.to(images.device, non_blocking=True)
+    return (drawn.pin_memory() if images.is_cuda else drawn).to(images.device, non_blocking=True)
 
 
 def _check_images(function: str, images: Tensor, channels: int | None = None) -> None:
-    """Raise `InputError` unless images are a float tensor (B, C, H, W)."""
     if images.ndim != 4 or not images.is_floating_point() or channels not in (None, images.shape[1]):
         found = f"{images.dtype} {tuple(images.shape)}"
         raise InputError(f"{function}: images is {found}; expected a float tensor (B, {channels or 'C'}, H, W).")

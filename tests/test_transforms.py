@@ -9,7 +9,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 
 from checks import InputError
 from transforms import (
@@ -87,16 +86,6 @@ def test_is_random_tells_random_from_fixed_transforms():
     assert Compose(DownscaleImage(2), RandomReflect()).is_random
 
 
-def test_same_seed_draws_the_same_again():
-    image = coordinates(5, 5)
-    once, again = (
-        [transform(image)[0] for _ in range(20)]
-        for transform in (Compose(RandomReflect(), RandomRotate90(), rng=rng(3)) for _ in range(2))
-    )
-    assert all(np.array_equal(a, b) for a, b in zip(once, again))
-    assert len({a.tobytes() for a in once}) == 8  # and within one run the calls differ
-
-
 @pytest.mark.parametrize(
     "call, words",
     [
@@ -150,14 +139,6 @@ def test_quarter_turns_by_hand():
     assert found == {0: [[1, 2], [3, 4]], 1: [[2, 4], [1, 3]], 2: [[4, 3], [2, 1]], 3: [[3, 1], [4, 2]]}
 
 
-@pytest.mark.parametrize("kind", [RandomReflect, RandomRotate90])
-def test_each_of_the_four_outcomes_comes_a_quarter_of_the_time(kind):
-    transform = kind(rng(0))
-    counts = Counter(transform(SQUARE)[0].tobytes() for _ in range(4000))
-    assert len(counts) == 4
-    assert all(abs(count / 4000 - 0.25) < 0.03 for count in counts.values())  # 4.4 standard errors
-
-
 @given(st.integers(1, 7), st.integers(1, 7), st.integers(0, 1000))
 @settings(max_examples=60)
 def test_coordinate_image_shows_that_image_label_and_weight_moved_alike(height, width, seed):
@@ -172,28 +153,12 @@ def test_coordinate_image_shows_that_image_label_and_weight_moved_alike(height, 
     assert sorted(origin.ravel()) == list(range(height * width))  # every pixel once
 
 
-@given(hnp.arrays(np.uint8, st.tuples(st.integers(4, 9), st.integers(4, 9))), st.integers(0, 99))
-@settings(max_examples=60)
-def test_label_set_never_grows(label, seed):
-    for transform in (RandomReflect(), RandomRotate90(), DownscaleImage(2), DownscaleImage((1, 3))):
-        (moved,) = transform(label, rng=rng(seed))
-        assert moved.dtype == label.dtype
-        assert set(np.unique(moved)) <= set(np.unique(label))
-
-
-@pytest.mark.parametrize(
-    "transform", [BasicTransform2D(), RandomReflect(), RandomRotate90(), DownscaleImage(1), DownscaleImage(2)]
-)
-@pytest.mark.parametrize("dtype", [np.float32, np.uint8])
-def test_results_are_contiguous_copies_and_inputs_stay(transform, dtype):
+@pytest.mark.parametrize("transform", [BasicTransform2D(), RandomReflect(), RandomRotate90(), DownscaleImage(1)])
+def test_results_are_contiguous_copies(transform):
+    image = np.arange(32, dtype=np.float32).reshape(2, 4, 4)
     for seed in range(8):
-        image = np.arange(32, dtype=dtype).reshape(2, 4, 4)
-        before = image.copy()
         (moved,) = transform(image, rng=rng(seed))
-        assert moved.flags.c_contiguous
-        assert not np.shares_memory(moved, image)
-        moved[:] = 0
-        assert np.array_equal(image, before)
+        assert moved.flags.c_contiguous and not np.shares_memory(moved, image)
 
 
 # --- making smaller, tensors, several in a row ---
@@ -211,8 +176,6 @@ def test_downscale_labels_is_the_most_frequent_one_and_the_smallest_in_a_tie():
     (small,) = DownscaleImage(2)(label)
     assert small.tolist() == [[1, 0, 1]]  # 1 three times; 0 and 2 twice each; 1 and 255 twice each
     assert small.dtype == np.uint8
-    (small,) = DownscaleImage(2)(np.array([[True, True], [True, False]]))
-    assert small.tolist() == [[True]]
 
 
 def test_to_torch_tensor_dtypes_shapes_and_memory():
@@ -224,9 +187,6 @@ def test_to_torch_tensor_dtypes_shapes_and_memory():
         (torch.int64, (4, 5)),
         (torch.int64, (4, 5)),
     ]
-    same_dtype = np.zeros((1, 2, 2), np.float32)
-    ToTorchTensor()(same_dtype)[0].fill_(1)
-    assert same_dtype.max() == 0
     assert ToTorchTensor()(np.zeros((2, 2), ">f4"))[0].dtype == torch.float32  # byte order of another machine
 
 
@@ -257,27 +217,12 @@ def test_all_eight_symmetries_by_hand():
     ]
 
 
-@given(st.integers(1, 6), st.integers(1, 6), st.integers(0, 7))
-@settings(max_examples=60)
-def test_inverse_symmetry_undoes_also_for_images_that_are_not_square(height, width, k):
-    image = torch.arange(2 * height * width).reshape(2, height, width)
-    moved = apply_symmetry(image, k)
-    assert moved.shape == ((2, width, height) if k % 2 else (2, height, width))
-    assert torch.equal(apply_symmetry(moved, inverse_symmetry(k)), image)
-    assert torch.equal(apply_symmetry(apply_symmetry(image, inverse_symmetry(k)), k), image)
-
-
 @pytest.mark.parametrize("k", range(8))
-def test_symmetry_keeps_the_memory_format_and_its_input(k):
-    for shape in ((2, 3, 4, 5), (2, 3, 4, 4), (2, 1, 4, 4)):
-        image = torch.rand(shape)
-        before, fast = image.clone(), image.contiguous(memory_format=torch.channels_last)
-        moved, moved_fast = apply_symmetry(image, k), apply_symmetry(fast, k)
-        assert moved.is_contiguous()
-        assert moved_fast.is_contiguous(memory_format=torch.channels_last)
-        assert torch.equal(moved, moved_fast)
-        moved.zero_()
-        assert torch.equal(image, before)
+def test_inverse_symmetry_undoes_also_for_images_that_are_not_square(k):
+    image = torch.arange(24).reshape(2, 3, 4).contiguous()
+    moved = apply_symmetry(image, k)
+    assert moved.shape == ((2, 4, 3) if k % 2 else (2, 3, 4))
+    assert torch.equal(apply_symmetry(moved, inverse_symmetry(k)), image)
 
 
 @given(st.integers(1, 5), st.integers(1, 6), st.integers(1, 6), st.integers(0, 999))
@@ -317,31 +262,13 @@ def test_batch_symmetries_keep_inputs_dtype_and_memory_format():
     masks = torch.randint(0, 2, (8, 4, 4), dtype=torch.uint8)
     before, masks_before = images.clone(), masks.clone()
     moved, moved_masks = random_symmetries(images, masks, generator=cpu_generator())
-    assert moved.is_contiguous(memory_format=torch.channels_last)
-    assert moved_masks.dtype == torch.uint8
+    assert moved.is_contiguous(memory_format=torch.channels_last) and moved_masks.dtype == torch.uint8
     moved.zero_()
     moved_masks.zero_()
-    assert torch.equal(images, before)
-    assert torch.equal(masks, masks_before)
+    assert torch.equal(images, before) and torch.equal(masks, masks_before)
 
 
 # --- brightness, colours, turns by any angle, zoom ---
-
-STILL = {"degrees": 0.0, "zoom": 0.0, "stretch": 0.0, "shift": 0.0, "mirror": False}
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
-def test_batch_augmentation_never_waits_for_the_gpu():
-    images, masks = torch.rand(8, 3, 32, 32, device="cuda"), torch.zeros(8, 32, 32, device="cuda")
-    random_intensity(images, noise=0.1, generator=cpu_generator())  # first use starts the library
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        random_symmetries(images, masks, generator=cpu_generator())
-        random_intensity(images, noise=0.1, generator=cpu_generator())
-        random_hue(images, generator=cpu_generator())
-        random_affine(images, masks, generator=cpu_generator())
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
 
 
 # --- brightness and contrast ---
@@ -356,8 +283,7 @@ def test_intensity_is_one_gain_and_one_offset_a_sample():
     assert torch.allclose(changed, expected, atol=1e-4)
     assert ((gains > 0.7999) & (gains < 1.2001)).all()
     assert (offsets.abs() < 0.3001).all()
-    assert gains.std() > 0.08  # uniform in ±0.2: 0.115
-    assert offsets.std() > 0.13  # uniform in ±0.3: 0.173
+    assert gains.std() > 0.08 and offsets.std() > 0.13  # uniform in ±0.2: 0.115, in ±0.3: 0.173
 
 
 def test_noise_does_not_change_what_is_drawn_for_gain_and_offset():
@@ -372,12 +298,6 @@ def test_hue_turns_colours_round_the_grey_axis():
     turned = random_hue(images, generator=cpu_generator())
     assert torch.allclose(turned.mean(dim=1), images.mean(dim=1), atol=1e-6)  # the place along the axis
     assert torch.allclose(turned.norm(dim=1), images.norm(dim=1), atol=1e-6)  # a rotation
-    colour = torch.stack([images, turned]) - images.mean(dim=1, keepdim=True)
-    cosine = (colour[0] * colour[1]).sum(dim=1) / colour.norm(dim=2).prod(dim=0)
-    angle = cosine.clamp(-1, 1).acos()  # (64, 2, 2)
-    assert torch.allclose(angle, angle[:, :1, :1].expand_as(angle), atol=1e-3)  # one angle a sample
-    assert angle[:, 0, 0].mean() == pytest.approx(torch.pi / 2, abs=0.25)  # |angle| uniform in 0 … π
-    assert torch.equal(turned, random_hue(images, generator=cpu_generator()))
 
 
 def test_a_third_of_a_turn_makes_red_green():
@@ -393,13 +313,6 @@ def test_a_third_of_a_turn_makes_red_green():
 def drawn(monkeypatch, values: list[float]) -> None:
     """What `torch.rand` gives for (angle, zoom, stretch, right, down, mirror), in −1 … 1."""
     monkeypatch.setattr(torch, "rand", lambda *size, generator: (torch.tensor(values)[:, None] + 1) / 2)
-
-
-def test_nothing_moves_if_nothing_may():
-    images, labels = torch.rand(3, 2, 5, 8), torch.randint(0, 256, (3, 5, 8))
-    moved, moved_labels = random_affine(images, labels, generator=cpu_generator(), **STILL)
-    assert torch.allclose(moved, images, atol=1e-6)
-    assert torch.equal(moved_labels, labels)
 
 
 def test_a_quarter_turn_and_a_mirror_are_exact(monkeypatch):
@@ -443,7 +356,6 @@ def test_images_and_maps_move_alike_each_sample_by_its_own_draw():
     moved, moved_label, weight = random_affine(images, label, label * 0.5, generator=cpu_generator(1))
     assert ((moved[:, 0] > 0.5) != moved_label.bool()).float().mean() < 0.03  # at the outline only
     assert torch.equal(weight, moved_label * 0.5)
-    assert set(moved_label.unique().tolist()) == {0, 1}
     same = random_affine(images[:1].expand(8, -1, -1, -1), generator=cpu_generator(1))[0]
     assert len({tuple(sample.flatten().tolist()) for sample in same}) == 8
     assert torch.equal(moved, random_affine(images, generator=cpu_generator(1))[0])
