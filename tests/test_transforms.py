@@ -46,9 +46,6 @@ def random_transform() -> Compose:
     return Compose(RandomReflect(), RandomRotate90())
 
 
-# --- the protocol of the sheet ---
-
-
 class AddOne(BasicTransform2D):
     """As a student would write it: no generator, random variables drawn when first asked for."""
 
@@ -94,10 +91,7 @@ def test_is_random_tells_random_from_fixed_transforms():
         (lambda: Compose(ToTorchTensor(), RandomReflect(rng()))(SQUARE), "ToTorchTensor must come last"),
         (lambda: RandomReflect()(SQUARE), "RandomReflect needs a random generator"),
         (lambda: DownscaleImage(4)(np.zeros((3, 9))), "smaller than factor"),
-        (
-            lambda: random_symmetries(torch.zeros(2, 1, 4, 4), torch.zeros(3, 4, 4), generator=cpu_generator()),
-            "one B, H",
-        ),
+        (lambda: random_symmetries(torch.zeros(2, 4, 4), torch.zeros(3, 4, 4), generator=cpu_generator()), "one B, H"),
         (lambda: random_intensity(torch.zeros(2, 1, 4, 4).long(), generator=cpu_generator()), "float tensor"),
         (lambda: random_hue(torch.zeros(2, 1, 4, 4), generator=cpu_generator()), "B, 3, H, W"),
         (lambda: random_affine(torch.zeros(1, 1, 4, 4), torch.zeros(1, 4, 5), generator=cpu_generator()), "a map has"),
@@ -106,9 +100,6 @@ def test_is_random_tells_random_from_fixed_transforms():
 def test_what_does_not_belong_together_is_refused(call, words):
     with pytest.raises(InputError, match=words):
         call()
-
-
-# --- reflections and quarter turns ---
 
 
 def test_reflections_by_hand():
@@ -161,9 +152,6 @@ def test_results_are_contiguous_copies(transform):
         assert moved.flags.c_contiguous and not np.shares_memory(moved, image)
 
 
-# --- making smaller, tensors, several in a row ---
-
-
 def test_downscale_float_is_the_mean_of_each_block():
     image = np.array([[1.0, 3.0, 0.0, 8.0], [5.0, 7.0, 0.0, 0.0]], np.float32)
     (small,) = DownscaleImage(2)(image)
@@ -196,9 +184,6 @@ def test_compose_applies_in_order_with_one_generator():
     turns = int(rng(4).integers(4))
     (expected,) = DownscaleImage((3, 2))(np.ascontiguousarray(np.rot90(image, turns)))
     assert np.array_equal(found, expected)
-
-
-# --- the eight symmetries, on batches ---
 
 
 def test_all_eight_symmetries_by_hand():
@@ -268,12 +253,6 @@ def test_batch_symmetries_keep_inputs_dtype_and_memory_format():
     assert torch.equal(images, before) and torch.equal(masks, masks_before)
 
 
-# --- brightness, colours, turns by any angle, zoom ---
-
-
-# --- brightness and contrast ---
-
-
 def test_intensity_is_one_gain_and_one_offset_a_sample():
     images = torch.randn(64, 2, 5, 5, generator=cpu_generator(1))
     changed = random_intensity(images, gain=0.2, offset=0.3, generator=cpu_generator(2))
@@ -284,13 +263,6 @@ def test_intensity_is_one_gain_and_one_offset_a_sample():
     assert ((gains > 0.7999) & (gains < 1.2001)).all()
     assert (offsets.abs() < 0.3001).all()
     assert gains.std() > 0.08 and offsets.std() > 0.13  # uniform in ±0.2: 0.115, in ±0.3: 0.173
-
-
-def test_noise_does_not_change_what_is_drawn_for_gain_and_offset():
-    images = torch.ones(3, 1, 64, 64)
-    plain = random_intensity(images, generator=cpu_generator(3))
-    noisy = random_intensity(images, noise=0.01, generator=cpu_generator(3))
-    assert torch.allclose(plain.mean((1, 2, 3)), noisy.mean((1, 2, 3)), atol=0.002)
 
 
 def test_hue_turns_colours_round_the_grey_axis():
@@ -305,9 +277,6 @@ def test_a_third_of_a_turn_makes_red_green():
         patch.setattr(torch, "rand", lambda *size, generator: torch.full(size, 5 / 6))  # (2u − 1)·π = 2π/3
         green = random_hue(torch.tensor([1.0, 0.0, 0.0]).reshape(1, 3, 1, 1), generator=cpu_generator())
     assert torch.allclose(green.flatten(), torch.tensor([0.0, 1.0, 0.0]), atol=1e-6)
-
-
-# --- turns, zoom, shifts ---
 
 
 def drawn(monkeypatch, values: list[float]) -> None:
@@ -364,9 +333,5 @@ def test_images_and_maps_move_alike_each_sample_by_its_own_draw():
 def test_affine_keeps_large_numbers_and_half_precision():
     ids = torch.full((1, 6, 6), 2**24 + 1)
     assert random_affine(torch.zeros(1, 1, 6, 6), ids, generator=cpu_generator())[1].unique().tolist() == [2**24 + 1]
-    images = torch.rand(2, 1, 32, 32)
-    wanted = random_affine(images, generator=cpu_generator(3))[0]
-    for dtype in (torch.bfloat16, torch.float16):
-        moved = random_affine(images.to(dtype), generator=cpu_generator(3))[0]
-        assert moved.dtype == dtype
-        assert torch.allclose(moved.float(), wanted, atol=0.02)
+    half = random_affine(torch.rand(2, 1, 32, 32, dtype=torch.bfloat16), generator=cpu_generator())[0]
+    assert half.dtype == torch.bfloat16 and half.min() >= 0 and half.max() <= 1
