@@ -1,11 +1,9 @@
 """Synthetic streets, seen from a car, with exact labels: for the parts on roads and on many classes.
 
 A street is laid out in metres and seen through a pinhole camera: a point at height h, x to the right and z ahead is
-seen at the slopes x / z and (eye − h) / z.  Neither brightness nor place tells the classes apart: road, pavement and
-walls share their greys, shadows and lane marks change them, and the road bends, widens and crosses others.
-
-Pictures are float32 arrays (H, W, 3) between 0 (black) and 1 until `photograph` turns them into bytes.  Classes as in
-CamVid: G. J. Brostow, J. Fauqueur, R. Cipolla, Pattern Recognit. Lett. 30 (2009) 88, doi 10.1016/j.patrec.2008.04.005.
+seen at the slopes x / z and (eye − h) / z.  Neither brightness nor place tells the classes apart.  Pictures are float32
+(H, W, 3) between 0 and 1 until `photograph` turns them into bytes.  Classes as in CamVid: G. J. Brostow, J. Fauqueur,
+R. Cipolla, Pattern Recognit. Lett. 30 (2009) 88, doi 10.1016/j.patrec.2008.04.005.
 """
 
 from __future__ import annotations
@@ -22,9 +20,10 @@ from PIL import Image
 from scipy import ndimage
 
 from checks import IGNORE_INDEX
-from imagesets.yeast import Scene, Settings, check_whole_numbers, write_set
+from imagesets.yeast import Scene, write_set
 
 VERSION = 2  # raise it when the pictures change, so that an older set on disk is not taken for this one
+Box = tuple[slice, slice]
 LAYERS = {"images": "image", "labels": "label"}
 SKY, BUILDING, TREE, ROAD, PAVEMENT, CAR = range(6)  # TREE is all that is green: grass too
 
@@ -39,38 +38,31 @@ LEAVES = palette("385C24 4D6B29 294A21 5C6626 80611F 475733")
 GLASS = palette("29303B 404D5C 738599")
 PAINTS = palette("141417 D9D9DB 7A7D82 4D4F54 991414 1A3373 9EA1A6 265240 BF9926")
 
-Box = tuple[slice, slice]
-
 
 def write_streets(folder: Path, num_images: int = 60, seed: int = 0, height: int = 256, width: int = 256) -> Path:
     """Write `images/street_000.png` … and `labels/` of `street_scene`, as `write_yeast` does; return `folder`."""
-    settings = Settings("streets", VERSION, num_images, seed, height, width)
-    return write_set(folder, settings, LAYERS, "street_{:03d}.png".format, lambda _, *rest: street_scene(*rest))
+    settings = ("streets", VERSION, num_images, seed, height, width)
+    names = [f"street_{i:03d}.png" for i in range(num_images)]
+    return write_set(folder, settings, LAYERS, names, lambda _, *rest: street_scene(*rest))
 
 
 def write_roads(folder: Path, num_images: int = 120, seed: int = 0, height: int = 256, width: int = 256) -> Path:
     """Write the pictures of `write_streets` as `road_000.png` …, labels 1 road, 0 all else, 255 void."""
 
-    def draw(_: int, rng: Generator, height: int, width: int) -> Scene:
-        scene = street_scene(rng, height, width)
-        return replace(scene, label=road_label(scene.label))
+    def draw(_: int, *rest: Any) -> Scene:
+        scene = street_scene(*rest)
+        label = np.where(scene.label == IGNORE_INDEX, IGNORE_INDEX, scene.label == ROAD)
+        return replace(scene, label=label.astype(np.uint8))
 
-    settings = Settings("roads", VERSION, num_images, seed, height, width)
-    return write_set(folder, settings, LAYERS, "road_{:03d}.png".format, draw)
-
-
-def road_label(label: ndarray) -> ndarray:
-    """Turn a label of streets into 1 road, 0 all else; 255 stays."""
-    return np.where(label == IGNORE_INDEX, label, label == ROAD).astype(np.uint8)
+    settings = ("roads", VERSION, num_images, seed, height, width)
+    return write_set(folder, settings, LAYERS, [f"road_{i:03d}.png" for i in range(num_images)], draw)
 
 
 def street_scene(rng: Generator, height: int = 256, width: int = 256) -> Scene:
     """Draw one street: image (height, width, 3), label (height, width).
 
     Classes: 0 sky, 1 building, 2 tree or grass, 3 road, 4 pavement, 5 car; 255 for poles and the own bonnet.
-    Raises `InputError` when a side is shorter than 64 pixels.
     """
-    check_whole_numbers(height=(height, 64), width=(width, 64))
     street = _Street(rng, height, width)
     things = _layout(street)
     _paint_sky(street)
@@ -83,9 +75,6 @@ def street_scene(rng: Generator, height: int = 256, width: int = 256) -> Scene:
     return Scene(photograph(rng, street.image), street.label)
 
 
-# --- colours, noise, the camera ---
-
-
 def pick_colour(rng: Generator, colours: ndarray) -> ndarray:
     """Return one colour (3,) of a palette (n, 3), made a little lighter or darker, warmer or colder."""
     colour = colours[rng.integers(len(colours))] * rng.uniform(0.85, 1.12)
@@ -93,10 +82,7 @@ def pick_colour(rng: Generator, colours: ndarray) -> ndarray:
 
 
 def soft_noise(rng: Generator, shape: tuple[int, ...], cell: float | tuple[float, float]) -> ndarray:
-    """Return float32 noise (H, W), mean 0, with spots about `cell` pixels wide: random numbers, enlarged smoothly.
-
-    `cell` may be a pair, (height, width).  The standard deviation is about 0.7.
-    """
+    """Return smooth float32 noise (H, W), mean 0, standard deviation 0.7, with spots about `cell` pixels wide."""
     cells = np.broadcast_to(np.asarray(cell, dtype=float), 2)
     counts = (shape / cells).astype(int) + 3
     numbers = Image.fromarray(rng.standard_normal(counts, dtype=np.float32))
@@ -116,11 +102,11 @@ def photograph(rng: Generator, image: ndarray) -> ndarray:
 
 
 class _Thing(NamedTuple):
-    """Something upright on the ground, in metres: its middle x, its near end z, its size."""
+    """Something upright on the ground, in metres."""
 
     kind: int
-    x: float
-    z: float
+    x: float  # its middle
+    z: float  # its near end
     width: float
     length: float
     height: float
@@ -152,10 +138,7 @@ class _Street:
         return self.start + self.bend * np.sin(z / self.reach + self.phase)
 
     def face(self, x: tuple[float, float], z: tuple[float, float], top: float) -> tuple[Box, ndarray, ndarray, ndarray]:
-        """Find a standing rectangle in the picture, its box; and x, z and height of every pixel of the box there.
-
-        It faces the camera (both z equal) or lies along the street (both x equal).
-        """
+        """Return the box of a standing rectangle (both x or both z equal), and x, z, height of its pixels."""
         columns = slice(*np.searchsorted(self.x, sorted((x[0] / z[0], x[1] / z[1]))))
         rows = slice(*np.searchsorted(self.y[:, 0], ((self.eye - top) / z[0], self.eye / z[0])))
         slope = self.x[columns]
@@ -283,7 +266,6 @@ def _paint_building(street: _Street, thing: _Thing) -> None:
 
 
 def _paint_tree(street: _Street, thing: _Thing) -> None:
-    """Paint a trunk and a crown with a leafy outline."""
     rng, high, reach = street.rng, thing.height, 0.8 * thing.width
     leaf, low = pick_colour(rng, LEAVES), rng.uniform(0.05, 0.35) * high
     box, x, _, height = street.face((thing.x - reach, thing.x + reach), (thing.z, thing.z), 1.2 * high)
@@ -330,7 +312,6 @@ def _paint_car(street: _Street, thing: _Thing) -> None:
 
 
 def _paint_bonnet(street: _Street) -> None:
-    """Paint the own bonnet along the lower edge."""
     rng, (H, W) = street.rng, street.label.shape
     y, x = np.arange(H)[:, None] / H, np.linspace(-1, 1, W)
     deep = y - 1 + rng.uniform(0.04, 0.12) - rng.uniform(0.03, 0.1) * (x - rng.normal(0, 0.1)) ** 2

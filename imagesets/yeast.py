@@ -1,13 +1,12 @@
-"""Synthetic microscope pictures of yeast with exact labels: the data set that is there when no other is.
+"""Synthetic phase-contrast pictures of yeast with exact labels: the data set that is there when no other is.
 
-They stand in for the course's 18 phase-contrast images (Joel Goodman, UT Southwestern), public nowhere.
-The cells come first; the picture is computed from them, one function a step, in the order of the light.
-A dead cell is dark, has no vacuole and almost no halo; its label is background.  Buds are dark too and the
-light is uneven, so no threshold on the grey value separates living from dead.  Lengths are in pixels.
+The cells come first; the picture is computed from them, one function a step, in the order of the light.  A dead cell
+is dark, has no vacuole and almost no halo; its label is background.  Buds are dark too and the light is uneven, so no
+threshold separates living from dead.  Lengths are in pixels.
 
-Sources: F. Zernike, Physica 9 (1942) 686, doi 10.1016/S0031-8914(42)80035-X (phase contrast);  Z. Yin,
-T. Kanade, M. Chen, Med. Image Anal. 16 (2012) 1047, doi 10.1016/j.media.2011.12.006 (its optics as filters);
-F. J. Anscombe, Biometrika 35 (1948) 246, doi 10.1093/biomet/35.3-4.246 (square root against photon noise).
+Phase contrast: F. Zernike, Physica 9 (1942) 686, doi 10.1016/S0031-8914(42)80035-X; its optics as filters: Z. Yin et
+al., Med. Image Anal. 16 (2012) 1047, doi 10.1016/j.media.2011.12.006; square root against photon noise: F. J. Anscombe,
+Biometrika 35 (1948) 246, doi 10.1093/biomet/35.3-4.246.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 import scipy.fft
@@ -49,29 +48,20 @@ class YeastScene(Scene):
     dead: ndarray  # (H, W) bool: pixels of dead cells
 
 
-class _Cells(NamedTuple):
-    """All cells of one picture; entry 0 is the medium, which is not alive."""
-
-    centre: ndarray  # (n + 1, 2) y, x
-    radius: ndarray  # (n + 1,)
-    alive: ndarray  # (n + 1,) bool
-
-
 def yeast_scene(rng: Generator, height: int = 256, width: int = 256) -> YeastScene:
-    """Draw one phase-contrast picture (height, width) of budding yeast; some cells live, some are dead.
-
-    Raises `InputError` when a side is shorter than 64 pixels.
-    """
-    check_whole_numbers(height=(height, 64), width=(width, 64))
+    """Draw one phase-contrast picture (height, width) of budding yeast; some cells live, some are dead."""
     shape = (height + 2 * MARGIN, width + 2 * MARGIN)
-    cells = _yeast_colonies(rng, height, width)
-    owner, depth = _yeast_regions(rng, cells, shape)
-    phase = _yeast_thickness(rng, cells, owner, depth) + _yeast_debris(rng, shape) * (owner == 0)
-    interior, cover = _yeast_interior(rng, cells, owner, depth)
+    centre, radius, alive = _yeast_colonies(rng, height, width)
+    owner, depth = _yeast_regions(rng, centre, radius, alive, shape)
+    density = np.where(alive, rng.uniform(0.26, 0.34, len(alive)), rng.uniform(0.04, 0.09, len(alive)))
+    # cells swell from their outline inwards; the dead have leaked and are thin
+    phase = (density / radius**1.1)[owner] * depth * (2 * radius[owner] - depth)
+    phase += _yeast_debris(rng, shape) * (owner == 0)
+    interior, cover = _yeast_interior(rng, centre, radius, alive, owner, depth)
     amplitude = (1 - cover) * _phase_contrast(phase, defocus=rng.uniform(-8, 8)) + cover * interior
-    grey = _sensor(rng, amplitude * np.sqrt(_uneven_light(rng, shape)))
+    grey = _camera(rng, amplitude)
     frame = slice(MARGIN, -MARGIN), slice(MARGIN, -MARGIN)
-    owner, alive = owner[frame], cells.alive
+    owner = owner[frame]
     seen = alive & (np.bincount(owner.ravel(), minlength=len(alive)) >= 10)  # the frame leaves slivers
     living = np.unique(owner * seen[owner], return_inverse=True)[1].reshape(height, width)  # no gaps in 0 … n
     dead = (owner > 0) & ~alive[owner]
@@ -79,83 +69,49 @@ def yeast_scene(rng: Generator, height: int = 256, width: int = 256) -> YeastSce
 
 
 def write_yeast(folder: Path, num_images: int = 18, seed: int = 0, height: int = 256, width: int = 256) -> Path:
-    """Write the yeast set as PNG files and return `folder`; image i depends on `seed`, i and the size only.
+    """Write `images/yeast_00.png` … (8-bit grey), `labels/` (0, 1), `instances/` (16-bit), `dead/` (0, 1).
 
-    `images/yeast_00.png` (8-bit grey), `labels/` (0, 1), `instances/` (16-bit), `dead/` (0, 1), and
-    `settings.json`.  A folder that holds this very set is kept; `InputError` when it holds anything else.
-
-    >>> import tempfile
-    >>> folder = write_yeast(Path(tempfile.mkdtemp()) / "yeast", num_images=2, height=64, width=64)
-    >>> sorted(path.name for path in (folder / "images").iterdir())
-    ['yeast_00.png', 'yeast_01.png']
+    Image i depends on `seed`, i and the size only.  A folder that holds this very set is kept, another is refused.
     """
-    settings = Settings("yeast", VERSION, num_images, seed, height, width)
-    return write_set(folder, settings, YEAST_LAYERS, "yeast_{:02d}.png".format, lambda _, *rest: yeast_scene(*rest))
-
-
-def check_whole_numbers(**arguments: tuple[int, int]) -> None:
-    """Raise `InputError` unless every argument, given as (value, least), is a whole number and large enough."""
-    for name, (value, least) in arguments.items():
-        if not isinstance(value, (int, np.integer)) or value < least:
-            raise InputError(f"{name} is {value!r}; expected a whole number of at least {least}.")
-
-
-class Settings(NamedTuple):
-    """What determines a synthetic set; it lies beside the pictures as `settings.json`."""
-
-    set: str
-    version: int
-    num_images: int
-    seed: int
-    height: int
-    width: int
+    settings = ("yeast", VERSION, num_images, seed, height, width)
+    names = [f"yeast_{i:02d}.png" for i in range(num_images)]
+    return write_set(folder, settings, YEAST_LAYERS, names, lambda _, *rest: yeast_scene(*rest))
 
 
 def write_set(
-    folder: Path,
-    settings: Settings,
-    layers: dict[str, str],
-    name: Callable[[int], str],
-    draw: Callable[[int, Generator, int, int], Scene],
+    folder: Path, settings: tuple[Any, ...], layers: dict[str, str], names: list[str], draw: Callable[..., Scene]
 ) -> Path:
-    """Write the `layers` {sub-folder: attribute} of the scenes `draw(i, rng, height, width)` under `name(i)` as PNG.
+    """Write the `layers` {sub-folder: attribute} of the scenes `draw(i, rng, height, width)` under `names` as PNG.
 
     The set is written beside `folder` and renamed at the end, so a killed run leaves no half set under that name.
     """
-    count, seed, *size = settings[2:]
-    check_whole_numbers(num_images=(count, 1), seed=(seed, 0), height=(size[0], 64), width=(size[1], 64))
-    folder, names, note = Path(folder), [name(i) for i in range(count)], json.dumps(settings._asdict(), default=int)
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        files = [folder / layer / file for layer in layers for file in names]
+    note = json.dumps(dict(zip(("set", "version", "num_images", "seed", "height", "width"), settings)))
+    seed, height, width = settings[3:]
+    if folder.exists():
         there = folder / "settings.json"
-        if there.is_file() and there.read_bytes() == note.encode() and all(file.is_file() for file in files):
+        if there.is_file() and there.read_text(encoding="utf-8") == note:
             return folder
-        raise InputError(
-            f"{folder} exists and holds something else, or only a part of this set:\n{note}\n"
-            "Delete the folder or choose another one."
-        )
+        raise InputError(f"{folder} exists and does not hold {note}.\nDelete the folder or choose another one.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         part = Path(temporary, "set")
         for layer in layers:
             (part / layer).mkdir(parents=True)
-        for i, file in enumerate(names):
-            scene = draw(i, np.random.default_rng([seed, i]), *size)
+        for i, name in enumerate(names):
+            scene = draw(i, np.random.default_rng([seed, i]), height, width)
             for layer, attribute in layers.items():
                 array = getattr(scene, attribute)
-                Image.fromarray(array.astype(np.uint8) if array.dtype == bool else array).save(part / layer / file)
+                Image.fromarray(array.astype(np.uint8) if array.dtype == bool else array).save(part / layer / name)
         (part / "settings.json").write_text(note, encoding="utf-8")
-        if folder.exists():
-            folder.rmdir()  # empty, as good as none; Windows does not rename onto it
         part.rename(folder)
     return folder
 
 
-def _yeast_colonies(rng: Generator, height: int, width: int) -> _Cells:
-    """Choose the cells: colonies of touching cells, buds on mothers, dead cells alone or at a colony.
+def _yeast_colonies(rng: Generator, height: int, width: int) -> tuple[ndarray, ndarray, ndarray]:
+    """Choose colonies of touching cells, buds on mothers, dead cells: centre (n + 1, 2), radius and alive (n + 1,).
 
-    Each cell is drawn to one other, its target, until they touch: a bud to its mother, others to the first
-    cell of their colony.  Its own target is the first cell of a colony, and a dead cell that lies alone.
+    Each is drawn to its target, until they touch: a bud to its mother, others to the first cell of their colony.
+    Entry 0 is the medium, which is not alive.
     """
     area = height * width / 256**2
     num_dead, num_colonies = (max(1, round(area * rng.uniform(1, most))) for most in (3.6, 4))
@@ -180,7 +136,7 @@ def _yeast_colonies(rng: Generator, height: int, width: int) -> _Cells:
         if step < 110:  # later, overlaps are undone only
             position -= 0.6 * apart[index, target] * np.clip(gap[index, target], 0, 1)[:, None]
         position[inside] = np.clip(position[inside], 6, (height - 6, width - 6))
-    return _Cells(np.vstack([(0, 0), position + MARGIN]), np.array([1, *radius]), np.array([False, *alive]))
+    return np.vstack([(0, 0), position + MARGIN]), np.array([1, *radius]), np.array([False, *alive])
 
 
 def _wavy_disc(
@@ -195,12 +151,13 @@ def _wavy_disc(
     return (slice(*rows), slice(*columns)), np.hypot(y, x) - radius * outline
 
 
-def _yeast_regions(rng: Generator, cells: _Cells, shape: tuple[int, int]) -> tuple[ndarray, ndarray]:
+def _yeast_regions(
+    rng: Generator, centre: ndarray, radius: ndarray, alive: ndarray, shape: tuple[int, int]
+) -> tuple[ndarray, ndarray]:
     """Give each pixel to the nearest cell: `owner` (its number, 0 outside) and `depth` below its surface."""
     nearest, second, owner = np.full(shape, 99.0), np.full(shape, 99.0), np.zeros(shape, dtype=np.int64)
-    for number in range(1, len(cells.alive)):
-        rough = 1.0 if cells.alive[number] else 1.4
-        box, distance = _wavy_disc(rng, cells.centre[number], cells.radius[number], rough, shape)
+    for number in range(1, len(alive)):
+        box, distance = _wavy_disc(rng, centre[number], radius[number], 1.0 if alive[number] else 1.4, shape)
         closer = distance < nearest[box]
         second[box] = np.where(closer, nearest[box], np.minimum(distance, second[box]))
         owner[box] = np.where(closer, number, owner[box])
@@ -209,36 +166,28 @@ def _yeast_regions(rng: Generator, cells: _Cells, shape: tuple[int, int]) -> tup
     return np.where(nearest < 0, owner, 0), np.clip(depth, 0, None)
 
 
-def _yeast_thickness(rng: Generator, cells: _Cells, owner: ndarray, depth: ndarray) -> ndarray:
-    """Return the optical phase: cells swell from their outline inwards; the dead have leaked and are thin."""
-    count = len(cells.alive)
-    density = np.where(cells.alive, rng.uniform(0.26, 0.34, count), rng.uniform(0.04, 0.09, count))
-    return (density / cells.radius**1.1)[owner] * depth * (2 * cells.radius[owner] - depth)
-
-
-def _yeast_interior(rng: Generator, cells: _Cells, owner: ndarray, depth: ndarray) -> tuple[ndarray, ndarray]:
-    """Paint mottled plasma, vacuoles and granules as amplitude (medium = 1); `cover` says how far it is seen.
-
-    It covers the deep parts, where the optics of a thin body would give rings that no thick cell shows.
-    """
+def _yeast_interior(
+    rng: Generator, centre: ndarray, radius: ndarray, alive: ndarray, owner: ndarray, depth: ndarray
+) -> tuple[ndarray, ndarray]:
+    """Paint plasma, vacuoles and granules as amplitude (medium = 1); `cover` (0 … 1) says how far they are seen."""
     fine, coarse = _smooth_noise(rng, owner.shape, 1.1), _smooth_noise(rng, owner.shape, 2.4)
-    living = np.minimum(1, 0.2 + cells.radius / 15) * rng.uniform(0.8, 1.15, len(cells.alive))
-    plasma = np.where(cells.alive, living, rng.uniform(0.36, 0.56, len(cells.alive)))
+    living = np.minimum(1, 0.2 + radius / 15) * rng.uniform(0.8, 1.15, len(alive))
+    plasma = np.where(alive, living, rng.uniform(0.36, 0.56, len(alive)))
     interior = plasma[owner] * (1 + 0.1 * fine + 0.22 * coarse)
-    for number in np.flatnonzero(cells.alive & (cells.radius > 7.5)):
+    for number in np.flatnonzero(alive & (radius > 7.5)):
         for _ in range(rng.choice(3, p=(0.25, 0.62, 0.13))):
-            radius, turn = cells.radius[number] * rng.uniform(0.3, 0.6), rng.uniform(0, 2 * np.pi)
-            shift = rng.uniform(0, max(0.0, 0.72 * cells.radius[number] - radius))
-            centre = cells.centre[number] + shift * np.array([np.sin(turn), np.cos(turn)])
-            box, distance = _wavy_disc(rng, centre, radius, 1.0, owner.shape)
+            size, turn = radius[number] * rng.uniform(0.3, 0.6), rng.uniform(0, 2 * np.pi)
+            shift = rng.uniform(0, max(0.0, 0.72 * radius[number] - size))
+            middle = centre[number] + shift * np.array([np.sin(turn), np.cos(turn)])
+            box, distance = _wavy_disc(rng, middle, size, 1.0, owner.shape)
             inside, rim = np.clip(0.5 - distance / 1.5, 0, 1), np.exp(-(((distance - 1.5) / 2) ** 2))
             bright = rng.uniform(1.15, 1.65) * (1 + 0.07 * fine[box])
             filled = (1 - inside) * (1 - 0.35 * rim) * interior[box] + inside * bright
             interior[box] = np.where(owner[box] == number, filled, interior[box])
-    granules, where = np.zeros(owner.shape), rng.choice(np.flatnonzero(owner), 3 * len(cells.alive))
+    granules, where = np.zeros(owner.shape), rng.choice(np.flatnonzero(owner), 3 * len(alive))
     granules.flat[where] = rng.uniform(-2, 3.5, len(where))
     interior -= ndimage.gaussian_filter(granules, 0.9)
-    cover = ndimage.gaussian_filter(np.clip(depth / np.where(cells.alive[owner], 4.0, 2.5), 0, 1), 0.5)
+    cover = ndimage.gaussian_filter(np.clip(depth / np.where(alive[owner], 4.0, 2.5), 0, 1), 0.5)
     return np.clip(interior, 0.1, None), cover
 
 
@@ -256,8 +205,8 @@ def _yeast_debris(rng: Generator, shape: tuple[int, int]) -> ndarray:
 def _phase_contrast(phase: ndarray, defocus: float) -> ndarray:
     """Return the amplitude |wave| behind Zernike's microscope, 1 in the empty medium.
 
-    The direct light (low frequencies of the wave exp(i phase)) is dimmed and shifted by a quarter wave, the
-    diffracted rest is not; they meet again: thick parts turn dark, the blur of the direct light is the halo.
+    The direct light (low frequencies of exp(i phase)) is dimmed and shifted by a quarter wave, the diffracted rest is
+    not; they meet again: thick parts turn dark, the blur of the direct light is the halo.
     """
     halo_width, sharpness, transmission = 5.1, 0.234, 0.07  # pixels, cycles a pixel, fraction: fitted
     squared = scipy.fft.fftfreq(phase.shape[0])[:, None] ** 2 + scipy.fft.fftfreq(phase.shape[1]) ** 2
@@ -268,21 +217,17 @@ def _phase_contrast(phase: ndarray, defocus: float) -> ndarray:
     return np.abs(wave) / np.sqrt(transmission)
 
 
-def _uneven_light(rng: Generator, shape: tuple[int, int]) -> ndarray:
-    """Return the light of a lamp off centre: about 1, with a slope and a slow fall towards the corners."""
-    y, x = np.linspace(-1, 1, shape[0])[:, None], np.linspace(-1, 1, shape[1])
-    (slope_y, slope_x), (centre_y, centre_x) = rng.normal(0, 0.25, 2), rng.normal(0, 0.4, 2)
-    fall = rng.uniform(0, 0.3) * ((y - centre_y) ** 2 + (x - centre_x) ** 2)
-    return np.exp(slope_y * y + slope_x * x - fall)
-
-
 def _smooth_noise(rng: Generator, shape: tuple[int, ...], sigma: float) -> ndarray:
     noise = ndimage.gaussian_filter(rng.standard_normal(shape), sigma, mode="wrap", truncate=3)
     return noise / noise.std()
 
 
-def _sensor(rng: Generator, amplitude: ndarray) -> ndarray:
-    """Return 8-bit grey values, the root of the intensity: so photon noise is equally strong everywhere."""
+def _camera(rng: Generator, amplitude: ndarray) -> ndarray:
+    """Return 8-bit grey values under an uneven lamp: the root of the intensity, so photon noise is equal everywhere."""
+    y, x = (np.linspace(-1, 1, side) for side in amplitude.shape)
+    (slope_y, slope_x), (centre_y, centre_x) = rng.normal(0, 0.25, 2), rng.normal(0, 0.4, 2)
+    fall = rng.uniform(0, 0.3) * ((y[:, None] - centre_y) ** 2 + (x - centre_x) ** 2)
+    amplitude = amplitude * np.sqrt(np.exp(slope_y * y[:, None] + slope_x * x - fall))
     noise = rng.uniform(3, 5.5) * _smooth_noise(rng, amplitude.shape, 0.7)
     noise += 1.5 * rng.standard_normal(amplitude.shape)
     return np.clip(np.rint(rng.uniform(70, 95) * amplitude + noise), 0, 255).astype(np.uint8)

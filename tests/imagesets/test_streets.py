@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from checks import IGNORE_INDEX
 from imagesets import streets
@@ -20,11 +17,8 @@ from imagesets.streets import (
     SKY,
     TREE,
     photograph,
-    road_label,
     soft_noise,
     street_scene,
-    write_roads,
-    write_streets,
 )
 from imagesets.yeast import Scene
 
@@ -87,13 +81,6 @@ def test_every_class_is_frequent(scenes: list[Scene]) -> None:
     assert table[:, CLASSES.index(ROAD)].min() > 0.1
 
 
-def test_road_pavement_and_walls_share_their_greys(scenes: list[Scene]) -> None:
-    grey, label = np.stack([s.image.mean(axis=-1) for s in scenes]), np.stack([s.label for s in scenes])
-    share_of_grey = {c: np.histogram(grey[label == c], 64, (0, 256))[0] / (label == c).sum() for c in CLASSES}
-    for one, other in ((ROAD, PAVEMENT), (ROAD, BUILDING), (PAVEMENT, BUILDING)):
-        assert np.minimum(share_of_grey[one], share_of_grey[other]).sum() > 0.75  # measured 0.85 and more
-
-
 def test_brightness_alone_does_not_find_the_road(scenes: list[Scene]) -> None:
     grey, label = np.stack([s.image.mean(axis=-1) for s in scenes]), np.stack([s.label for s in scenes])
     road, counts = label == ROAD, label != IGNORE_INDEX
@@ -141,15 +128,6 @@ def test_a_wall_along_the_street_in_perspective() -> None:
     assert height[1] == pytest.approx([2 - 0.1 * 15, 2 - 0.1 * 10])  # the row with slope 0.1
 
 
-def test_haze_hides_what_is_far() -> None:
-    one = street(sun=1.0, sight=100.0)
-    everywhere, box = np.ones((8, 9), dtype=bool), (slice(8), slice(9))
-    z = np.array([[0, 100, 1e9] * 3])
-    one.paint(box, everywhere, np.zeros(3), CAR, z)  # black; the haze of a sunny day is 0.8
-    assert one.image[0, :3, 0] == pytest.approx([0, 0.8 * (1 - np.exp(-1)), 0.8], abs=1e-6)
-    assert (one.label == CAR).all()
-
-
 # ---- colours, noise, the camera
 
 
@@ -171,18 +149,3 @@ def test_the_camera_keeps_the_picture_and_clips() -> None:
     assert (photo[:28, :, 0] == 255).all() and photo[:28, :, 1].max() == 0
     assert 100 < photo[32:].mean() < 155
     assert 1 < photo[32:, :, 0].std() < 6  # noise
-
-
-# ---- the sets
-
-
-def test_roads_are_the_streets_with_another_label(tmp_path: Path) -> None:
-    small = {"num_images": 2, "height": 64, "width": 80}
-    one, other = write_streets(tmp_path / "streets", **small), write_roads(tmp_path / "roads", **small)
-    for i in range(2):
-        files = one / "labels" / f"street_00{i}.png", other / "labels" / f"road_00{i}.png"
-        street, road = (np.asarray(Image.open(path)) for path in files)
-        assert (one / f"images/street_00{i}.png").read_bytes() == (other / f"images/road_00{i}.png").read_bytes()
-        assert np.array_equal(road, road_label(street))
-    label = np.array([[0, 1, 2, 3], [4, 5, 255, 3]], dtype=np.uint8)
-    assert road_label(label).tolist() == [[0, 0, 0, 1], [0, 0, 255, 1]]

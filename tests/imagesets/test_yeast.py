@@ -16,17 +16,18 @@ from scipy import ndimage
 from checks import InputError
 from imagesets import streets, yeast
 from imagesets.pets import pet_scene, write_pets
-from imagesets.streets import road_label, street_scene, write_roads, write_streets
+from imagesets.streets import street_scene, write_roads, write_streets
 from imagesets.yeast import YEAST_LAYERS, Scene, YeastScene, write_yeast, yeast_scene
 
 SMALL = {"num_images": 2, "seed": 7, "height": 64, "width": 80}
 Writer, Patch = Callable[..., Path], pytest.MonkeyPatch
-WRITERS: dict[Writer, tuple[int, int, list[str]]] = {  # number of images, side, names of the first two
-    write_yeast: (18, 256, ["yeast_00.png", "yeast_01.png"]),
-    write_streets: (60, 256, ["street_000.png", "street_001.png"]),
-    write_roads: (120, 256, ["road_000.png", "road_001.png"]),
-    write_pets: (160, 160, ["dog_000.png", "cat_001.png"]),
+WRITERS: dict[Writer, list[str]] = {  # names of the first two
+    write_yeast: ["yeast_00.png", "yeast_01.png"],
+    write_streets: ["street_000.png", "street_001.png"],
+    write_roads: ["road_000.png", "road_001.png"],
+    write_pets: ["dog_000.png", "cat_001.png"],
 }
+OTHER = dict(zip(WRITERS, [*WRITERS][1:] + [write_yeast]))
 every_set = pytest.mark.parametrize("writer", WRITERS)
 
 
@@ -94,13 +95,6 @@ def test_same_seed_same_scene_and_other_seed_other_scene(draw: Callable[..., Sce
     assert not np.array_equal(first.label, other.label)
 
 
-@pytest.mark.parametrize("draw", [yeast_scene, street_scene, pet_scene])
-@pytest.mark.parametrize(("sides", "argument"), [((63, 64), "height"), ((64, 63), "width"), ((64.0, 64), "height")])
-def test_sizes_that_cannot_be_drawn(draw: Callable[..., Scene], sides: tuple, argument: str) -> None:
-    with pytest.raises(InputError, match=argument):
-        draw(np.random.default_rng(0), *sides)
-
-
 def test_the_pictures_are_those_of_the_report(scenes: list[YeastScene]) -> None:
     """The yeast numbers of the notebook rest on them: a change of one pixel needs a new `VERSION`."""
     digest = hashlib.sha256()
@@ -153,19 +147,6 @@ def test_phase_contrast_makes_a_dark_body_and_a_bright_halo() -> None:
     assert abs(amplitude[distance > 20].mean() - 1) < 0.05
 
 
-def test_two_pressed_discs_meet_half_way(monkeypatch: Patch) -> None:
-    draw = yeast._wavy_disc
-    monkeypatch.setattr(yeast, "_wavy_disc", lambda rng, c, r, rough, shape: draw(rng, c, r, 0.0, shape))
-    cells = yeast._Cells(np.array([[0, 0], [20, 15], [20, 25]]), np.array([1, 8, 8]), np.array([False, True, True]))
-    owner, depth = yeast._yeast_regions(np.random.default_rng(0), cells, (40, 40))
-    # radius 8 around columns 15 and 25: row 20 is covered from 8 to 32, column 20 is half way (to the first)
-    assert owner[20].tolist() == [0] * 8 + [1] * 13 + [2] * 12 + [0] * 7
-    assert depth[20, 20] == 0  # on the border: −3 from both
-    assert depth[20, 18] == pytest.approx(0.8 * (-1 + 5))  # −5 from the first, −1 from the second
-    assert depth[20, 10] == 3  # far from the second: 3 to the outline
-    assert (depth[owner == 0] == 0).all()
-
-
 # ---- the four sets on disk
 
 
@@ -180,13 +161,14 @@ def scene_of(writer: Writer, i: int) -> Scene:
 def test_written_files_are_the_scenes(writer: Writer, tmp_path: Path) -> None:
     folder = writer(tmp_path / "set", **SMALL)
     layers = YEAST_LAYERS if writer is write_yeast else streets.LAYERS
-    expected = [f"{layer}/{name}" for layer in layers for name in WRITERS[writer][2]]
+    expected = [f"{layer}/{name}" for layer in layers for name in WRITERS[writer]]
     assert sorted(content(folder)) == sorted([*expected, "settings.json"])
-    for i, name in enumerate(WRITERS[writer][2]):
+    for i, name in enumerate(WRITERS[writer]):
         scene = scene_of(writer, i)
         for layer, attribute in layers.items():
             array = getattr(scene, attribute)
-            array = road_label(array) if writer is write_roads and layer == "labels" else array
+            if writer is write_roads and layer == "labels":
+                array = np.array([0, 0, 0, 1, 0, 0, *[255] * 250], np.uint8)[array]
             assert np.array_equal(read(folder / layer / name), array)
     assert read(folder / "labels" / name).dtype == np.uint8
     assert writer is not write_yeast or read(folder / "instances" / name).dtype == np.uint16
@@ -201,26 +183,14 @@ def test_an_image_does_not_depend_on_how_many_there_are(writer: Writer, tmp_path
 @every_set
 def test_the_same_set_is_kept_and_another_is_neither_taken_nor_overwritten(writer: Writer, tmp_path: Path) -> None:
     folder = writer(tmp_path / "set", **SMALL)
-    kept = folder / "images" / WRITERS[writer][2][0]
+    kept = folder / "images" / WRITERS[writer][0]
     kept.write_bytes(b"drawn again, it would be an image")
     before = content(folder)
     assert writer(folder, **SMALL) == folder
-    for change in ({"seed": 1}, {"num_images": 1}, {"height": 65}, {"width": 65}):
-        with pytest.raises(InputError, match="set exists"):
-            writer(folder, **(SMALL | change))
-    for other in WRITERS:
-        if other is not writer:
-            with pytest.raises(InputError, match="holds something else"):
-                other(folder, **SMALL)
+    for other, change in ((writer, {"seed": 1}), (writer, {"height": 65}), (OTHER[writer], {})):
+        with pytest.raises(InputError, match="set exists and does not hold"):
+            other(folder, **(SMALL | change))
     assert content(folder) == before
-
-
-@pytest.mark.parametrize("lost", ["images/yeast_00.png", "dead/yeast_01.png", "settings.json"])
-def test_a_set_with_a_file_missing_is_not_taken(tmp_path: Path, lost: str) -> None:
-    folder = write_yeast(tmp_path / "yeast", **SMALL)
-    (folder / lost).unlink()
-    with pytest.raises(InputError, match="only a part"):
-        write_yeast(folder, **SMALL)
 
 
 def test_foreign_files_are_left_alone(tmp_path: Path) -> None:
@@ -233,24 +203,13 @@ def test_foreign_files_are_left_alone(tmp_path: Path) -> None:
     assert content(tmp_path) == {"mine/thesis.txt": b"years of work", "file": b"not a folder"}
 
 
-@every_set
-@pytest.mark.parametrize("arguments", [{"num_images": 0}, {"num_images": 1.5}, {"seed": -1}, {"height": 63}])
-def test_settings_that_make_no_set(writer: Writer, arguments: dict, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=next(iter(arguments))):
-        writer(tmp_path / "set", **arguments)
-    assert not list(tmp_path.iterdir())
-
-
 @pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
-@pytest.mark.parametrize("k", [1, 5, 8])
-def test_a_failure_at_the_kth_file_leaves_nothing(
-    tmp_path: Path, monkeypatch: Patch, k: int, error: BaseException
-) -> None:
+def test_a_failure_at_the_fifth_file_leaves_nothing(tmp_path: Path, monkeypatch: Patch, error: BaseException) -> None:
     save, calls = Image.Image.save, []
 
     def failing(image: Image.Image, path: Path) -> None:
         calls.append(path)
-        if len(calls) == k:
+        if len(calls) == 5:
             raise error
         save(image, path)
 
