@@ -129,8 +129,6 @@ def test_overlaps_of_large_numbers_and_of_nothing():
     assert match_objects(overlaps(np.array([[True, False]]), np.array([[255, 0]], np.uint8))).iou_sum == 1
 
 
-# ---------------------------------------------------------------- matching
-
 # pred    1 1 1 1 0 3 3 3     object 1 and 6 share 3 of 4 pixels: IoU 3/4
 #         0 0 2 2 2 3 0 0     object 2 covers 7 exactly:           IoU 1
 # target  6 6 6 0 0 8 0 0     object 3 and 8 share 1 of 4 pixels:  IoU 1/4
@@ -436,8 +434,6 @@ def test_step_area_by_hand():
     curve = precision_recall([np.array([[0.9, 0.5, 0.4]])], [np.array([[1, 0, 1]])])
     assert curve.average_precision == pytest.approx(5 / 6)
     assert curve.best == 2 and curve.thresholds[curve.best] == 0.4
-    whole = precision_recall([np.array([[250, 200, 100]], np.uint8)], [np.array([[1, 0, 1]])])
-    assert np.array_equal(whole.precision, curve.precision)  # whole numbers may rank
 
 
 @pytest.mark.parametrize(

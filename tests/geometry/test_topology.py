@@ -22,8 +22,6 @@ EXTRA = ("merge", "spurious", "hole_split", "hole_missed")  # kinds made of FP: 
 LACKING = ("split", "missed", "hole_merge", "hole_spurious")  # kinds made of FN: to repair them, fill
 
 
-# ---------------------------------------------------------------- the oracle
-
 SIDES = ((0, 1), (0, -1), (1, 0), (-1, 0))
 CORNERS = ((1, 1), (1, -1), (-1, 1), (-1, -1))
 
@@ -337,14 +335,3 @@ def test_equals_the_oracle_on_whole_batches_of_larger_maps():
             for class_index, label_of_class in enumerate((2, 1)):
                 one = (p == label_of_class) & (t != IGNORE_INDEX), t == label_of_class
                 assert as_counter(regions, image, class_index) == oracle(*one, **options)[0], f"seed {seed}"
-
-
-def test_weights_sum_to_the_severities():
-    for seed in range(CASES):
-        pred, target, connectivity = random_case(seed)
-        regions = find(pred, target, connectivity=connectivity)
-        for k, kind in enumerate(KINDS):
-            total = regions.weights([kind]).sum(dtype=np.float64)
-            np.testing.assert_allclose(total, regions.severities()[0, 0, k], rtol=1e-5)
-        assert regions.weights().dtype == np.float32
-        np.testing.assert_array_equal(regions.mask(), regions.weights() > 0)
