@@ -67,10 +67,7 @@ def ensure_environment(arguments: list[str], root: Path = ROOT) -> None:
 
 
 def make_environment(folder: Path, requirements: Path) -> Path:
-    """Return the interpreter of a virtual environment with all requirements; a note inside holds them when it is done.
-
-    What was cut off is made anew, as pip would take half-written packages for complete.
-    """
+    """The interpreter of an environment with all requirements; a note holds them, and what was cut off is made anew."""
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     note, complete = folder / "made-by-run.txt", requirements.read_text(encoding="utf-8")
     state = note.read_text(encoding="utf-8") if note.exists() else ""
@@ -83,8 +80,8 @@ def make_environment(folder: Path, requirements: Path) -> Path:
     if state in ("", "unfinished") or not python.exists():
         venv.create(folder, clear=True, symlinks=os.name != "nt", with_pip=True)
     note.write_text("unfinished")
-    packages = ["-r", str(requirements), "jupyterlab"]  # the last one for a student who opens the notebook
-    if subprocess.call([str(python), "-m", "pip", "install", "--disable-pip-version-check", *packages]):
+    pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "jupyterlab"]  # to open the notebook
+    if subprocess.call([*pip, "-r", str(requirements)]):
         sys.exit("pip failed, see above. It needs a network and 8 GB of disk; then try again.")
     note.write_text(complete, encoding="utf-8")
     return python
@@ -92,7 +89,6 @@ def make_environment(folder: Path, requirements: Path) -> Path:
 
 def continue_as(command: list[str]) -> None:
     """Let another command take the place of this one."""
-    sys.stdout.flush()
     if os.name == "posix":
         os.execv(command[0], command)
     sys.exit(subprocess.call(command))
@@ -114,20 +110,16 @@ def execute(path: Path, settings: dict[str, str]) -> tuple[Any, str]:
     def start(cell: Any, cell_index: int) -> None:
         nonlocal here, started
         here, started = (cell.cell_type == "markdown" and handin.heading(cell.source)) or here, time.monotonic()
+        if os.name == "posix":  # Ctrl-C stops the cell, so that all before it can be saved
+            loop = asyncio.get_running_loop()
+            loop.add_signal_handler(signal.SIGINT, lambda: asyncio.ensure_future(client.km.interrupt_kernel()))
 
     def end(cell: Any, cell_index: int, execute_reply: Any) -> None:
         print(f"[{cell_index + 1}/{len(notebook.cells)}] {time.monotonic() - started:5.1f} s  {here}", flush=True)
 
-    def interrupt_on_ctrl_c(notebook: Any) -> None:  # so that all before can be saved
-        if os.name == "posix":
-            loop = asyncio.get_running_loop()
-            loop.add_signal_handler(signal.SIGINT, lambda: asyncio.ensure_future(client.km.interrupt_kernel()))
-
-    client: Any = NotebookClient(
-        notebook, kernel_name="python3", startup_timeout=300,
-        record_timing=False, store_widget_state=False, coalesce_streams=True,
-        on_notebook_start=interrupt_on_ctrl_c, on_cell_start=start, on_cell_executed=end,
-    )  # fmt: skip
+    options: dict[str, Any] = {"startup_timeout": 300, "record_timing": False, "coalesce_streams": True}
+    options |= {"on_cell_start": start, "on_cell_executed": end}
+    client: Any = NotebookClient(notebook, kernel_name="python3", **options)
     # Without kernel folders "python3" means this interpreter, and not what the user's home calls so.
     client.create_kernel_manager().kernel_spec_manager = KernelSpecManager(kernel_dirs=[])
     environment = {**os.environ, **settings, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
@@ -177,12 +169,11 @@ def reopen(options: argparse.Namespace) -> int:
 
 
 def run_tests(options: argparse.Namespace) -> None:
-    """All tests on up to four cores, or with --quick the fast ones; what else follows is for pytest."""
-    quick = ["-m", "not slow"] if options.quick else []
+    """All tests on up to four cores; what follows is for pytest, as `-m "not slow"` for the fast ones."""
     os.chdir(ROOT)
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread in each of the processes
     workers = ["-n", "auto", "--maxprocesses=4", "--dist=loadfile"]
-    continue_as([sys.executable, "-m", "pytest", *workers, *quick, *options.rest])
+    continue_as([sys.executable, "-m", "pytest", *workers, *options.rest])
 
 
 def run_module(options: argparse.Namespace) -> int:
@@ -205,9 +196,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--output", default=ROOT / "handin", type=Path, metavar="FOLDER", help="default: handin")
     parser.set_defaults(action=make_hand_in)
     commands = parser.add_subparsers(title="commands", metavar="", dest="command")
-    test = commands.add_parser("test", add_help=False, help="all tests, or the --quick ones; the rest is for pytest")
-    test.add_argument("--quick", action="store_true")
-    test.set_defaults(action=run_tests)
+    commands.add_parser("test", add_help=False, help="all tests; the rest is for pytest").set_defaults(action=run_tests)
     again = commands.add_parser("reopen", help="run the notebook of a hand-in in an empty folder")
     again.add_argument("zip", metavar="ZIP", help="the hand-in")
     again.set_defaults(action=reopen)
@@ -224,10 +213,6 @@ def main(arguments: list[str]) -> int:
     options = parse(arguments)
     needed = NEEDS_ONLY.get(options.command)
     if needed is None or not all(map(importlib.util.find_spec, needed)):
-        if {"-h", "--help"} & {*options.rest} and missing_packages():  # help installs nothing: the file explains itself
-            path = COMMANDS.get(options.command, ("run",))[0].replace(".", "/")
-            print((ROOT / f"{path}.py").read_text(encoding="utf-8").split('"""')[1])
-            return 0
         ensure_environment(arguments)
     return options.action(options) or 0
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import ast
-import contextlib
 import importlib
 import importlib.metadata
 import json
 import os
 import re
 import runpy
-import subprocess
+import shutil
 import sys
-import time
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +18,9 @@ import nbformat
 import pytest
 
 import run
-from commands import handin
 
 ROOT, EXECUTE = Path(run.__file__).parent, run.execute
-COUNT = "import time\nfor i in range(3):\n    print(i, flush=True)\n    time.sleep(0.1)"
 PLOT = "import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()"
-
-
-# ---- setting up ----
 
 
 @pytest.mark.parametrize(
@@ -40,14 +32,6 @@ def test_a_package_is_missing_if_it_is_absent_or_too_old(tmp_path, monkeypatch, 
     requirements = tmp_path / "requirements.txt"
     requirements.write_text(f"# a comment\n\ntorch>={bound}  # why\n")
     assert run.missing_packages(requirements) == ([] if enough else [f"torch>={bound}"])
-    monkeypatch.undo()
-    requirements.write_text("pytest>=1.0\nno-such-package>=1.0\n")
-    assert run.missing_packages(requirements) == ["no-such-package>=1.0"]
-
-
-def test_every_requirement_is_a_lower_bound_with_its_reason():
-    lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if line and line[0] != "#"]
-    assert lines and all(re.fullmatch(r"[\w.-]+>=\d[\d.]* +# \w.+", line) for line in lines)
 
 
 @pytest.fixture
@@ -61,10 +45,9 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     """Replaces everything slow of the set-up; holds what pip was asked for."""
     calls: list[list[str]] = []
 
-    def create(folder: Path, clear: bool, symlinks: bool, with_pip: bool) -> None:
-        for path in folder.glob("*"):
-            path.unlink() if path.is_file() else (path / "python").unlink(missing_ok=True)
-        (folder / "bin").mkdir(parents=True, exist_ok=True)
+    def create(folder: Path, **options: bool) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        (folder / "bin").mkdir(parents=True)
         (folder / "bin" / "python").touch()
 
     def call(command: list[str]) -> int:
@@ -81,33 +64,26 @@ def refuse(*arguments: Any, **options: Any) -> None:
     raise AssertionError("this must not be called")
 
 
-def test_an_interpreter_that_has_all_is_used_as_it_is(project, monkeypatch):
-    (project / "requirements.txt").write_text("pytest>=1.0\n")
-    monkeypatch.setattr(run, "make_environment", refuse)
-    run.ensure_environment([], project)
-    assert not (project / ".venv").exists()
-
-
-def test_something_missing_leads_into_the_own_environment(project, installed, monkeypatch):
+def test_only_something_missing_leads_into_the_own_environment(project, installed, monkeypatch):
     continued: list[list[str]] = []
     monkeypatch.setattr(run, "continue_as", continued.append)
     run.ensure_environment(["test", "-x"], project)
     assert continued == [[str(project / ".venv/bin/python"), str(project / "run.py"), "test", "-x"]]
-    assert installed[0][-3:] == ["-r", str(project / "requirements.txt"), "jupyterlab"]
+    assert installed[0][-3:] == ["jupyterlab", "-r", str(project / "requirements.txt")]
+    (project / "requirements.txt").write_text("pytest>=1.0\n")
+    run.ensure_environment([], project)
+    assert len(continued) == len(installed) == 1
 
 
 @pytest.mark.parametrize(
-    ("change", "installs", "is_new"),
-    [("nothing", 1, False), ("cut off", 2, True), ("no interpreter", 2, True), ("new requirements", 2, False)],
+    ("change", "installs", "is_new"), [("nothing", 1, False), ("cut off", 2, True), ("new requirements", 2, False)]
 )
 def test_an_environment_is_kept_completed_or_made_anew(project, installed, change, installs, is_new):
     folder, requirements = project / ".venv", project / "requirements.txt"
-    python = run.make_environment(folder, requirements)
+    run.make_environment(folder, requirements)
     (folder / "large-package").touch()
     if change == "cut off":
         (folder / "made-by-run.txt").write_text("unfinished")
-    elif change == "no interpreter":
-        python.unlink()
     elif change == "new requirements":
         requirements.write_text("no-such-package>=1.1\n")
     assert run.make_environment(folder, requirements).exists()
@@ -117,28 +93,19 @@ def test_an_environment_is_kept_completed_or_made_anew(project, installed, chang
 
 def test_an_environment_of_somebody_else_is_left_alone(project, installed):
     (project / ".venv").mkdir()
-    (project / ".venv" / "precious").touch()
     with pytest.raises(SystemExit, match="not made by run.py"):
         run.make_environment(project / ".venv", project / "requirements.txt")
-    assert (project / ".venv" / "precious").exists() and not installed
+    assert not installed
 
 
-@pytest.mark.parametrize("place", ["damaged", "torchrun"])
-def test_no_environment_starts_itself_for_ever_or_once_for_each_process(project, monkeypatch, place):
-    if place == "damaged":
-        monkeypatch.setattr(run.sys, "prefix", str(project / ".venv"))
-    else:
-        monkeypatch.setenv("LOCAL_RANK", "1")
+def test_no_environment_starts_itself_for_ever(project, monkeypatch):
+    monkeypatch.setattr(run.sys, "prefix", str(project / ".venv"))
     monkeypatch.setattr(run, "make_environment", refuse)
     with pytest.raises(SystemExit, match=r"lacks no-such-package>=1.0. Delete .venv"):
         run.ensure_environment(["train", "folder"], project)
 
 
-def test_a_linux_without_venv_and_a_failed_installation_are_one_sentence(project, installed, monkeypatch):
-    monkeypatch.setattr(run.subprocess, "call", lambda command: 1)
-    with pytest.raises(SystemExit, match="pip failed, see above"):
-        run.make_environment(project / ".venv", project / "requirements.txt")
-    assert (project / ".venv" / "made-by-run.txt").read_text() == "unfinished"
+def test_a_linux_without_venv_gets_one_sentence(project, monkeypatch):
     monkeypatch.setattr(run.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit, match=r"sudo apt install python3-venv"):
         run.make_environment(project / ".venv", project / "requirements.txt")
@@ -149,9 +116,6 @@ def test_an_old_python_gets_one_clear_line(monkeypatch):
     monkeypatch.setattr(sys, "version_info", (3, 9, 18))
     with pytest.raises(SystemExit, match=r"^The course needs Python 3.10 or newer; this is "):
         runpy.run_path(run.__file__)
-
-
-# ---- executing ----
 
 
 def write_notebook(folder: Path, *cells: str) -> Path:
@@ -180,13 +144,12 @@ def test_three_cells_in_a_new_kernel(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
     monkeypatch.setenv("MPLBACKEND", "Agg")  # would keep figures out of the notebook
     show = "import os, sys\nprint(sys.executable, os.getcwd(), os.environ['SEGMENTATION_BUDGET'], sep='\\n')"
-    path = write_notebook(tmp_path, show, "# Title\n## A1.1a U-Net", PLOT, "# B2a Data", COUNT, " ")
+    path = write_notebook(tmp_path, show, "# Title\n## A1.1a U-Net", PLOT, "# B2a Data", "print(1)", " ")
     before = path.read_bytes()
     notebook, failure = run.execute(path, {"SEGMENTATION_BUDGET": "quick"})
     assert failure == "" and path.read_bytes() == before
     assert outputs(notebook)[0].split() == [sys.executable, str(tmp_path), "quick"]
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert [output.text for output in code[2].outputs] == ["0\n1\n2\n"]  # one output, not three
     assert all(cell.metadata == {} for cell in code)  # no times of the day
     assert [cell.execution_count for cell in code] == [1, 2, 3, None]
     assert any("image/png" in output.get("data", {}) for output in code[1].outputs)
@@ -204,15 +167,10 @@ KILL, INTERRUPT = "os.kill(os.getpid(), 9)", "os.kill(os.getppid(), signal.SIGIN
 )
 def test_what_stops_a_run_is_named_and_all_before_it_is_kept(tmp_path, code, said):
     path = write_notebook(tmp_path, "import os, signal, time\nprint('kept')", "# A1.2c Train", code, "print('never')")
-    started = time.monotonic()
     notebook, failure = run.execute(path, {})
-    assert time.monotonic() - started < 30
     assert failure.startswith("Stopped in A1.2c Train:") and said in failure
     assert "\x1b" not in failure and len(failure.splitlines()) <= 13
     assert outputs(notebook)[::2] == ["kept\n", ""]  # what an earlier run left in the last cell is gone
-
-
-# ---- the hand-in ----
 
 
 @pytest.fixture
@@ -238,41 +196,21 @@ def course(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_the_hand_in_lies_in_one_folder(course, capsys):
-    before = (course / "course.ipynb").read_bytes()
-    out = course / "handin"
-    assert run.main(["--budget", "quick", "--output", str(out)]) == 0
-    assert (course / "course.ipynb").read_bytes() == before
-    assert sorted(path.name for path in out.iterdir()) == ["course.ipynb", "course.zip"]
-    with zipfile.ZipFile(out / "course.zip") as archive:
-        assert archive.read("course.ipynb") == (out / "course.ipynb").read_bytes()
-    assert handin.problems(out / "course.ipynb", course) == []
-    assert str(out / "course.zip") in capsys.readouterr().out
-    (course / "README.md").unlink()
-    (out / "course.zip").unlink()
-    assert run.main(["--output", str(out)]) == 1
-    assert "README.md is missing" in capsys.readouterr().out and not (out / "course.zip").exists()
-
-
-def test_the_notebook_runs_again_from_the_zip_before_it_takes_its_name(course, monkeypatch, capsys):
+def test_the_standard_run_is_followed_by_a_quick_one_from_the_zip_in_an_empty_folder(course, monkeypatch):
     (course / "not_in_the_zip.txt").touch()
     once, runs = run.execute, []
 
     def execute(path: Path, settings: dict[str, str]) -> tuple[Any, str]:
         runs.append((path.parent, settings, {file.name for file in path.parent.iterdir()}))
-        return once(path, settings)[0], "" if len(runs) < 4 else "Stopped in A1.1a U-Net: gone.csv"
+        return once(path, settings)[0], ""
 
     monkeypatch.setattr(run, "execute", execute)
-    command = ["--budget", "full", "--data", "dsb2018", "--output", str(course / "handin")]
-    assert run.main(command) == 0
+    assert run.main(["--data", "dsb2018", "--output", str(course / "handin")]) == 0
     (_, first, _), (folder, settings, files) = runs
-    assert first == {"SEGMENTATION_BUDGET": "full", "SEGMENTATION_DATA": "dsb2018"}
+    assert first == {"SEGMENTATION_BUDGET": "standard", "SEGMENTATION_DATA": "dsb2018"}
     assert settings == {"SEGMENTATION_BUDGET": "quick", "SEGMENTATION_DATA": "built-in"}
     assert files == {"course.ipynb", "README.md", "requirements.txt"} and not folder.exists()
-    zip_of_before = (course / "handin" / "course.zip").read_bytes()
-    assert run.main(command) == 1
-    assert "does not run from the zip alone. Stopped in A1.1a U-Net: gone.csv" in capsys.readouterr().out
-    assert (course / "handin" / "course.zip").read_bytes() == zip_of_before
+    assert sorted(path.name for path in (course / "handin").iterdir()) == ["course.ipynb", "course.zip"]
 
 
 def test_a_hand_in_is_reopened_in_an_empty_folder(course, monkeypatch, capsys):
@@ -299,7 +237,6 @@ def test_the_notebook_is_never_overwritten(course):
 
 
 def test_a_folder_of_data_is_named_relative_to_the_notebook(course, monkeypatch):
-    # The kernel runs beside the notebook, and an absolute path would show the user's home in the outputs.
     (course / "cells").mkdir()
     (course / "elsewhere").mkdir()
     monkeypatch.chdir(course / "elsewhere")
@@ -307,22 +244,16 @@ def test_a_folder_of_data_is_named_relative_to_the_notebook(course, monkeypatch)
     assert json.loads((course / "settings.json").read_text())["SEGMENTATION_DATA"] == "cells"
 
 
-# ---- the command line ----
-
-
-@pytest.mark.parametrize(("rest", "expected"), [(["-x", "-k", "a or b"], []), (["--quick", "-h"], ["-m", "not slow"])])
-def test_what_follows_test_is_for_pytest(rest, expected, tmp_path, monkeypatch):
+def test_what_follows_test_is_for_pytest_on_several_cores(tmp_path, monkeypatch):
     continued: list[list[str]] = []
     monkeypatch.setattr(run, "ensure_environment", lambda arguments: None)
-    monkeypatch.setattr(run, "missing_packages", list)
     monkeypatch.setattr(run, "continue_as", continued.append)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.chdir(tmp_path)
-    assert run.main(["test", *rest]) == 0
-    ((python, _, pytest_, *options),) = continued
-    assert (python, pytest_) == (sys.executable, "pytest") and "-n" in options
-    assert options[-len(expected + rest) + ("--quick" in rest) :] == [*expected, *(r for r in rest if r != "--quick")]
-    assert Path.cwd() == ROOT
+    assert run.main(["test", "-m", "not slow", "-h"]) == 0
+    ((python, *options),) = continued
+    assert python == sys.executable and options[:4] == ["-m", "pytest", "-n", "auto"]
+    assert options[-3:] == ["-m", "not slow", "-h"] and Path.cwd() == ROOT
 
 
 @pytest.mark.parametrize(("command", "code"), [*zip(run.COMMANDS, [None, 0, 1, None, 0, 1])])
@@ -331,20 +262,10 @@ def test_a_module_gets_the_arguments_after_its_command(command, code, tmp_path, 
     got: list[tuple[list[str], Path]] = []
     rest = ["model.pt2", "a folder", "--output", "x", "--seeds", "0", "1", "-h"]
     monkeypatch.setattr(run, "ensure_environment", lambda arguments: None)
-    monkeypatch.setattr(run, "missing_packages", list)
     monkeypatch.setattr(importlib.import_module(name), "main", lambda args: got.append((args, Path.cwd())) or code)
     monkeypatch.chdir(tmp_path)
     assert run.main([command, *rest]) == (code or 0)
     assert got == [(rest, ROOT if from_root else tmp_path)]  # paths of a user are seen from where the user stands
-
-
-@pytest.mark.parametrize("command", [*run.COMMANDS, "test"])
-def test_help_installs_nothing(command, monkeypatch, capsys):
-    monkeypatch.setattr(run, "ensure_environment", refuse)
-    monkeypatch.setattr(run, "missing_packages", lambda: ["torch>=2.6"])
-    with contextlib.suppress(SystemExit):  # argparse ends like this
-        assert run.main([command, "-h"]) == 0
-    assert f"run.py {command}" in capsys.readouterr().out
 
 
 def test_a_wrong_input_of_a_command_is_its_sentence_alone(monkeypatch):
@@ -361,8 +282,3 @@ def test_a_wrong_command_line_is_refused_before_anything_is_set_up(arguments, mo
     with pytest.raises(SystemExit):
         run.main(arguments)
     assert arguments[-1] in capsys.readouterr().err
-
-
-def test_the_exit_code_of_the_other_command_is_returned():
-    code = "import run, sys; run.continue_as([sys.executable, '-c', 'raise SystemExit(3)'])"
-    assert subprocess.call([sys.executable, "-c", code], cwd=ROOT) == 3
