@@ -13,12 +13,9 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
-from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,7 +26,7 @@ from torch import Tensor
 import plots
 from checks import IGNORE_INDEX, InputError
 from data import NUM_CLASSES, extra_maps, source_folder
-from imagesets.files import PARTS, LabelMap, Problem, Sample, read_each, split_parts
+from imagesets.files import LabelMap, Problem, Sample, read_folder
 from imagesets.hdf5 import sample_problems
 from imagesets.real import READERS, read_dataset
 from learner import Learner, set_seed
@@ -42,24 +39,19 @@ RARE = 0.01  # share of the pixels below which a class is hard to learn
 
 SIDE, TRIES, STEPS, WIDTHS = 64, 8, 40, (8, 16)  # of the one batch
 LEARNT = 0.1  # share of the loss that is left: this can only be learnt from the images
-# Measured: in nine sets the share is 0.07 … 0.87 of that with exchanged labels.  With labels of other images or
-# upside down, 15 of 22 are above 0.93 (crops of 48²).
+# Measured: 0.07 … 0.87 in nine sets; with labels of other images or upside down, 15 of 22 are above 0.93.
 RATIO = 0.93
 
 
 @dataclass
 class Report:
-    """What `examine` has found; frequencies are of the pixels that are not ignored."""
+    """What `examine` has found: all problems; the pixels of each label value, sizes, copies of the sound samples."""
 
     source: str
     num_classes: int
-    num_sound: int = 0
     problems: list[Problem] = field(default_factory=list)
-    remarks: list[str] = field(default_factory=list)
-    frequencies: dict[int, float] = field(default_factory=dict)
-    ignored: float = 0.0
+    counts: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
     sizes: Counter[tuple[int, ...]] = field(default_factory=Counter)
-    parts: dict[str, int] = field(default_factory=dict)
     duplicates: list[str] = field(default_factory=list)
     examples: list[Sample] = field(default_factory=list)
 
@@ -67,8 +59,7 @@ class Report:
 def examine(source: str | Path, *, num_classes: int | None = None, label_map: LabelMap | None = None) -> Report:
     """Look at all files of a folder (`images/` and `labels/` or `masks/`) or of a named set; raise nothing for them."""
     report = Report(str(source), num_classes or NUM_CLASSES.get(str(source), 2))
-    counts = np.zeros(256, np.int64)
-    copies: dict[str, list[tuple[str, str, str | None]]] = defaultdict(list)  # image → (name, label, part)
+    copies: dict[str, dict[str, str]] = defaultdict(dict)  # hash of the image → name: hash of the label
     chosen: dict[str, Sample] = {}
     for found in _samples(source, label_map):
         first = next(iter(chosen.values()), None)
@@ -76,78 +67,52 @@ def examine(source: str | Path, *, num_classes: int | None = None, label_map: La
         report.problems += wrong
         if wrong or isinstance(found, Problem):
             continue
-        counts += np.bincount(found.label.ravel(), minlength=256)
-        report.num_sound += 1
+        report.counts += np.bincount(found.label.ravel(), minlength=256)
         report.sizes[found.label.shape] += 1
         image, label = (hashlib.sha256(np.ascontiguousarray(a).data).hexdigest() for a in (found.image, found.label))
-        copies[image].append((found.name, label, found.part))
+        copies[image][found.name] = label
         chosen[image] = found
         if len(chosen) > NUM_EXAMPLES + 1:  # the first one stays, of the others those of the smallest hashes
             del chosen[max(list(chosen)[1:])]
     report.examples = list(chosen.values())[:NUM_EXAMPLES]
-    _count_classes(report, counts)
-    _compare_copies(report, copies)
+    for names, labels in ((" = ".join(same), set(same.values())) for same in copies.values() if len(same) > 1):
+        report.duplicates.append(names)
+        if len(labels) > 1:
+            report.problems.append(Problem(names, "are one image with two different labels", "keep the right pair"))
     return report
 
 
 def _samples(source: str | Path, label_map: LabelMap | None) -> Iterator[Sample | Problem]:
     try:
         folder = source_folder(source, say=lambda line: None)
-        if str(source) in READERS:
-            yield from read_dataset(str(source), folder)
-        else:
-            yield from read_each(folder, label_map, extra_maps(folder))
+        known = str(source) in READERS
+        yield from read_dataset(str(source), folder) if known else read_folder(folder, label_map, extra_maps(folder))
     except InputError as error:
         yield from getattr(error, "problems", None) or [Problem("", " ".join(str(error).split()))]
 
 
-def _count_classes(report: Report, counts: np.ndarray) -> None:
-    total = counts[:IGNORE_INDEX].sum()
-    report.ignored = float(counts[IGNORE_INDEX] / max(counts.sum(), 1))
-    for number in range(report.num_classes if report.num_sound else 0):
-        share = report.frequencies[number] = float(counts[number] / max(total, 1))
-        if counts[number] == 0:
-            report.remarks.append(f"Class {number} occurs in no label: is --classes {report.num_classes} right?")
-        elif share < RARE:
-            report.remarks.append(f"Class {number} has {share:.2%} of the pixels only: see section A1.3a.")
-
-
-def _compare_copies(report: Report, copies: Mapping[str, Sequence[tuple[str, str, str | None]]]) -> None:
-    """Find images that occur twice, and the number of samples in each part; copies always share a part."""
-    for same in copies.values():
-        names = " = ".join(name for name, _, _ in same)
-        report.duplicates += [names] if len(same) > 1 else []
-        if len({label for _, label, _ in same}) > 1:
-            found = "are the same image with two different labels"
-            report.problems.append(Problem(names, found, "keep the right one of the two pairs"))
-    flat = [(image, name, part) for image, same in copies.items() for name, _, part in same]
-    if flat:
-        images, labels, given = zip(*flat)
-        try:
-            found_parts = split_parts(images, given=given, names=labels)
-            report.parts = {part: found_parts.count(part) for part in PARTS}
-        except InputError as error:
-            report.problems += getattr(error, "problems", None) or [Problem("", str(error))]
-
-
 def describe(report: Report) -> list[str]:
     """The report as lines: the problems, those with one advice together, then what the sound samples are like."""
-    lines = [f"{report.source}: {report.num_sound} sound pairs, {len(report.problems)} problems"]
-    advice_of = attrgetter("advice")
-    for advice, group in groupby(sorted(report.problems, key=advice_of), advice_of):
-        same = list(group)
+    lines = [f"{report.source}: {report.sizes.total()} sound pairs, {len(report.problems)} problems"]
+    by_advice: dict[str, list[Problem]] = defaultdict(list)
+    for problem in report.problems:
+        by_advice[problem.advice].append(problem)
+    for advice, same in by_advice.items():
         lines.append(f"- {advice or 'correct this, then check again'}:")
         lines += [f"    {problem.file or report.source}: {problem.found}" for problem in same[:SHOWN]]
         lines += [f"    … and {len(same) - SHOWN} more"] if len(same) > SHOWN else []
     if any("label_map" in problem.advice for problem in report.problems):
         lines.append("On the command line label_map={0: 0, 255: 1} is written --map 0=0,255=1")
-    if report.num_sound:
-        shares = [f"{k}: {share:.1%}" for k, share in report.frequencies.items()]
-        lines.append(f"Classes     {', '.join(shares)}; ignored {report.ignored:.1%}")
-        lines.append(f"Sizes       {', '.join(f'{H}×{W} ({n})' for (H, W), n in report.sizes.most_common(6))}")
-        lines.append(f"Parts       {', '.join(f'{part} {number}' for part, number in report.parts.items())}")
+    if not report.sizes:
+        return lines
+    ignored, inside = report.counts[IGNORE_INDEX], report.counts[: report.num_classes]
+    shares = inside / max(inside.sum(), 1)
+    classes = ", ".join(f"{number}: {share:.1%}" for number, share in enumerate(shares))
+    lines.append(f"Classes     {classes}; ignored {ignored / report.counts.sum():.1%}")
+    lines.append(f"Sizes       {', '.join(f'{H}×{W} ({n})' for (H, W), n in report.sizes.most_common(6))}")
     lines += [f"Copies      {names}: one image; they go into one part" for names in report.duplicates[:SHOWN]]
-    return lines + [f"Look at     {remark}" for remark in report.remarks]
+    rare = np.flatnonzero(shares < RARE)
+    return lines + [f"Look at     class {k} has {shares[k]:.2%} of the pixels: is --classes right?" for k in rare]
 
 
 class OneBatch(NamedTuple):
@@ -156,37 +121,30 @@ class OneBatch(NamedTuple):
     share: float
     exchanged: float
 
-    @property
-    def fits(self) -> bool:
-        """False if the labels may not belong to the images."""
-        return not self.share >= max(LEARNT, RATIO * self.exchanged)
-
     def __str__(self) -> str:
         if np.isnan(self.share):
             return "these labels have one class only: there is nothing to learn."
-        text = "a tiny network learns it" if self.fits else "WARNING: labels and images may not belong together"
+        fits = self.share < max(LEARNT, RATIO * self.exchanged)
+        text = "a tiny network learns it" if fits else "WARNING: labels and images may not belong together"
         return f"{text}: {self.share:.0%} of the loss is left; with exchanged labels {self.exchanged:.0%}."
 
 
 def one_batch(samples: Sequence[Sample], seed: int = 0) -> tuple[Tensor, Tensor]:
     """One crop of each sample, where classes are mixed: images (B, C, H, W) standardised, targets (B, H, W) int64."""
-    if len(samples) < 2:
-        raise InputError(f"one_batch: {len(samples)} sample(s); expected two or more.")
     rng = np.random.default_rng(seed)
     H, W = (min(SIDE, *(sample.label.shape[axis] for sample in samples)) for axis in (0, 1))
     crops = [_mixed_crop(sample, H, W, rng) for sample in samples]
-    images = np.stack([np.moveaxis(np.atleast_3d(image), -1, 0) for image, _ in crops]).astype(np.float64)
+    images = np.stack([np.moveaxis(np.atleast_3d(image), -1, 0) for image, _ in crops])
     mean, std = images.mean((0, 2, 3), keepdims=True), images.std((0, 2, 3), keepdims=True)
-    images = (images - mean) / np.where(std > 0, std, 1)
-    return torch.tensor(images, dtype=torch.float32), torch.tensor(np.stack([label for _, label in crops])).long()
+    targets = torch.tensor(np.stack([label for _, label in crops])).long()
+    return torch.tensor((images - mean) / np.where(std > 0, std, 1)).float(), targets
 
 
 def _mixed_crop(sample: Sample, H: int, W: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    height, width = sample.label.shape
-    places = rng.integers(0, [height - H + 1, width - W + 1], (TRIES, 2))
+    places = rng.integers(0, np.subtract(sample.label.shape, (H, W)) + 1, (TRIES, 2))
     crops = [np.s_[top : top + H, left : left + W] for top, left in places]
     best = max(crops, key=lambda crop: _entropy(sample.label[crop]))
-    return sample.image[best], sample.label[best].astype(np.int64)
+    return sample.image[best], sample.label[best]
 
 
 def _entropy(label: np.ndarray) -> float:
@@ -198,13 +156,8 @@ def _entropy(label: np.ndarray) -> float:
 
 def learn_one_batch(images: Tensor, targets: Tensor, num_classes: int, seed: int = 0) -> OneBatch:
     """Train a tiny network on one batch, and two more with labels of other images in it; NaN if of one class only."""
-    chance = _entropy(targets.numpy())
-    if chance == 0:
-        return OneBatch(float("nan"), float("nan"))
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # the tensors are tiny: more threads only wait for each other
+    chance = _entropy(targets.numpy()) or float("nan")
     own, *others = (_late_loss(images, targets.roll(k, 0), num_classes, seed) / chance for k in range(3))
-    torch.set_num_threads(threads)
     return OneBatch(own, float(np.mean(others)))
 
 
@@ -212,9 +165,7 @@ def _late_loss(images: Tensor, targets: Tensor, num_classes: int, seed: int) -> 
     """Mean loss in the second half of the steps; the last one alone differs much by chance."""
     set_seed(seed)
     model, batches = UNet(images.shape[1], num_classes, WIDTHS), [(images, targets)]
-    learner = Learner(
-        model, cross_entropy, batches, lr=0.02, weight_decay=0, schedule="constant", precision="float32", verbose=False
-    )
+    learner = Learner(model, cross_entropy, batches, lr=0.02, schedule="constant", precision="float32", verbose=False)
     return float(np.mean([row["train_loss"] for row in learner.fit(STEPS)[STEPS // 2 :]]))
 
 
@@ -247,9 +198,8 @@ def parse_map(text: str) -> dict[int | tuple[int, ...], int]:
     ({0: 0, 255: 1}, {(255, 0, 255): 1})
     """
     result: dict[int | tuple[int, ...], int] = {}
-    for entry in map(str.strip, text.split(",")):
-        if not re.fullmatch(r"\d+(-\d+-\d+)?=\d+", entry):
-            raise argparse.ArgumentTypeError(f"{entry!r} is not VALUE=CLASS, for example 0=0,255=1 or 255-0-255=1")
-        *value, number = map(int, re.split("[-=]", entry))
-        result[tuple(value) if len(value) > 1 else value[0]] = number
+    for entry in text.split(","):
+        value, number = entry.split("=")
+        colour = tuple(map(int, value.split("-")))
+        result[colour if len(colour) > 1 else colour[0]] = int(number)
     return result
