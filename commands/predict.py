@@ -34,25 +34,31 @@ def predict_folder(
 ) -> list[Path]:
     """Write masks/NAME.png and overlays/NAME.png for each image of `folder`, and return the paths of the masks.
 
-    They lie in `output`, by default FOLDER_predicted beside `folder`; folders inside are not looked at.  Smaller tiles
-    take less memory and more time.  Raises `InputError` if the model or the folder cannot be read; and at the end, with
-    the problems of all images that could not be done.
+    They lie in `output`, by default FOLDER_predicted beside `folder`.  Raises `InputError` if model or folder cannot be
+    read or masks of others would be overwritten; and at the end, with the problems of all images that were left out.
     """
-    if tile < 1 or (device == "cuda" and not torch.cuda.is_available()):
-        raise InputError(f"predict: tile={tile}, device={device!r}; tile must be at least 1, and cuda needs a GPU.")
     network, folder = modelfile.load(model, device), Path(folder)
     output = Path(output) if output is not None else folder.resolve().with_name(f"{folder.resolve().name}_predicted")
-    paths, problems = _images_in(folder)
-    _keep_apart(folder, output)
-    masks = []
+    if (output / "masks").is_dir() and not (output / "overlays").is_dir():  # here the overlay is written first
+        raise InputError(f"{output}/masks was not made here and would be overwritten.\nChoose another --output.")
+    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    paths = [path for path in entries if path.suffix.lower() in IMAGE_SUFFIXES and not is_junk(path.name)]
+    if not paths:
+        raise InputError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)}); folders inside are not looked at.")
+    masks: list[Path] = []
+    problems: list[Problem] = []
     for number, path in enumerate(paths, start=1):
+        mask = output / "masks" / f"{path.stem}.png"
         try:
+            if mask in masks:
+                raise InputError("another file has this name before the suffix; rename one")
             label = predict_image(network, image := read_image(path), tile=tile)
         except InputError as error:
             problems += getattr(error, "problems", [Problem(f"{short_name(path)}:", str(error))])
             continue
-        _write_png(output / "overlays" / f"{path.stem}.png", plots.overlay(image, label))
-        masks.append(_write_png(output / "masks" / f"{path.stem}.png", label))
+        _write_png(output / "overlays" / mask.name, plots.overlay(image, label))
+        _write_png(mask, label)
+        masks.append(mask)
         shares = np.bincount(label.ravel(), minlength=len(network.card.class_names))[1:] / label.size
         text = ", ".join(f"{name} {share:.1%}" for name, share in zip(network.card.class_names[1:], shares))
         print(f"[{number}/{len(paths)}] {path.name}: {text}")
@@ -77,38 +83,9 @@ def predict_image(model: ExportedModel, image: np.ndarray, *, tile: int = TILE) 
     return predict_tiled(classes, images, tile=tile, margin=card.margin)[0, 0].numpy()
 
 
-def _images_in(folder: Path) -> tuple[list[Path], list[Problem]]:
-    """The images of a folder, sorted, and what is wrong with the other files."""
-    if not folder.is_dir():
-        raise InputError(f"{folder} is no folder. Expected a folder of images.")
-    entries = sorted(path for path in folder.iterdir() if path.is_file() and not is_junk(path.name))
-    found: dict[str, Path] = {}
-    problems: list[Problem] = []
-    for path in entries:
-        if path.suffix.lower() not in IMAGE_SUFFIXES:
-            problems.append(Problem(short_name(path), f"is none of {', '.join(IMAGE_SUFFIXES)}"))
-        elif (other := found.setdefault(path.stem.casefold(), path)) is not path:  # their masks would be one file
-            problems.append(
-                Problem(short_name(path), f"and {other.name} have one name before the suffix", "rename one")
-            )
-    if not found:
-        raise InputError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)}); folders inside are not looked at.")
-    return list(found.values()), problems
-
-
-def _keep_apart(folder: Path, output: Path) -> None:
-    """Refuse an output whose masks or overlays would take the names of the images, or of masks that are not ours."""
-    for part in ("masks", "overlays"):
-        if (output / part).resolve() == folder.resolve():
-            raise InputError(f"The {part} would overwrite the images in {folder}.\nChoose another --output.")
-    if (output / "masks").is_dir() and not (output / "overlays").is_dir():  # here the overlay is written first
-        raise InputError(f"{output}/masks was not made here and would be overwritten.\nChoose another --output.")
-
-
-def _write_png(path: Path, array: np.ndarray) -> Path:
+def _write_png(path: Path, array: np.ndarray) -> None:
     with replacing(path) as part:
         PIL.Image.fromarray(array).save(part, format="PNG")
-    return path
 
 
 def main(arguments: list[str]) -> int:

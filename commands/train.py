@@ -46,12 +46,10 @@ def make_learner(options: argparse.Namespace, path: Path) -> Learner:
 
 def prepared(options: argparse.Namespace) -> Path:
     """The data set, built by one process while the others wait."""
-    answer: Any = None
-    if parallel.rank() == 0:
-        try:
-            answer = data.prepare(options.source, options.data, num_classes=options.classes)
-        except InputError as error:
-            answer = error
+    try:
+        answer: Any = parallel.rank() == 0 and data.prepare(options.source, options.data, num_classes=options.classes)
+    except InputError as error:
+        answer = error
     answer = parallel.from_rank_0(answer)  # a problem too: else the others would wait for ever
     if not isinstance(answer, Path):
         raise answer

@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from commands import train
-from tests.data_helpers import refused
 from training import modelfile
 
 ROOT = Path(train.__file__).parents[1]
@@ -45,11 +44,6 @@ def test_a_folder_becomes_a_model_file(folder, tmp_path, monkeypatch, capsys):
     assert model(torch.zeros(1, 1, 20, 30)).shape == (1, 2, 20, 30)
     assert train.main([str(folder), *SMALL]) == 0
     assert "trained before" in capsys.readouterr().out
-
-
-def test_a_wrong_source_is_one_sentence(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert "neither a folder nor a known data set" in refused(train.main, ["nowhere"])
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="PyTorch for Windows lacks what torchrun meets at")
