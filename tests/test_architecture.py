@@ -42,10 +42,6 @@ def imported(tree: ast.AST, in_functions: bool = True) -> set[str]:
     return names
 
 
-def test_every_room_has_its_layer() -> None:
-    assert {name.partition(".")[0] for name in MODULES} == set(LAYER)
-
-
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_arrows_point_down(name: str) -> None:
     room = name.partition(".")[0]
@@ -55,12 +51,6 @@ def test_arrows_point_down(name: str) -> None:
 
 def test_no_module_imports_itself_through_others() -> None:
     graphlib.TopologicalSorter({name: imported(tree) & set(MODULES) for name, tree in MODULES.items()}).prepare()
-
-
-@pytest.mark.parametrize("name", sorted(MODULES))
-def test_torchvision_is_not_needed_for_an_import(name: str) -> None:
-    # A broken pair of torch and torchvision fails at import, and would take the whole notebook with it.
-    assert "torchvision" not in {module.partition(".")[0] for module in imported(MODULES[name], in_functions=False)}
 
 
 @pytest.mark.parametrize("name", ["run", "commands.handin"])

@@ -78,19 +78,6 @@ def test_readme_and_notebook_name_one_repository() -> None:
     assert len(repositories) == 1
 
 
-def test_the_notebook_needs_no_package_beyond_the_requirements() -> None:
-    imported = {
-        (alias.name if isinstance(node, ast.Import) else node.module or "").partition(".")[0]
-        for cell in CODE
-        for node in ast.walk(ast.parse("".join(cell["source"])))
-        if isinstance(node, ast.Import | ast.ImportFrom)
-        for alias in node.names
-    }
-    ours = {path.stem for path in ROOT.glob("*.py")} | set(FOLDERS)
-    known = {"torch", "numpy", "h5py", "matplotlib", "skimage", "IPython"}
-    assert imported - ours - set(sys.stdlib_module_names) <= known
-
-
 def test_the_cell_for_colab_looks_for_every_folder_that_is_imported() -> None:
     source = "".join(CODE[0]["source"])
     assert all(f'"{name}"' in source for name in ("unet.py", *FOLDERS))
