@@ -228,9 +228,8 @@ def test_a_file_is_fetched_once_and_the_terms_are_said_once(tiny: None, site: Si
     assert said[1] == "tiny: fetching 1 file(s) from 127.0.0.1"
 
 
-@pytest.mark.parametrize("bad", [serve(TIF, missing=5000), status(503)], ids=["cut off", "busy"])
-def test_what_goes_wrong_once_is_tried_again(bad: Page, tiny: None, site: Site, tmp_path: Path) -> None:
-    site.pages["/a.tif"] = [bad, bad, serve(TIF)]
+def test_what_goes_wrong_once_is_tried_again(tiny: None, site: Site, tmp_path: Path) -> None:
+    site.pages["/a.tif"] = [serve(TIF, missing=5000), status(503), serve(TIF)]
     locate("tiny", tmp_path, say=quiet)
     assert (tmp_path / "tiny/im/a.tif").read_bytes() == TIF
 
@@ -256,6 +255,7 @@ def test_a_file_that_is_not_the_right_one_never_gets_its_name(
 
 
 def test_offline_a_file_put_there_by_hand_is_enough(tiny: None, site: Site, tmp_path: Path) -> None:
+    assert reachable("tiny", tmp_path)
     site.close()
     assert not reachable("tiny", tmp_path)
     assert "By hand: save" in refused(locate, "tiny", tmp_path, say=quiet)
@@ -272,12 +272,6 @@ def test_a_wrong_file_put_there_by_hand_is_neither_taken_nor_overwritten(
     before = (tmp_path / "tiny/im/a.tif").read_bytes()
     assert "updates are disallowed" in refused(locate, "tiny", tmp_path, say=quiet)
     assert (tmp_path / "tiny/im/a.tif").read_bytes() == before and site.log == []
-
-
-def test_reachable_says_no_to_another_answer(tiny: None, site: Site, tmp_path: Path) -> None:
-    assert reachable("tiny", tmp_path)
-    site.pages["/a.tif"] = status(404)
-    assert not reachable("tiny", tmp_path)
 
 
 def test_reachable_does_not_wait_for_a_name_server_that_is_silent(
@@ -505,21 +499,14 @@ def test_a_copy_of_a_test_image_is_not_trained_on(tmp_path: Path) -> None:
 
 
 def test_every_pet_has_three_colours(tmp_path: Path) -> None:
-    fake_pets(tmp_path, cats=4, dogs=0, tests=0)
-    colours, see_through = Image.fromarray(colour_picture(7)), Image.fromarray(colour_picture(8))
+    fake_pets(tmp_path, cats=2, dogs=0, tests=0)
+    see_through = Image.fromarray(colour_picture(8))
     see_through.putalpha(Image.fromarray(picture(9)))
-    stored = {
-        1: (colours.convert("L"), "JPEG"),
-        2: (colours.convert("CMYK"), "JPEG"),
-        3: (see_through, "PNG"),  # as Abyssinian_5.jpg of the official set
-        4: (colours.convert("P"), "GIF"),  # as Abyssinian_34.jpg
-    }
-    for i, (image, kind) in stored.items():
-        image.save(tmp_path / "images" / f"Abyssinian_{i}.jpg", format=kind)
+    see_through.save(tmp_path / "images/Abyssinian_1.jpg", format="PNG")  # as Abyssinian_5.jpg of the official set
+    Image.fromarray(picture()).save(tmp_path / "images/Abyssinian_2.jpg")
     images = {sample.name: sample.image for sample in read_dataset("oxford_pets", tmp_path)}
-    assert {image.shape for image in images.values()} == {(6, 8, 3)}
-    assert np.array_equal(images["Abyssinian_3"], colour_picture(8))
-    assert (images["Abyssinian_1"][..., 0] == images["Abyssinian_1"][..., 2]).all()
+    assert np.array_equal(images["Abyssinian_1"], colour_picture(8))
+    assert images["Abyssinian_2"].shape == (6, 8, 3)
 
 
 # --- the real files ---

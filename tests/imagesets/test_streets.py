@@ -16,8 +16,6 @@ from imagesets.streets import (
     ROAD,
     SKY,
     TREE,
-    photograph,
-    soft_noise,
     street_scene,
 )
 from imagesets.yeast import Scene
@@ -46,20 +44,15 @@ def iou(prediction: np.ndarray, truth: np.ndarray, counts: np.ndarray) -> float:
 # ---- one scene
 
 
-def check_scene(scene: Scene, height: int, width: int) -> None:
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 2**32), height=st.integers(64, 140), width=st.integers(64, 140))
+def test_scenes_of_any_size(seed: int, height: int, width: int) -> None:
+    scene = street_scene(np.random.default_rng(seed), height, width)
     assert scene.image.shape == (height, width, 3)
     assert scene.label.shape == (height, width)
     assert scene.image.dtype == scene.label.dtype == np.uint8
     assert set(np.unique(scene.label)) <= set(CLASSES)
-    assert share(scene, ROAD) > 0.001
-    assert share(scene, SKY) > 0.001
-    assert scene.image.std() > 10
-
-
-@settings(max_examples=20, deadline=None)
-@given(seed=st.integers(0, 2**32), height=st.integers(64, 140), width=st.integers(64, 140))
-def test_scenes_of_any_size(seed: int, height: int, width: int) -> None:
-    check_scene(street_scene(np.random.default_rng(seed), height, width), height, width)
+    assert min(share(scene, ROAD), share(scene, SKY)) > 0.001
 
 
 def test_the_pictures_are_the_pinned_ones(scenes: list[Scene]) -> None:
@@ -100,13 +93,11 @@ def test_place_alone_does_not_find_the_road(scenes: list[Scene]) -> None:
 # ---- the ingredients
 
 
-def street(**changes: object) -> streets._Street:
+def street() -> streets._Street:
     """A camera 2 m above the ground; columns have the slopes −0.4 … 0.4, rows −0.3 … 0.4."""
     empty = streets._Street(np.random.default_rng(0), 64, 64)
     x, y = np.arange(-4, 5) / 10, np.arange(-3, 5)[:, None] / 10
-    blank = np.zeros((8, 9, 3), np.float32), np.zeros((8, 9), np.uint8), np.zeros((8, 9), np.float32)
-    settings = {"x": x, "y": y, "eye": 2.0, "image": blank[0], "label": blank[1], "fine": blank[2], "coarse": blank[2]}
-    vars(empty).update(settings | changes)
+    vars(empty).update({"x": x, "y": y, "eye": 2.0})
     return empty
 
 
@@ -126,26 +117,3 @@ def test_a_wall_along_the_street_in_perspective() -> None:
     assert z[0] == pytest.approx([15, 10])
     assert x == pytest.approx(np.full(x.shape, 3))
     assert height[1] == pytest.approx([2 - 0.1 * 15, 2 - 0.1 * 10])  # the row with slope 0.1
-
-
-# ---- colours, noise, the camera
-
-
-@pytest.mark.parametrize("cell", [1.5, 6, 20])
-def test_soft_noise_is_as_coarse_as_asked_for(cell: float) -> None:
-    noise = soft_noise(np.random.default_rng(0), (400, 400), cell)
-    assert abs(noise.mean()) < 0.2
-    assert 0.5 < noise.std() < 1
-    near, far = (np.corrcoef(noise[:, :-gap].ravel(), noise[:, gap:].ravel())[0, 1] for gap in (1, int(3 * cell)))
-    assert near > 0.3
-    assert abs(far) < 0.15
-
-
-def test_the_camera_keeps_the_picture_and_clips() -> None:
-    image = np.full((60, 80, 3), 0.5, dtype=np.float32)
-    image[:30] = (3, -1, 0.5)
-    photo = photograph(np.random.default_rng(0), image)
-    assert photo.dtype == np.uint8
-    assert (photo[:28, :, 0] == 255).all() and photo[:28, :, 1].max() == 0
-    assert 100 < photo[32:].mean() < 155
-    assert 1 < photo[32:, :, 0].std() < 6  # noise
