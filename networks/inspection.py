@@ -22,24 +22,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
-from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from checks import InputError
 
 ROWS_OF_THEIR_OWN = (nn.Conv2d, nn.ConvTranspose2d, nn.MaxPool2d, nn.AvgPool2d, nn.Linear)
-POOLING = ("input", "kernel_size", "stride", "padding")
-ARGUMENTS = {  # of the functions whose settings are read, in their order
-    "conv2d": ("input", "weight", "bias", "stride", "padding", "dilation"),
-    "conv_transpose2d": ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation"),
-    "max_pool2d": POOLING, "max_pool2d_with_indices": POOLING, "avg_pool2d": POOLING,
-    "interpolate": ("input", "size", "scale_factor", "mode", "align_corners", "recompute_scale_factor", "antialias"),
-    "pad": ("input", "pad", "mode"), "cat": ("tensors", "dim"), "softmax": ("input", "dim"),
-}  # fmt: skip
-POINTWISE_NAMES = """
-    abs add batch_norm clamp clone contiguous div dropout elu exp float gelu group_norm hardswish instance_norm
-    layer_norm leaky_relu log mul neg pow prelu relu relu6 sigmoid silu softplus sqrt sub tanh to truediv where
-"""
-POINTWISE = frozenset(POINTWISE_NAMES.split())
+POINTWISE = ("hardswish", "hardsigmoid", "prelu_kernel", "alias", "detach", "to_copy")  # beside what PyTorch tags so
+NORMS = ("batch_norm", "group_norm", "layer_norm")
 
 
 def count_parameters(model: nn.Module, *, biases: bool = True) -> int:
@@ -216,13 +205,13 @@ class Step:
     layer: nn.Module | None = None
 
 
-class Record(TorchFunctionMode):
+class Record(TorchDispatchMode):
     """What happens to one image in a copy of a model: `steps`, of which number `last` made the output."""
 
     def __init__(self, model: nn.Module, input_shape: tuple[int, ...]) -> None:
         super().__init__()
-        self.model, self.steps = copy.deepcopy(model).eval(), list[Step]()
-        image = torch.zeros(input_shape).to(next(model.parameters(), torch.zeros(())))
+        self.model, self.steps = copy.deepcopy(model).cpu().eval(), list[Step]()
+        image = torch.zeros(input_shape).to(next(self.model.parameters(), torch.zeros(())))
         self._alive = [image]  # the id of a tensor is unique only while it lives
         self._strides: dict[int, tuple[Fraction, ...]] = {id(image): (Fraction(1), Fraction(1))}  # of all maps so far
         for module in self.model.modules():
@@ -255,13 +244,16 @@ class Record(TorchFunctionMode):
                 needed[source] = np.minimum(first, known[0]), np.maximum(last, known[1])
         return needed[id(self._alive[0])]
 
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result, name = function(*args, **(kwargs or {})), getattr(function, "__name__", "").strip("_")
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
         maps = [x for x in tensors_in((args, kwargs)) if id(x) in self._strides]
-        for y in tensors_in(args[0] if name == "setitem" else result):
-            if not maps or not y.is_floating_point():  # indices and masks are not followed, as gradients are not
-                continue
-            sources = [(id(x), _windows(name, args, kwargs or {}, x, y)) for x in maps]
+        if maps and _name(function) == "copy":
+            raise InputError("A map is written into a part of another one, which cannot be followed.")
+        written = [
+            y for y in tensors_in(result) if maps and y.is_floating_point()
+        ]  # not indices: they have no gradient
+        for y in written[:1] if "norm" in _name(function) else written:  # not the means and deviations
+            sources = [(id(x), _windows(function, args, kwargs or {}, x, y)) for x in maps]
             moves = [[j * Fraction(w.step, w.parts) for j, w in zip(self._strides[n], ws)] for n, ws in sources]
             self._strides[id(y)] = stride = tuple(max(axis) for axis in zip(*moves))
             self._alive.append(y)
@@ -269,64 +261,49 @@ class Record(TorchFunctionMode):
         return result
 
     def _name_step(self, layer: nn.Module, _inputs: Any, result: Any) -> None:
-        step = self.steps[-1] if self.steps else None
-        if step and step.layer is None and step.output == id(next(tensors_in(result))):
+        output = id(next(tensors_in(result)))
+        step = next((step for step in reversed(self.steps) if step.output == output), None)
+        if step and step.layer is None:
             step.layer = layer
 
 
-def _windows(name: str, args: Any, kwargs: Any, x: Tensor, y: Tensor) -> list[Window]:
+def _windows(function: Any, args: Any, kwargs: Any, x: Tensor, y: Tensor) -> list[Window]:
     """The windows along rows and columns through which a function reads the map `x`, one of its arguments, for `y`."""
-    name = name[1:] if name[:1] in ("i", "r") and name[1:] in POINTWISE else name  # __iadd__, __rsub__
-    call = dict(zip(ARGUMENTS.get(name, ()), args)) | kwargs
+    defaults = {argument.name: argument.default_value for argument in function._schema.arguments}
+    call, name = defaults | dict(zip(defaults, args)) | kwargs, _name(function)
     before, after = _sizes(x.shape), _sizes(y.shape)
-    windows: list[Window] | None = None
-    if name in POINTWISE or (name in ("cat", "softmax") and call.get("dim") in (1, 1 - x.ndim)):
-        windows = [Window() if b == a else Window(0, 0, b - 1) for b, a in zip(before, after)]  # one row is repeated
-    elif "stride" in ARGUMENTS.get(name, ()):
-        windows = _kernel(name == "conv_transpose2d", **call)
-    elif name == "interpolate":
-        windows = _resized(before, after, **call)
-    elif name == "pad" and call.get("mode") != "circular":
-        left, _, top, _ = [*call["pad"], 0, 0][:4]
-        windows = [Window(1, -top, -top), Window(1, -left, -left)]
-    elif name == "getitem":
-        windows = _cropped(x, args[1])
-    return windows or [Window(0, 0, size - 1) for size in before]
+    is_pixelwise = torch.Tag.pointwise in function.tags or name in POINTWISE or any(norm in name for norm in NORMS)
+    is_pixelwise |= name in ("cat", "softmax", "log_softmax") and call["dim"] in (1, 1 - x.ndim)
+    is_pixelwise |= name == "view" and x.shape[-2:] == y.shape[-2:]
+    if is_pixelwise:
+        return [Window() if b == a else Window(0, 0, b - 1) for b, a in zip(before, after)]  # one row is repeated
+    if name in ("convolution", "max_pool2d_with_indices", "avg_pool2d"):
+        kernel = call["weight"].shape[2:] if "weight" in call else call["kernel_size"]
+        stride, padding, dilation = call["stride"] or kernel, call["padding"], call.get("dilation", [1])
+        spans = [(k - 1) * d for k, d in zip(kernel, (dilation[0], dilation[-1]))]
+        settings = list(zip((stride[0], stride[-1]), (padding[0], padding[-1]), spans))
+        if call.get("transposed"):
+            return [Window(1, p - span, p, s) for s, p, span in settings]
+        return [Window(s, -p, span - p) for s, p, span in settings]
+    if name in ("upsample_nearest2d", "upsample_bilinear2d") and not call.get("align_corners"):
+        # By p/q input pixels an output pixel: ⌊o·p/q⌋, or the two around (o + ½)·p/q − ½.
+        ratios = [Fraction(b, a).as_integer_ratio() for b, a in zip(before, after)]
+        scales = call["scales_h"], call["scales_w"]
+        if all(scale is None or b * scale == a for b, a, scale in zip(before, after, scales)):
+            if name == "upsample_nearest2d":
+                return [Window(p, 1 - q, 0, q) for p, q in ratios]
+            return [Window(2 * p, p - 3 * q + 1, p + q - 1, 2 * q) for p, q in ratios]
+    if name == "slice":
+        start, _, step = slice(call["start"], call["end"], call["step"]).indices(x.shape[call["dim"]])
+        return [Window(step, start, start) if call["dim"] % x.ndim == x.ndim - n else Window() for n in (2, 1)]
+    if name in ("constant_pad_nd", "replication_pad2d", "reflection_pad2d"):
+        left, _, top, _ = [*args[1], 0, 0][:4]
+        return [Window(1, -top, -top), Window(1, -left, -left)]
+    return [Window(0, 0, size - 1) for size in before]
 
 
-def _kernel(
-    is_transposed: bool, *, stride: Any = None, padding: Any = 0, dilation: Any = 1, **call: Any
-) -> list[Window]:
-    kernel = call["weight"].shape[2:] if "weight" in call else _pair(call["kernel_size"])
-    strides = _pair(stride or (1 if "weight" in call else kernel))
-    spans = [(k - 1) * d for k, d in zip(kernel, _pair(dilation))]
-    if isinstance(padding, str):
-        padding = [span // 2 if padding == "same" else 0 for span in spans]
-    settings = zip(strides, _pair(padding), spans)
-    return [Window(1, p - span, p, s) if is_transposed else Window(s, -p, span - p) for s, p, span in settings]
-
-
-def _resized(
-    before: tuple[int, int], after: tuple[int, int], *, mode: str = "nearest", scale_factor: Any = None, **call: Any
-) -> list[Window] | None:
-    """Resizing by p/q input pixels an output pixel: ⌊o·p/q⌋, or the two around (o + ½)·p/q − ½."""
-    whole = scale_factor is None or all(b * s == a for b, a, s in zip(before, after, _pair(scale_factor)))
-    if mode not in ("nearest", "bilinear") or call.get("align_corners") or call.get("antialias") or not whole:
-        return None
-    ratios = [(f.numerator, f.denominator) for f in (Fraction(b, a) for b, a in zip(before, after))]
-    if mode == "nearest":
-        return [Window(p, 1 - q, 0, q) for p, q in ratios]
-    return [Window(2 * p, p - 3 * q + 1, p + q - 1, 2 * q) for p, q in ratios]
-
-
-def _cropped(x: Tensor, index: Any) -> list[Window] | None:
-    """Cropping and striding: where the view x[index] begins in memory, and how far its rows and columns lie apart."""
-    height, width = _sizes(x.shape)
-    view = torch.empty(x.shape)[index]
-    if view._base is None or view.ndim != x.ndim or view.stride(-1) >= width > 1 or 0 in view.shape:
-        return None
-    top, left = divmod(int(view.storage_offset()) % (height * width), width)
-    return [Window(view.stride(-2) // width, top, top), Window(view.stride(-1), left, left)]
+def _name(function: Any) -> str:
+    return function.overloadpacket.__name__.strip("_")
 
 
 def _sizes(shape: tuple[int, ...]) -> tuple[int, int]:
