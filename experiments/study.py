@@ -3,10 +3,9 @@
     python3 run.py study                                          # all that is not done yet
     python3 run.py study --sets nuclei --losses ce topology --seeds 0 1
 
-A run is one network: a data set, a loss, a seed.  With one seed all losses share the first weights, images, crops,
-augmentation, steps and learning rate.  `objects.choose_threshold` takes a threshold from the validation images; the
-test images are judged at it and at 0.5, as they are and with the mean prediction for their four reflections.  Finished
-runs are kept in `runs/study`; their rows go into `figures/study*.csv`, those of other runs stay.
+A run is one network: a data set, a loss, a seed.  With one seed all losses share the first weights, crops, steps and
+learning rate.  The test images are judged at a threshold from the validation images and at 0.5, as they are and with
+the mean prediction for their four reflections.  Finished runs are kept in `runs/study`, their rows in `figures`.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ import functools
 import json
 import re
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,13 +23,14 @@ import numpy as np
 import torch
 from filelock import FileLock
 from matplotlib.colors import ListedColormap
+from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
 import data
 import plots
 import transforms
 from checks import InputError
-from experiments.statistics import read_table, write_table
+from experiments.statistics import read_table, select, write_table
 from geometry.objects import choose_threshold, dice, judge, topology_row
 from geometry.topology import KINDS, critical_regions
 from imagesets.changes import WeightMap, separate_cells
@@ -44,7 +44,6 @@ from unet import UNet
 
 RUNS, FIGURES, DATA = Path("runs/study"), Path("figures"), Path("data")
 RULES = ("fixed", "validation")  # the threshold 0.5, or the one chosen
-VIEWS = (1, 4)  # the image as it is, or the mean of the predictions for its four reflections
 CURVE = ("threshold", "dice", "all_errors", "merges", "splits", "beta0_error", "beta1_error")
 
 
@@ -89,7 +88,6 @@ class StudySet:
     epochs: int
     changes: tuple[Callable[[Sample], Sample | None], ...] = ()
     widths: tuple[int, ...] = (8, 16, 32, 64)
-    channels: int = 1
     shrink: int = 1
     crop: int = 128
     batch: int = 16
@@ -102,17 +100,15 @@ class StudySet:
 
 # The small training set of the authors (splits_small.yaml)
 TEN_WALLS = ("001", "009", "011", "024", "036", "041", "043", "045", "048", "049")
-
-_YEAST = StudySet(
-    "study_yeast", object_class=1, seeds=5, repeats=18, epochs=20, changes=(Parts(train=24, val=8), separate_cells)
-)
-_NUCLEI = StudySet("dsb2018", object_class=1, seeds=3, repeats=2, epochs=16, changes=(separate_cells,))
-_WALLS = StudySet(
-    "topomortar", object_class=0, seeds=3, repeats=24, epochs=8, widths=(8, 16, 32, 64, 128), channels=3, shrink=2,
-    crop=256, batch=8, thickness=10, strength=0.3, both="border", losses=_OF_WALLS,
-)  # fmt: skip
-_WALLS10 = replace(_WALLS, changes=(Only(TEN_WALLS),), repeats=80, epochs=6)
-SETS = {"yeast": _YEAST, "nuclei": _NUCLEI, "walls": _WALLS, "walls10": _WALLS10}
+SETS = {
+    "yeast": StudySet("study_yeast", 1, seeds=5, repeats=18, epochs=20, changes=(Parts(24, 8), separate_cells)),
+    "nuclei": StudySet("dsb2018", 1, seeds=3, repeats=2, epochs=16, changes=(separate_cells,)),
+    "walls": StudySet(
+        "topomortar", 0, seeds=3, repeats=24, epochs=8, widths=(8, 16, 32, 64, 128), shrink=2,
+        crop=256, batch=8, thickness=10, strength=0.3, both="border", losses=_OF_WALLS,
+    ),
+}  # fmt: skip
+SETS["walls10"] = replace(SETS["walls"], changes=(Only(TEN_WALLS),), repeats=80, epochs=6)
 
 
 def build(study_set: StudySet, weights: WeightMap | None = None) -> Path:
@@ -120,7 +116,7 @@ def build(study_set: StudySet, weights: WeightMap | None = None) -> Path:
     source: str | Path = study_set.source
     if source == "study_yeast":  # more test images than the 18 of the course
         source = write_yeast(DATA / source, num_images=72, seed=1)
-    return data.prepare(source, DATA, changes=(*study_set.changes, *([weights] if weights else [])))
+    return data.prepare(source, DATA, changes=study_set.changes + ((weights,) if weights else ()))
 
 
 def augment(*tensors: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
@@ -146,12 +142,16 @@ LOSSES = {
 
 def make_loss(name: str, study_set: StudySet, path: Path, steps: int) -> Callable[..., Tensor]:
     """The loss of a name of `LOSSES`; "topology:3" and "both:3" have λ = 3, which rises from 0 over all steps."""
-    kind, _, strength = check_name(name).partition(":")
+    if name not in LOSSES and not re.fullmatch(r"(topology|both):\d+(\.\d+)?", name):
+        raise InputError(f"{name!r} is no loss of the study: {', '.join(LOSSES)}, topology:λ and both:λ (a number).")
+    kind, _, strength = name.partition(":")
     if kind in ("topology", "both"):
         topology = TopologyLoss(float(strength or study_set.strength), margin=1.0, warm_up=steps)
         return WeightedSum((1.0, topology), (1.0, dice_loss))
     if kind == "weighted_ce":
-        return functools.partial(cross_entropy, class_weight=class_weights(path))
+        labels = torch.from_numpy(np.concatenate([label.ravel() for label in labels_of(path, "train")]))
+        weights = len(labels) / (2 * torch.bincount(labels, minlength=2)[:2])  # both classes get half of the loss
+        return functools.partial(cross_entropy, class_weight=weights)
     if kind == "ce_dice":
         return WeightedSum((1.0, cross_entropy), (1.0, dice_loss))
     if kind == "cldice":
@@ -162,37 +162,25 @@ def make_loss(name: str, study_set: StudySet, path: Path, steps: int) -> Callabl
 
 def weights_of(name: str, study_set: StudySet) -> WeightMap | None:
     """The weights by the distance to borders that belong to a loss."""
-    kind = check_name(name).partition(":")[0]
+    kind = name.partition(":")[0]
     return MAPS.get(study_set.both if kind == "both" else kind)
-
-
-def check_name(name: str) -> str:
-    """The name of a loss as it is, or an `InputError` with all names."""
-    if name not in LOSSES and not re.fullmatch(r"(topology|both):\d+(\.\d+)?", name):
-        raise InputError(f"{name!r} is no loss of the study: {', '.join(LOSSES)}, topology:λ and both:λ (a number).")
-    return name
-
-
-def class_weights(path: Path) -> Tensor:
-    """Weights that give both classes the same share of the loss: 1 / (2·share of the class in the training part)."""
-    labels = torch.cat([sample[1].flatten() for sample in _samples(path, "train")])
-    return labels.numel() / (2 * torch.bincount(labels, minlength=2)[:2])
 
 
 def make_learner(set_name: str, loss_name: str, seed: int) -> tuple[Learner, Path]:
     """The learner of one run, not trained yet, and the file of its data."""
     study_set = SETS[set_name]
     weights = weights_of(loss_name, study_set)
-    path = build(study_set, weights)
-    maps = ("weights",) if weights else ()
+    path, maps = build(study_set, weights), ("weights",) if weights else ()
     dataset = data.SegmentationDataset(path, "train", crop=study_set.crop, maps=maps, seed=seed)
     loader = data.make_loader(dataset, study_set.batch, shuffle=True, seed=seed, repeats=study_set.repeats)
     loss = make_loss(loss_name, study_set, path, study_set.epochs * len(loader))
     set_seed(seed)
-    model = Shrunk(UNet(study_set.channels, 2, study_set.widths), study_set.shrink)
-    folder = file_of(set_name, loss_name, seed).with_suffix("")
-    settings: dict[str, Any] = {"lr": study_set.lr, "augment": augment, "folder": folder, "seed": seed}
-    return Learner(model, loss, loader, precision="bfloat16", **settings), path  # one format for all losses
+    model = Shrunk(UNet(dataset.channels, 2, study_set.widths), study_set.shrink)
+    learner = Learner(
+        model, loss, loader, lr=study_set.lr, augment=augment, seed=seed, precision="bfloat16",  # one for all losses
+        folder=file_of(set_name, loss_name, seed).with_suffix(""),
+    )  # fmt: skip
+    return learner, path
 
 
 def file_of(set_name: str, loss_name: str, seed: int) -> Path:
@@ -202,18 +190,14 @@ def file_of(set_name: str, loss_name: str, seed: int) -> Path:
 
 def predict(learner: Learner, path: Path, part: str, views: int) -> list[np.ndarray]:
     """Probability of class 1 of each image of a part; with four views the mean over its reflections."""
-    images = [sample[0][None] for sample in _samples(path, part)]
-    return [learner.predict(image, flips=views == 4)[0, 1].numpy() for image in images]
+    images = data.SegmentationDataset(path, part)
+    return [learner.predict(images[i][0][None], flips=views == 4)[0, 1].numpy() for i in range(len(images))]
 
 
 def labels_of(path: Path, part: str) -> list[np.ndarray]:
     """The labels of all images of a part."""
-    return [sample[1].numpy() for sample in _samples(path, part)]
-
-
-def _samples(path: Path, part: str) -> list[tuple[Tensor, ...]]:
-    dataset = data.SegmentationDataset(path, part)
-    return [dataset[index] for index in range(len(dataset))]
+    images = data.SegmentationDataset(path, part)
+    return [images[i][1].numpy() for i in range(len(images))]
 
 
 def run_one(set_name: str, loss_name: str, seed: int) -> None:
@@ -228,7 +212,7 @@ def run_one(set_name: str, loss_name: str, seed: int) -> None:
     seconds, steps = sum(row["seconds"] for row in learner.history), len(learner.history) * len(learner.train_loader)
     cost = {"steps": steps, "seconds": seconds, "precision": learner.number_format}
     done: dict[str, Any] = {"settings": settings, "rows": [], "images": [], "thresholds": []}
-    for views in VIEWS:
+    for views in (1, 4):  # the image as it is, or the mean over its four reflections
         key = {"set": set_name, "loss": loss_name, "seed": seed, "views": views}
         best, curve = choose_threshold(predict(learner, path, "val", views), labels_of(path, "val"))
         done["thresholds"] += [key | {name: row[name] for name in CURVE} for row in curve]
@@ -244,41 +228,34 @@ def run_one(set_name: str, loss_name: str, seed: int) -> None:
         part.write_text(json.dumps(done), encoding="utf-8")
 
 
-TABLES = {"rows": "study.csv", "images": "study_images.csv", "thresholds": "study_thresholds.csv"}
-KEYS = 5  # so many columns say which row it is
-
-
 def collect() -> None:
     """Bring the rows of all finished runs into the tables; rows of runs that are not here stay, if of equal columns."""
     with FileLock(RUNS / "tables.lock"):  # two processes may do a part each
         files = sorted(RUNS.glob("*/*/*.json"), key=lambda file: file.stat().st_mtime)
         runs = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-        for name, file_name in TABLES.items():
-            columns = list(runs[-1][name][0])
-            rows = [*read_table(FIGURES / file_name), *(row for run in runs for row in run[name])]
-            merged = {tuple(row.values())[:KEYS]: row for row in rows if list(row) == columns}
-            write_table(FIGURES / file_name, [merged[key] for key in sorted(merged)])
+        for name, table in (("rows", "study"), ("images", "study_images"), ("thresholds", "study_thresholds")):
+            path, columns = FIGURES / f"{table}.csv", list(runs[-1][name][0])
+            rows = [*read_table(path), *(row for run in runs for row in run[name])]
+            merged = {tuple(row.values())[:5]: row for row in rows if list(row) == columns}  # by their first columns
+            write_table(path, [merged[key] for key in sorted(merged)])
 
 
 def draw_examples(set_name: str, seed: int = 0, side: int = 160) -> None:
-    """Three test images, each the square with the most errors, once the runs of "ce" and "both" are there.
+    """Three test images, the square with the most errors of each, once the runs of "ce" and "both" are there.
 
     Those where merges and splits fell most from "ce" to "both", like the median, and least.
     """
     files = {loss: file_of(set_name, loss, seed) for loss in ("ce", "both")}
-    picture = FIGURES / f"study_{set_name}.png"
     if not all(file.exists() for file in files.values()):
         return
-    if picture.exists() and picture.stat().st_mtime > max(file.stat().st_mtime for file in files.values()):
-        return
-    runs = {loss: json.loads(file.read_text()) for loss, file in files.items()}
     path = build(SETS[set_name])
     images, labels = data.SegmentationDataset(path, "test"), labels_of(path, "test")
     errors, guesses = {}, {}
-    for loss, run in runs.items():
-        single = [row for row in run["images"] if row["views"] == 1]
+    for loss, file in files.items():
+        run = json.loads(file.read_text())
+        single = select(run["images"], views=1)
         errors[loss] = np.array([[row["merges"] + row["splits"], row["all_errors"]] for row in single])
-        threshold = next(row["threshold"] for row in run["rows"] if row["views"] == 1 and row["rule"] == "validation")
+        threshold = select(run["rows"], views=1, rule="validation")[0]["threshold"]
         learner = make_learner(set_name, loss, seed)[0]
         learner.fit(SETS[set_name].epochs)  # a finished run is only read
         guesses[loss] = [probs > threshold for probs in predict(learner, path, "test", views=1)]
@@ -287,33 +264,20 @@ def draw_examples(set_name: str, seed: int = 0, side: int = 160) -> None:
     plots.use_style()
     axes = plots.grid(3, 3, size=2.6)
     for row, (title, index) in zip(axes, rows.items()):
-        answers = {loss: guess[index] for loss, guess in guesses.items()}
-        _draw_example(row, title, images[index][0].numpy(), labels[index], answers, side)
+        regions = {loss: critical_regions(guess[index][None], labels[index][None]) for loss, guess in guesses.items()}
+        marks = np.sum([found.weights()[0] for found in regions.values()], axis=0)
+        squares = sliding_window_view(marks, np.minimum(side, marks.shape))[::16, ::16]
+        y, x = 16 * np.array(np.unravel_index(squares.sum(axis=(2, 3)).argmax(), squares.shape[:2]))
+        crop = slice(y, y + side), slice(x, x + side)
+        plots.show_image(row[0], images[index][0].numpy()[(..., *crop)], f"merges and splits {title}")
+        plots.draw_contours(row[0], labels[index][crop], plots.SKY, width=0.7)
+        for ax, (loss, found) in zip(row[1:], regions.items()):
+            kinds = {kind: found.mask([kind])[0][crop] for kind in KINDS}
+            text = f"{loss}: {found.severity.sum()} errors in the image"
+            cmap = ListedColormap(["white", "#CCCCCC"])
+            plots.show_regions(ax, guesses[loss][index][crop], kinds, text, cmap=cmap, vmin=0, vmax=1)
     plots.region_legend(axes[0, 0])
-    plots.save(picture)
-
-
-def _draw_example(
-    axes: Sequence[Any], title: str, image: np.ndarray, label: np.ndarray, guesses: dict[str, np.ndarray], side: int
-) -> None:
-    """One row: image and label, then the critical regions of the two networks."""
-    regions = {loss: critical_regions(guess[None], label[None]) for loss, guess in guesses.items()}
-    crop = _fullest_square(sum(r.weights()[0] for r in regions.values()), side)
-    plots.show_image(axes[0], image[(..., *crop)], f"merges and splits {title}")
-    plots.draw_contours(axes[0], label[crop], plots.SKY, width=0.7)
-    cmap = ListedColormap(["white", "#CCCCCC"])
-    for ax, (loss, found) in zip(axes[1:], regions.items()):
-        kinds = {kind: found.mask([kind])[0][crop] for kind in KINDS}
-        text = f"{loss}: {found.severity.sum()} errors in the image"
-        plots.show_regions(ax, guesses[loss][crop], kinds, text, cmap=cmap, vmin=0, vmax=1)
-
-
-def _fullest_square(marks: np.ndarray, side: int) -> tuple[slice, slice]:
-    """The square with the highest sum of marks, on a grid of 16 pixels."""
-    H, W = marks.shape
-    corners = [(y, x) for y in range(0, max(H - side, 0) + 1, 16) for x in range(0, max(W - side, 0) + 1, 16)]
-    y, x = max(corners, key=lambda corner: marks[corner[0] : corner[0] + side, corner[1] : corner[1] + side].sum())
-    return slice(y, y + side), slice(x, x + side)
+    plots.save(FIGURES / f"study_{set_name}.png")
 
 
 def main(arguments: list[str]) -> None:
@@ -323,8 +287,6 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--losses", nargs="+", metavar="NAME", help=f"default: those of the set; {', '.join(LOSSES)}")
     parser.add_argument("--seeds", nargs="+", type=int, help="default: as many as the set is worth")
     options = parser.parse_args(arguments)
-    for name in options.losses or ():
-        check_name(name)
     for set_name in options.sets:
         for seed in options.seeds or range(SETS[set_name].seeds):
             for loss_name in options.losses or SETS[set_name].losses:
