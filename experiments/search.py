@@ -3,10 +3,9 @@
 A *scientific* factor is one whose effect we want to know, a *nuisance* factor must be chosen well for every value of
 the scientific ones, a *fixed* factor has one value (Godbole et al., 2023, "Deep Learning Tuning Playbook").
 
-A *trial* is one training with its own values and its own seed: first the default, then random ones, then those that
-TPE proposes (Bergstra et al., 2011, NeurIPS 24).  After 1, 3, 9, … epochs only the best third of all trials that came
-so far goes on (ASHA, Li et al., 2020, arXiv:1810.05934).  Optuna keeps all in a database, and every process that opens
-it takes part; the trial of a killed process is run once more.
+A *trial* is one training with its own values and seed: first the default, then random ones, then those that TPE
+proposes (Bergstra et al., 2011, NeurIPS 24).  After 1, 3, 9, … epochs only the best third of all trials that came so
+far goes on (ASHA, Li et al., 2020, arXiv:1810.05934).  The trial of a killed process is run once more.
 """
 
 from __future__ import annotations
@@ -43,7 +42,6 @@ FIRST_SEED = 1000  # trial n trains with seed FIRST_SEED + n; the seeds below ar
 HEARTBEAT = 30  # seconds between two signs of life of a trial; after two missed ones it counts as killed
 SCORE = "val_mean_iou"  # a trial has the best of its epochs, whose weights the learner keeps
 ENDED = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
-BEGUN = ENDED | {TrialState.RUNNING: "running"}
 COLUMNS = ("epoch", "lr", "train_loss", "val_loss", "seconds", SCORE)  # kept of each epoch
 
 
@@ -66,11 +64,6 @@ class Factor:
     kind: str
     values: tuple[Any, ...] | LogRange
     why: str = ""
-
-    def __post_init__(self) -> None:
-        number = 2 if isinstance(self.values, LogRange) else len(set(self.values))
-        if self.kind not in KINDS or number == 0 or (number == 1) != (self.kind == "fixed"):
-            raise InputError(f"Factor {self.name}: kind={self.kind!r} does not fit the values {self.values}.")
 
     def suggest(self, trial: optuna.Trial) -> Any:
         """The value of this factor in an Optuna trial."""
@@ -103,15 +96,20 @@ def plan_table(factors: Sequence[Factor]) -> plots.Table:
 def range_test(learner: Learner, steps: int = 80, low: float = 1e-6, high: float = 1.0) -> list[Row]:
     """Train a copy of the network with AdamW at lr_t = low·(high / low)^(t / (steps − 1)) (Smith, arXiv:1506.01186).
 
-    One row for each step, with step, lr and train_loss, the loss before the step is made.  The test ends early once
-    the loss is not finite, or three times what it was at the beginning.
+    One row for each step, until the loss is not finite or three times what it was.
     """
     model = copy.deepcopy(learner.model).train()
     optimizer = torch.optim.AdamW(model.parameters(), lr=low, weight_decay=learner.weight_decay)
     generator = torch.Generator().manual_seed(learner.seed)
     torch.manual_seed(learner.seed)  # dropout
     rows: list[Row] = []
-    for step, batch in zip(range(steps), _epochs(learner.train_loader)):
+
+    def batches() -> Iterator[Any]:
+        for epoch in itertools.count():  # each in its own order
+            learner.train_loader.batch_sampler.set_epoch(epoch)
+            yield from learner.train_loader
+
+    for step, batch in zip(range(steps), batches()):
         lr = low * (high / low) ** (step / (steps - 1))
         tensors = [tensor.to(learner.device) for tensor in batch]
         images, target, *maps = learner.augment(*tensors, generator=generator) if learner.augment else tensors
@@ -126,13 +124,6 @@ def range_test(learner: Learner, steps: int = 80, low: float = 1e-6, high: float
     return rows
 
 
-def _epochs(loader: Any) -> Iterator[Any]:
-    """The batches of one epoch after the other, each epoch in its own order."""
-    for epoch in itertools.count():
-        loader.batch_sampler.set_epoch(epoch)
-        yield from loader
-
-
 def smoothed(rows: Sequence[Row], width: int = 9) -> list[float]:
     """The median of the loss over `width` neighbouring steps (fewer at the ends), which a single batch cannot move."""
     losses = [row["train_loss"] for row in rows]
@@ -140,7 +131,7 @@ def smoothed(rows: Sequence[Row], width: int = 9) -> list[float]:
 
 
 def suggested_range(rows: Sequence[Row]) -> tuple[float, float]:
-    """The learning rates worth a search: where a tenth and nine tenths of the whole fall of the smoothed loss are made.
+    """The learning rates where a tenth and nine tenths of the whole fall of the smoothed loss are made.
 
     Both are rounded outwards to one digit, and at least a factor of ten apart.  `InputError` if the loss never fell.
 
@@ -158,7 +149,7 @@ def suggested_range(rows: Sequence[Row]) -> tuple[float, float]:
 
 
 def _rounded(value: float, towards: Callable[[float], int]) -> float:
-    # one significant digit, rounded down or up; what is a hair off such a number is that number
+    # to one significant digit; what is a hair off such a number is that number
     exponent = math.floor(math.log10(value) + 1e-9)
     return float(f"{towards(round(value / 10.0**exponent, 6))}e{exponent}")
 
@@ -166,25 +157,21 @@ def _rounded(value: float, towards: Callable[[float], int]) -> float:
 def open_study(storage: str | Path | None = None, name: str = "tuning") -> optuna.Study:
     """The study of this name, new or as it was left; its score is to be maximised.
 
-    Its storage is memory (None), an SQLite file (a path, for processes of one machine), or a database (for several
-    machines), like "postgresql+psycopg://user:password@host/database"; `InputError` if it cannot be used.
+    Its storage is memory (None), an SQLite file (a path, for processes of one machine), or the address of a database
+    (for several machines), like "postgresql+psycopg://user:password@host/database".
     """
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)  # failures stand in the rows
     kept, address = None, str(storage)
-    options: dict[str, Any] = {"pool_pre_ping": True}  # a trial may outlast the server's patience with a connection
-    if storage is not None and "://" not in address:
-        Path(storage).parent.mkdir(parents=True, exist_ok=True)
-        address, options = f"sqlite:///{storage}", {"connect_args": {"timeout": 60}}  # while another process writes
-    try:
-        if storage is not None:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # Optuna calls the heartbeat experimental
-                retry = RetryHeartbeatStaleTrialCallback(max_retry=1)
-                kept = RDBStorage(address, options, heartbeat_interval=HEARTBEAT, heartbeat_stale_trial_callback=retry)
-        return optuna.create_study(storage=kept, study_name=name, direction="maximize", load_if_exists=True)
-    except Exception as error:  # of SQLAlchemy or of a driver; the address may hold a password, so it is not shown
-        reason = str(getattr(error, "orig", None) or error.__cause__ or error).strip().partition("\n")[0]
-        raise InputError(f"The storage of the study {name!r} cannot be used: {reason}; give a new file.") from error
+    if storage is not None:
+        options: dict[str, Any] = {"pool_pre_ping": True}  # a trial may outlast a server's patience with a connection
+        if "://" not in address:
+            Path(storage).parent.mkdir(parents=True, exist_ok=True)
+            address, options = f"sqlite:///{storage}", {"connect_args": {"timeout": 60}}  # while another writes
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Optuna calls the heartbeat experimental
+            retry = RetryHeartbeatStaleTrialCallback(max_retry=1)
+            kept = RDBStorage(address, options, heartbeat_interval=HEARTBEAT, heartbeat_stale_trial_callback=retry)
+    return optuna.create_study(storage=kept, study_name=name, direction="maximize", load_if_exists=True)
 
 
 def note(study: optuna.Study, key: str, make: Callable[[], Any]) -> Any:
@@ -202,19 +189,17 @@ def tune(
 ) -> list[Row]:  # fmt: skip
     """Take part in the search until the minutes are over or all trials are done; return `trial_rows` of all so far.
 
-    A trial that nothing stops has so many `epochs`.  Minutes (of training) and trials of earlier calls and of other
-    processes count; a trial that runs at the end of the minutes is pruned.  The first one has the values `default`.
-    A seed of None is for a process that joins others, so that each proposes its own.
-
-    Raises `InputError` if the study was begun with another plan.  A trial whose loss is not finite, or that needs too
-    much memory, is recorded as failed; any other error is raised.
+    Minutes (of training) and trials of earlier calls and of other processes count; a trial that runs at the end of
+    the minutes is pruned.  A seed of None is for a process that joins others, so that each proposes its own.
+    `InputError` if the study was begun with another plan.  A trial whose loss is not finite, or that needs too much
+    memory, is recorded as failed; any other error is raised.
     """
     plan = spelled(factors) | {"epochs of a trial": str(epochs)}
     begun = note(study, "plan", lambda: plan)
     if changed := [name for name in {**begun, **plan} if begun.get(name) != plan.get(name)]:
         raise InputError(
-            f"The study {study.study_name!r} was begun with another plan: {changed[0]} was {begun.get(changed[0])}, is "
-            f"{plan.get(changed[0])}.\nGive the new plan another study name or storage."
+            f"The study {study.study_name!r} was begun with another plan ({changed[0]}: {begun.get(changed[0])}, now "
+            f"{plan.get(changed[0])}); give the new one another name or storage."
         )
     if default is not None:
         study.enqueue_trial(default, skip_if_exists=True)
@@ -223,16 +208,14 @@ def tune(
     left = trials - sum(row["state"] in ENDED.values() for row in known)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Optuna 4 calls two of the options experimental
-        study.sampler = optuna.samplers.TPESampler(  # constant_liar: what another process tries is not proposed again
-            multivariate=True, constant_liar=True,
-            seed=None if seed is None else seed + len(known),  # a search that goes on draws other numbers
-        )  # fmt: skip
+        number = None if seed is None else seed + len(known)  # a search that goes on draws other numbers
+        # constant_liar: what another process tries is not proposed again
+        study.sampler = optuna.samplers.TPESampler(multivariate=True, constant_liar=True, seed=number)
     study.pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
     study.optimize(
         _objective(build, factors, epochs, deadline=time.monotonic() + seconds),
-        n_trials=max(left, 0), timeout=max(seconds, 0),
+        n_trials=max(left, 0), timeout=max(seconds, 0), gc_after_trial=torch.cuda.is_available(),
         catch=(FloatingPointError, MemoryError, torch.OutOfMemoryError),  # any other is a bug
-        gc_after_trial=torch.cuda.is_available(),  # the memory of a learner is free before the next one
         callbacks=[optuna.study.MaxTrialsCallback(trials, states=tuple(ENDED))],
     )  # fmt: skip
     return trial_rows(study)
@@ -268,17 +251,13 @@ def _objective(build: Build, factors: Sequence[Factor], epochs: int, deadline: f
 
 
 def trial_rows(study: optuna.Study) -> list[Row]:
-    """One row for each trial of a study that has begun.
-
-    Columns: trial, state (complete, pruned, failed, running), score (the best of its epochs, nan without any),
-    first_score (after its first epoch), epochs, seconds (of training), seed, reason (of a failure), and the values.
-    """
+    """One row for each trial that has begun: number, state, score (of its best epoch), first_score, …, its values."""
     rows = []
-    for trial in study.get_trials(deepcopy=False, states=tuple(BEGUN)):
+    for trial in study.get_trials(deepcopy=False, states=(*ENDED, TrialState.RUNNING)):
         epochs = trial.user_attrs.get("epochs", [])
         scores = [row[SCORE] for row in epochs] or [math.nan]
         reason = trial.user_attrs.get("reason", "the process was killed") if trial.state == TrialState.FAIL else ""
-        row = {"trial": trial.number, "state": BEGUN[trial.state], "score": max(scores)}
+        row = {"trial": trial.number, "state": ENDED.get(trial.state, "running"), "score": max(scores)}
         row |= {"first_score": scores[0], "epochs": len(epochs), "seconds": sum(row["seconds"] for row in epochs)}
         rows.append(row | {"seed": trial.user_attrs.get("seed", -1), "reason": reason} | trial.params)
     return rows
@@ -298,4 +277,4 @@ def best_trials(rows: Sequence[Row], number: int) -> list[Row]:
 def best_so_far(rows: Sequence[Row]) -> list[float]:
     """After each trial, in their order: the highest score of a complete one; nan before the first."""
     scores = [row["score"] if row["state"] == "complete" else math.nan for row in rows]
-    return [float(value) for value in np.fmax.accumulate(scores)] if scores else []
+    return np.fmax.accumulate(scores).tolist() if scores else []

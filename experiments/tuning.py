@@ -1,16 +1,13 @@
 """The tuning of section A1.2: a plan, a search that does exactly this plan, confirmation, and one look at the test set.
 
-    python3 run.py tune                                      # search, confirmation, test; goes on where it stopped
-    python3 run.py tune --minutes 60 --data dsb2018          # an hour of search on real images
+    python3 run.py tune --minutes 60                         # goes on where it stopped
     python3 run.py tune --worker --storage ADDRESS           # one more process that only searches
 
 1. A range test of the default network gives the range of learning rates.
 2. Trials are searched for some minutes (`search.py`); their score is the mean IoU on the validation images.
 3. The best few and the default are trained again with new seeds: the best score of a search is the largest of many
-   numbers that all scatter, and so too good (Cawley and Talbot, 2010, JMLR 11, 2079–2107).
+   that scatter, and so too good (Cawley and Talbot, 2010, JMLR 11, 2079–2107).
 4. The candidate of highest mean in step 3, and the default, are judged on the test images, once.
-
-Every figure is drawn from the tables `figures/tuning_TABLE.csv`; their column `set` names the data.
 """
 
 from __future__ import annotations
@@ -88,13 +85,6 @@ def builder(path: Path, precision: str = "float32", crops: int = FIXED["crops"])
     return build
 
 
-def narrowed(rows: Sequence[Row]) -> list[Factor]:
-    """The plan with the range of learning rates that the range test suggests, and the default's in it."""
-    low, high = hpo.suggested_range(rows)
-    rates = LogRange(min(low, DEFAULT["lr"]), max(high, DEFAULT["lr"]))
-    return [replace(factor, values=rates) if factor.name == "lr" else factor for factor in PLAN]
-
-
 def search(
     path: Path, storage: str | Path | None, *, name: str, minutes: float, trials: int = 1_000_000,
     epochs: int = EPOCHS, seed: int | None = 0, crops: int = FIXED["crops"], steps: int = 80,
@@ -106,7 +96,9 @@ def search(
     if hpo.note(study, "data", lambda: fingerprint) != fingerprint:
         raise InputError(f"The study {name!r} was begun with other images than {path}; give another name.")
     plain = builder(path)(with_fixed(PLAN, DEFAULT), seed or 0, None)
-    factors = narrowed(hpo.note(study, "range test", lambda: hpo.range_test(plain, steps)))
+    low, high = hpo.suggested_range(hpo.note(study, "range test", lambda: hpo.range_test(plain, steps)))
+    rates = LogRange(min(low, DEFAULT["lr"]), max(high, DEFAULT["lr"]))  # the default's is in it
+    factors = [replace(factor, values=rates) if factor.name == "lr" else factor for factor in PLAN]
     build = builder(path, hpo.note(study, "precision", plain.fastest_precision), crops)
     left = minutes - (time.monotonic() - began) / 60
     hpo.tune(study, build, factors, epochs=epochs, minutes=left, trials=trials, default=DEFAULT, seed=seed)
@@ -153,10 +145,7 @@ def final_test(
     if record.exists():
         found = json.loads(record.read_text(encoding="utf-8"))
         if found["asked"] != json.loads(json.dumps(asked)):
-            raise InputError(
-                "The test set was opened before, for other candidates, seeds or data: a second look would be\n"
-                f"a choice by the test images. Keep that result; or take new test images, and remove {record}."
-            )
+            raise InputError(f"The test set was opened before, for other candidates, seeds or data; see {record}.")
         return found["rows"], found["images"]
     rows, images = [], []
     for name, settings in candidates.items():
@@ -173,7 +162,7 @@ def judge_images(learner: Learner, path: Path) -> dict[str, float]:
     """Mean IoU of each test image by its name, and under "" of the counts of all images together."""
     dataset, counts = SegmentationDataset(path, "test"), {}
     for index, name in enumerate(dataset.names):
-        image, label = dataset[index][:2]
+        image, label = dataset[index]
         counts[name] = confusion_matrix(learner.predict(image[None])[0].argmax(dim=0), label, dataset.num_classes)
     scores = {name: mean_iou(count) for name, count in counts.items()}
     return scores | {"": mean_iou(torch.stack([*counts.values()]).sum(dim=0))}
@@ -183,7 +172,7 @@ def save_rows(table: str, set_name: str, rows: Sequence[Row]) -> None:
     """Put the rows of one data set into `figures/tuning_TABLE.csv`, in the place of its old ones."""
     path = FIGURES / f"tuning_{table}.csv"
     columns = list(dict.fromkeys(["set", *(name for row in rows for name in row)]))
-    new = [{name: (row | {"set": set_name}).get(name, "") for name in columns} for row in rows]
+    new = [dict.fromkeys(columns, "") | row | {"set": set_name} for row in rows]
     others = [row for row in read_table(path) if row["set"] != set_name and list(row) == columns]
     write_table(path, [*others, *new])
 
@@ -195,7 +184,7 @@ def load_rows(table: str, set_name: str) -> list[Row]:
 
 def run_set(set_name: str, options: Namespace, say: Callable[[str], object] = print) -> None:
     """All four steps for one data set, and their tables."""
-    path, name = prepare(set_name, DATA), f"{options.name}-{Path(set_name).name}"
+    path, name = prepare(set_name, DATA), f"tuning-{Path(set_name).name}"
     runs, seeds = RUNS / name, range(options.seeds)
     say(f"{set_name}: search for {options.minutes:g} minutes on {pick_device().type}")
     study, factors = search(
@@ -232,7 +221,6 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--trials", type=int, default=1_000_000, help="at most so many in all")
     parser.add_argument("--seeds", type=int, default=5, help="of the confirmation")
     parser.add_argument("--storage", help="an SQLite file, or an address like postgresql+psycopg://user@host/database")
-    parser.add_argument("--name", default="tuning", help="of the study; another plan needs another name")
     parser.add_argument("--worker", action="store_true", help="take part in the search, then end")
     options = parser.parse_args(arguments)
     for set_name in options.data:

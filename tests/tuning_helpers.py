@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import subprocess
@@ -28,31 +27,19 @@ def quality(settings: dict[str, Any]) -> float:
 
 
 class Fake:
-    """Behaves like a Learner: `history` grows epoch by epoch; in a folder, it is taken up again."""
+    """Behaves like a Learner that is trained in one go."""
 
     def __init__(self, settings: dict[str, Any], seed: int, folder: Path | None, pause: float = 0.0) -> None:
-        self.settings, self.seed, self.folder, self.pause = settings, seed, folder, pause
-        self.history: list[dict[str, float]] = []
-        self.trained: list[int] = []  # epochs that this object has trained itself
+        self.settings, self.seed, self.pause = settings, seed, pause
 
     def score(self, epoch: int) -> float:
         return quality(self.settings) * (1 - 0.5**epoch)
 
-    def fit(self, epochs: int, after_epoch: Any = None) -> list[dict[str, float]]:
-        file = self.folder / "history.json" if self.folder is not None else None
-        if file is not None and file.exists():
-            self.history = json.loads(file.read_text())
-        for epoch in range(len(self.history) + 1, epochs + 1):
+    def fit(self, epochs: int, after_epoch: Any) -> None:
+        for epoch in range(1, epochs + 1):
             time.sleep(self.pause)
             row = {"epoch": epoch, "val_mean_iou": self.score(epoch), "train_loss": 1 / epoch, "seconds": self.pause}
-            self.history.append(row)
-            self.trained.append(epoch)
-            if file is not None:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                file.write_text(json.dumps(self.history))
-            if after_epoch is not None:
-                after_epoch(row)
-        return self.history
+            after_epoch(row)
 
 
 WORKER = """

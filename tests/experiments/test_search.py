@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from checks import InputError
 from experiments import search
@@ -28,7 +28,6 @@ from experiments.search import (
     suggested_range,
     trial_rows,
     tune,
-    with_fixed,
 )
 from learner import Learner
 from tests import tuning_helpers
@@ -37,31 +36,11 @@ from tests.tuning_helpers import DEFAULT, PLAN, Fake, quality, start_worker
 SHORT = {"epochs": 3, "minutes": 1.0}
 
 
-# ---- the plan -------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("kind", "values"), [("fixed", (1, 2)), ("nuisance", (1,)), ("scientific", ()), ("fixed", LogRange(1, 2))]
-)
-def test_a_role_and_its_number_of_values_must_agree(kind: str, values: Any) -> None:
-    with pytest.raises(InputError, match="Factor batch"):
-        Factor("batch", kind, values)
-
-
-def test_settings_are_the_chosen_and_the_fixed_values_in_the_order_of_the_plan() -> None:
-    assert list(with_fixed(PLAN, {"skip": "concat", "lr": 0.1}).items()) == [
-        ("lr", 0.1), ("skip", "concat"), ("loss", "ce"),
-    ]  # fmt: skip
-
-
 def test_the_table_has_every_factor_sorted_by_role() -> None:
     lines = plan_table(PLAN).splitlines()
     assert lines[0] == "| factor | role | values | why |"
     assert [line.split(" | ")[1] for line in lines[2:]] == ["scientific", "nuisance", "fixed"]
     assert "none, concat | links" in lines[2]
-
-
-# ---- the range test -------------------------------------------------------------------------------------------------
 
 
 def rows_of(losses: list[float]) -> list[dict[str, float]]:
@@ -80,8 +59,8 @@ class Loader(list):
         self.epochs.append(epoch)
 
 
-def learner_of(loss: Any = lambda output, target: (output - target).square().sum(), augment: Any = None) -> Learner:
-    return Learner(nn.Linear(1, 1), loss, Loader(), augment=augment, device="cpu", verbose=False)
+def learner_of(loss: Any = lambda output, target: (output - target).square().sum()) -> Learner:
+    return Learner(nn.Linear(1, 1), loss, Loader(), device="cpu", verbose=False)
 
 
 def test_rates_rise_exponentially_and_the_model_stays_as_it_was() -> None:
@@ -92,25 +71,13 @@ def test_rates_rise_exponentially_and_the_model_stays_as_it_was() -> None:
     assert rates[0] == 1e-4 and math.isclose(rates[-1], 1e-2) and len(rows) == 21
     assert all(math.isclose(b / a, 10 ** (2 / 20)) for a, b in zip(rates, rates[1:]))
     assert all(torch.equal(value, before[name]) for name, value in learner.model.state_dict().items())
-    assert rows == range_test(learner, steps=21, low=1e-4, high=1e-2)
+    assert learner.train_loader.epochs == list(range(11))  # two steps each, in their own order
 
 
 @pytest.mark.parametrize("explosion", [1e3, math.nan, math.inf])
 def test_the_range_test_ends_when_the_loss_explodes(explosion: float) -> None:
     losses = iter([1.0] * 12 + [explosion] * 9)
     assert len(range_test(learner_of(lambda output, target: output.sum() * 0 + next(losses)), steps=20)) == 13
-
-
-def test_every_epoch_of_the_range_test_has_its_own_order_and_augmentation_is_used() -> None:
-    drawn: list[float] = []
-
-    def augment(*tensors: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
-        drawn.append(float(torch.rand((), generator=generator)))
-        return tensors
-
-    learner = learner_of(augment=augment)
-    range_test(learner, steps=5)
-    assert learner.train_loader.epochs == [0, 1, 2] and len(set(drawn)) == 5
 
 
 def test_the_range_goes_from_the_first_tenth_of_the_fall_to_the_ninth() -> None:
@@ -124,9 +91,6 @@ def test_the_range_goes_from_the_first_tenth_of_the_fall_to_the_ninth() -> None:
     assert suggested_range(rows) == (1e-3, 1e-2) and smoothed(rows)[12] == 1
     with pytest.raises(InputError, match="did not fall"):
         suggested_range(rows_of([1, 1, 1.01, 2]))
-
-
-# ---- the search -----------------------------------------------------------------------------------------------------
 
 
 def test_it_comes_close_to_the_optimum_and_records_everything() -> None:
@@ -185,7 +149,6 @@ class Failing(Fake):
     ("error", "reason"),
     [
         (None, "FloatingPointError: val_mean_iou is nan after epoch 2"),
-        (FloatingPointError("The loss became inf"), "FloatingPointError: The loss became inf"),
         (torch.OutOfMemoryError("CUDA out of memory.\nmore"), "OutOfMemoryError: CUDA out of memory."),
     ],
 )
@@ -199,52 +162,15 @@ def test_a_trial_with_nan_or_too_little_memory_fails_and_the_search_goes_on(
     assert all(row["state"] in ("complete", "pruned") for row in rows if row["trial"] % 2)
 
 
-def test_a_bug_is_no_failed_trial() -> None:
-    def build(settings: Any, seed: int, folder: Any) -> Fake:
-        raise InputError("widths are wrong")
-
-    study = open_study()
-    with pytest.raises(InputError, match="widths are wrong"):
-        tune(study, build, PLAN, **SHORT)
-    assert [row["reason"] for row in trial_rows(study)] == ["InputError: widths are wrong"]
-
-
 def test_another_plan_under_the_same_name_is_refused(tmp_path: Path) -> None:
     tune(open_study(tmp_path / "a.db"), Fake, PLAN, trials=2, **SHORT)
     wider = [Factor("lr", "nuisance", LogRange(1e-5, 1.0)), *PLAN[1:]]
-    for plan, name in (
-        (wider, "lr was 0.0001 … 1, is 1e-05 … 1"),
-        ([*PLAN[:2], Factor("loss", "fixed", ("dice",))], "loss was ce, is dice"),
-        ([*PLAN, Factor("batch", "nuisance", (4, 8))], "batch was None"),
-    ):
-        with pytest.raises(InputError, match=name):
-            tune(open_study(tmp_path / "a.db"), Fake, plan, trials=4, **SHORT)
-    with pytest.raises(InputError, match="epochs of a trial was 3, is 4"):
+    with pytest.raises(InputError, match="lr: 0.0001 … 1, now 1e-05 … 1"):
+        tune(open_study(tmp_path / "a.db"), Fake, wider, trials=4, **SHORT)
+    with pytest.raises(InputError, match="epochs of a trial: 3, now 4"):
         tune(open_study(tmp_path / "a.db"), Fake, PLAN, trials=4, epochs=4, minutes=1)
     assert len(trial_rows(open_study(tmp_path / "a.db"))) == 2
     assert len(tune(open_study(tmp_path / "a.db", "another name"), Fake, wider, trials=2, **SHORT)) == 2
-
-
-def test_a_storage_that_cannot_be_used_is_told_without_its_password(tmp_path: Path) -> None:
-    (tmp_path / "text").write_text("no database " * 1000)
-    for storage in (tmp_path / "text", "nonsense://me:secret@host/db"):
-        with pytest.raises(InputError, match="cannot be used") as caught:
-            open_study(storage)
-        assert "secret" not in str(caught.value)
-
-
-# ---- several processes, and kills -----------------------------------------------------------------------------------
-
-
-def test_two_processes_share_a_search_and_lose_nothing(tmp_path: Path) -> None:
-    open_study(tmp_path / "a.db", "test")
-    workers = [start_worker(tmp_path / "a.db", trials=12, pause=0.03) for _ in range(2)]
-    shares = [worker.communicate(timeout=60)[0].count("trial") for worker in workers]
-    rows = trial_rows(open_study(tmp_path / "a.db", "test"))
-    assert [worker.returncode for worker in workers] == [0, 0]
-    assert 12 <= len(rows) == sum(shares) <= 13  # both may ask for the last one
-    assert {row["state"] for row in rows} <= {"complete", "pruned"}
-    assert len({row["lr"] for row in rows}) >= len(rows) - 1  # both may begin with the default
 
 
 def test_the_trial_of_a_killed_process_fails_and_is_run_once_more(
@@ -253,6 +179,7 @@ def test_the_trial_of_a_killed_process_fails_and_is_run_once_more(
     monkeypatch.setattr(search, "HEARTBEAT", 1)
     worker = start_worker(tmp_path / "a.db", trials=3, pause=30)
     assert worker.stdout is not None and worker.stdout.readline() == "trial\n"
+    time.sleep(2)  # it has shown that it lives
     worker.kill()
     worker.communicate()
     time.sleep(3.1)  # two heartbeats are missing

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from checks import InputError
-from experiments import search, tuning
+from experiments import tuning
 from experiments.search import LogRange, searched, with_fixed
 from experiments.statistics import read_table, scores_of
 from experiments.tuning import (
@@ -16,15 +16,10 @@ from experiments.tuning import (
     PLAN,
     builder,
     chosen_settings,
-    confirm,
     final_test,
     make_model,
-    narrowed,
 )
 from imagesets.yeast import write_yeast
-from tests.tuning_helpers import Fake
-
-TWO = {"default": {"lr": 0.01, "skip": "none"}, "best": {"lr": 0.1, "skip": "concat"}}
 
 
 @pytest.fixture
@@ -69,18 +64,6 @@ def test_all_steps_are_done_once_and_every_table_is_written(
     assert {path.name: path.read_text() for path in Path("figures").glob("*.csv")} == before
 
 
-def test_a_worker_only_searches(tiny: str, capsys: pytest.CaptureFixture[str]) -> None:
-    tuning.main(["--data", tiny, "--minutes", "5", "--trials", "1", "--worker", "--storage", "shared.db"])
-    assert Path("shared.db").exists() and not Path("figures").exists()
-    capsys.readouterr()
-
-
-def test_a_study_of_other_images_is_refused(tiny: str) -> None:
-    search.open_study("a.db", "name").set_user_attr("data", "others")
-    with pytest.raises(InputError, match="other images"):
-        tuning.search(prepared(tiny), "a.db", name="name", minutes=1)
-
-
 def test_the_test_set_is_opened_once(tiny: str) -> None:
     path, candidates = prepared(tiny), {"default": with_fixed(PLAN, tuning.DEFAULT)}
     options: dict[str, Any] = {"candidates": candidates, "epochs": 1, "seeds": [0, 1]}
@@ -120,13 +103,6 @@ def test_every_searched_factor_reaches_the_training(tiny: str) -> None:
     assert make_model(settings | {"levels": 3, "width": 4}, 1, 2).network.widths == (4, 8, 16)
 
 
-def test_the_range_holds_the_default() -> None:
-    losses = (1, 0.8, 0.5, 0.1, 0.1, 3, 3)
-    rows = [{"lr": 10.0**e, "train_loss": loss} for e, loss in zip(range(-6, 1), losses) for _ in range(9)]
-    values = next(factor.values for factor in narrowed(rows) if factor.name == "lr")
-    assert values == LogRange(1e-5, DEFAULT["lr"])
-
-
 def test_candidates_are_the_default_and_the_best_others() -> None:
     def row(score: float, state: str = "complete", **changed: Any) -> dict[str, Any]:
         return DEFAULT | {"state": state, "score": score} | changed
@@ -136,22 +112,6 @@ def test_candidates_are_the_default_and_the_best_others() -> None:
     assert list(found) == ["default", "best 1", "best 2", "best 3"]
     assert [found[name]["width"] for name in found] == [8, 16, 8, 8]
     assert [found[name]["lr"] for name in found] == [5e-3, 5e-3, 2e-3, 1e-3]
-
-
-def test_every_candidate_is_trained_with_every_seed_once(tmp_path: Path) -> None:
-    learners: list[Fake] = []
-
-    def build(settings: Any, seed: int, folder: Any) -> Any:
-        learners.append(Fake(settings, seed, folder))
-        return learners[-1]
-
-    rows = confirm(build, TWO, epochs=3, seeds=[0, 1], folder=tmp_path)
-    wanted = [("default", 0), ("best", 0), ("default", 1), ("best", 1)]
-    assert [(row["candidate"], row["seed"]) for row in rows] == wanted
-    assert scores_of(rows, "best") == [0.9 * 7 / 8] * 2
-    assert [learner.trained for learner in learners] == [[1, 2, 3]] * 4
-    again = confirm(build, TWO, epochs=3, seeds=[0, 1, 2], folder=tmp_path)
-    assert [learner.trained for learner in learners[4:]] == [[]] * 4 + [[1, 2, 3]] * 2 and again[:4] == rows
 
 
 def test_rows_of_other_sets_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
