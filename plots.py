@@ -17,9 +17,8 @@ import numpy as np
 import PIL.Image
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
-from matplotlib.patches import FancyArrowPatch, Patch, Rectangle
+from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import MaxNLocator, NullFormatter
-from scipy import ndimage
 
 from checks import IGNORE_INDEX
 
@@ -28,7 +27,6 @@ BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
 )  # fmt: skip
 PALETTE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK, YELLOW)
 GREY = "#777777"
-CROSS = ndimage.generate_binary_structure(2, 1)  # a pixel and its four neighbours
 CLASS_COLOURS = (*PALETTE, "#999999", "#882255", "#DDDDDD")  # up to eleven classes
 REGION_COLOURS = {"merge": VERMILION, "split": BLUE, "spurious": ORANGE, "missed": PURPLE, "hole": GREEN}
 Array = np.ndarray
@@ -157,7 +155,9 @@ def overlay(image: Array, label: Array) -> Array:
     shown = np.clip((image - np.float32(low)) * np.float32(255 / max(high - low, 1e-9)), 0, 255).astype(np.uint8)
     shown = np.repeat(shown, 3 // shown.shape[2], axis=2)
     is_object = (label > 0) & (label != IGNORE_INDEX)
-    is_edge = is_object & (ndimage.morphological_gradient(label, footprint=CROSS, mode="nearest") > 0)
+    padded, is_edge = np.pad(label, 1, mode="edge"), np.zeros(label.shape, bool)
+    for beside in (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]):
+        is_edge |= is_object & (beside != label)
     paint = colours[label % len(colours)]
     shown[is_object] = shown[is_object] // 2 + paint[is_object] // 2
     shown[is_edge] = paint[is_edge]
@@ -280,7 +280,7 @@ def draw_unet(
     """Draw the U from the maps of its blocks (`inspection.stages`): height = size of the map, width ~ channels."""
     depth = (len(stages) - 1) // 2
     _, ax = plt.subplots(figsize=(9, 1.0 + 0.95 * (depth + 1)))
-    boxes = []  # left, bottom, right, top
+    ends = []  # left, right, middle
     for index, stage in enumerate(stages):
         level = min(index, 2 * depth - index)
         width, height = 0.12 * np.log2(stage.channels + 1), 0.72 * 0.8**level
@@ -288,25 +288,16 @@ def draw_unet(
         ax.add_patch(Rectangle((x - width / 2, y), width, height, facecolor=colour, edgecolor=BLACK, linewidth=0.8))
         ax.text(x, y + height + 0.03, f"{stage.channels}", ha="center", va="bottom", fontsize=8, fontweight="bold")
         ax.text(x, y - 0.03, f"{stage.height}×{stage.width}", ha="center", va="top", fontsize=7)
-        boxes.append((x - width / 2, y, x + width / 2, y + height))
-
-    def arrow(start: Sequence[float], end: Sequence[float], colour: str) -> None:
-        ends = (start[2], (start[1] + start[3]) / 2), (end[0], (end[1] + end[3]) / 2)  # right side to left side
-        ax.add_patch(FancyArrowPatch(*ends, arrowstyle="-|>", mutation_scale=9, color=colour, shrinkA=2, shrinkB=2))
-
-    for index, (start, end) in enumerate(zip(boxes, boxes[1:])):
-        arrow(start, end, VERMILION if index < depth else GREEN)
+        ends.append((x - width / 2, x + width / 2, y + height / 2))
     links = {"concat": ["skip: concatenation"], "sum": ["short-cut: sum"]}.get(skip, [])
     links += ["pooling indices"] * (upsampling == "unpool")
-    for start, end in zip(boxes[:depth], boxes[:depth:-1]) if links else ():
-        arrow(start, end, GREY)
-    ax.text(boxes[0][0] - 0.12, 0.36, f"image\n{input_channels} in", ha="right", va="center", fontsize=8)
-    ax.text(boxes[-1][2] + 0.12, 0.36, f"1×1 →\n{num_classes} logits", ha="left", va="center", fontsize=8)
-    words = {
-        SKY: "encoder block: two 3×3 convolutions",
-        ORANGE: "decoder block: the same",
-        VERMILION: "2×2 max pooling",
-    }
+    ways = [(VERMILION if k < depth else GREEN, *pair) for k, pair in enumerate(zip(ends, ends[1:]))]
+    ways += [(GREY, *pair) for pair in zip(ends[:depth], ends[:depth:-1])] if links else []
+    for colour, (_, right, y), (left, _, end) in ways:
+        ax.annotate("", (left, end), (right, y), arrowprops={"arrowstyle": "-|>", "color": colour})
+    ax.text(ends[0][0] - 0.12, 0.36, f"image\nchannels: {input_channels}", ha="right", va="center", fontsize=8)
+    ax.text(ends[-1][1] + 0.12, 0.36, f"1×1 →\n{num_classes} logits", ha="left", va="center", fontsize=8)
+    words = {SKY: "encoder: two 3×3 convolutions", ORANGE: "decoder: the same", VERMILION: "2×2 max pooling"}
     words |= {GREEN: f"up ×2: {upsampling}"} | ({GREY: " + ".join(links)} if links else {})
     handles = [Patch(color=colour, label=label) for colour, label in words.items()]
     ax.legend(handles=handles, loc="lower center", ncols=3, fontsize=8, bbox_to_anchor=(0.5, -0.16))
@@ -337,11 +328,10 @@ def range_curve(ax: Axes, rows: Rows, smooth: Sequence[float], limits: Sequence[
 
 def history(ax: Axes, rows: Rows, best: Sequence[float], startup: int) -> Axes:
     """Scores in the order of the trials, and the best so far; the first `startup` trials were random."""
-    bottom = min((row["score"] for row in rows if np.isfinite(row["score"])), default=0.0)  # of failures without score
     for state, style in _STATES.items():
         if chosen := [row for row in rows if row["state"] == state]:
-            scores = [row["score"] if np.isfinite(row["score"]) else bottom for row in chosen]
-            ax.plot([row["trial"] for row in chosen], scores, label=f"{state} ({len(chosen)})", **style)
+            x, y = zip(*((row["trial"], row["score"]) for row in chosen))
+            ax.plot(x, y, label=f"{state} ({len(chosen)})", **style)
     ax.step([row["trial"] for row in rows], best, where="post", color=VERMILION, linewidth=1.5, label="best so far")
     if startup < len(rows):
         ax.axvline(startup - 0.5, color=GREY, linestyle=":", linewidth=1)
@@ -358,16 +348,13 @@ def learning_curves(ax: Axes, epochs: Rows, trials: Rows) -> Axes:
     best = max(complete, key=lambda trial: complete[trial], default=None)
     for trial in sorted((row["trial"] for row in trials), key=lambda trial: (trial == best, trial in complete)):
         points = [(row["epoch"], row["val_mean_iou"]) for row in epochs if row["trial"] == trial]
-        x, y = zip(*points) if points else ((), ())
+        style: dict[str, Any] = {"color": BLUE if trial in complete else GREY, "linewidth": 1, "alpha": 0.6}
         if trial == best:
-            ax.plot(x, y, "o-", color=VERMILION, linewidth=2, markersize=4, label=f"best: trial {trial}")
-        elif trial in complete:
-            ax.plot(x, y, color=BLUE, linewidth=1, alpha=0.7)
-        else:
-            ax.plot(x, y, color=GREY, linewidth=0.8, alpha=0.5)
-            ax.plot(x[-1:], y[-1:], "o", color=GREY, markersize=3, markerfacecolor="none")
+            style = {"color": VERMILION, "linewidth": 2, "label": f"best: trial {trial}"}
+        if points:
+            ax.plot(*zip(*points), marker=".", **style)
     ax.plot([], [], color=BLUE, linewidth=1, label="other complete trials")
-    ax.plot([], [], "o-", color=GREY, linewidth=0.8, markersize=3, markerfacecolor="none", label="pruned or failed")
+    ax.plot([], [], color=GREY, linewidth=1, label="pruned or failed")
     ax.set(xlabel="epoch", ylabel="validation mean IoU")
     ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.legend(fontsize=8)
@@ -381,8 +368,7 @@ def slices(ax: Axes, rows: Rows, factor: str, means: Sequence[Any], names: Seque
         x = list(names).index(str(row[factor])) + rng.uniform(-0.18, 0.18) if names else row[factor]
         ax.plot(x, row["score"], **_STATES.get(row["state"], _STATES["failed"]))
     for place, mean, half in means:
-        bar = half if np.isfinite(half) else None
-        ax.errorbar(place, mean, bar, fmt="_", color=VERMILION, markersize=14, capsize=4, markeredgewidth=2, zorder=5)
+        ax.errorbar(place, mean, half, fmt="_", color=VERMILION, markersize=14, capsize=4, markeredgewidth=2, zorder=5)
     if names:
         ax.set_xticks(range(len(names)), names)
     else:
@@ -415,8 +401,7 @@ def quality_and_time(
     """Score over cost, one colour and marker a group of indices, and the indices that none beats joined by a line."""
     cost, score = (np.array([row[key] for row in rows]) for key in ("cost", "score"))
     for (name, indices), colour, marker in zip(groups.items(), cycle((BLUE, ORANGE, VERMILION)), cycle("os^")):
-        chosen = list(indices)
-        ax.plot(cost[chosen], score[chosen], marker, color=colour, label=name, markersize=5, alpha=0.8)
+        ax.plot(cost[list(indices)], score[list(indices)], marker, color=colour, label=name, markersize=5, alpha=0.8)
     ax.step(cost[list(front)], score[list(front)], where="post", color=BLACK, linewidth=1, label="front")
     for index, text in labels.items():
         ax.annotate(text, (cost[index], score[index]), (4, -3), textcoords="offset points", fontsize=7, va="top")
@@ -433,8 +418,7 @@ def confirmed(
     colours = islice(cycle(PALETTE), first_colour, None)
     for row, ((numbers, (mean, half)), colour) in enumerate(zip(values.values(), colours)):
         ax.plot(numbers, [row - 0.12] * len(numbers), "o", color=colour, alpha=0.6, markersize=4)
-        bar = half if np.isfinite(half) else None
-        ax.errorbar(mean, row + 0.15, xerr=bar, fmt="|", color=colour, markersize=10, capsize=4, markeredgewidth=2)
+        ax.errorbar(mean, row + 0.15, xerr=half, fmt="|", color=colour, markersize=10, capsize=4, markeredgewidth=2)
     ax.set_yticks(range(len(values)), list(values))
     ax.set_ylim(len(values) - 0.5, -0.5)
     ax.set_xlabel(xlabel)
