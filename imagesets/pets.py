@@ -48,10 +48,7 @@ def write_pets(folder: Path, num_images: int = 160, seed: int = 0, height: int =
 
 
 def pet_scene(rng: Generator, height: int = 160, width: int = 160, species: str | None = None) -> Scene:
-    """Draw one animal: image (height, width, 3); label 0 background, 1 pet, 2 a band of 5 pixels along its outline.
-
-    `species` is "cat" or "dog", or None for any.
-    """
+    """Draw a "cat", a "dog" or any: image (height, width, 3); label 0 background, 1 pet, 2 a 5 pixel band between."""
     shape, light = (height, width), np.array((-0.75, rng.uniform(-0.5, 0.5), 0.62), dtype=np.float32)
     image = _background(rng, shape, light)
     cat = rng.random() < 0.5 if species is None else species == "cat"

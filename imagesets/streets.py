@@ -98,9 +98,6 @@ def photograph(rng: Generator, image: ndarray) -> ndarray:
     return np.rint(255 * np.clip(blurred, 0, 1)).astype(np.uint8)
 
 
-# --- the street ---
-
-
 class _Thing(NamedTuple):
     """Something upright on the ground, in metres."""
 

@@ -59,13 +59,12 @@ def yeast_scene(rng: Generator, height: int = 256, width: int = 256) -> YeastSce
     phase += _yeast_debris(rng, shape) * (owner == 0)
     interior, cover = _yeast_interior(rng, centre, radius, alive, owner, depth)
     amplitude = (1 - cover) * _phase_contrast(phase, defocus=rng.uniform(-8, 8)) + cover * interior
-    grey = _camera(rng, amplitude)
     frame = slice(MARGIN, -MARGIN), slice(MARGIN, -MARGIN)
-    owner = owner[frame]
+    image, owner = _camera(rng, amplitude)[frame], owner[frame]
     seen = alive & (np.bincount(owner.ravel(), minlength=len(alive)) >= 10)  # the frame leaves slivers
     living = np.unique(owner * seen[owner], return_inverse=True)[1].reshape(height, width)  # no gaps in 0 … n
     dead = (owner > 0) & ~alive[owner]
-    return YeastScene(grey[frame], (living > 0).astype(np.uint8), living.astype(np.uint16), dead)
+    return YeastScene(image, (living > 0).astype(np.uint8), living.astype(np.uint16), dead)
 
 
 def write_yeast(folder: Path, num_images: int = 18, seed: int = 0, height: int = 256, width: int = 256) -> Path:
@@ -81,10 +80,7 @@ def write_yeast(folder: Path, num_images: int = 18, seed: int = 0, height: int =
 def write_set(
     folder: Path, settings: tuple[Any, ...], layers: dict[str, str], names: list[str], draw: Callable[..., Scene]
 ) -> Path:
-    """Write the `layers` {sub-folder: attribute} of the scenes `draw(i, rng, height, width)` under `names` as PNG.
-
-    The set is written beside `folder` and renamed at the end, so a killed run leaves no half set under that name.
-    """
+    """Write the `layers` {sub-folder: attribute} of the scenes `draw(i, rng, height, width)` under `names` as PNG."""
     note = json.dumps(dict(zip(("set", "version", "num_images", "seed", "height", "width"), settings)))
     seed, height, width = settings[3:]
     if folder.exists():
@@ -93,6 +89,7 @@ def write_set(
             return folder
         raise InputError(f"{folder} exists and does not hold {note}.\nDelete the folder or choose another one.")
     folder.parent.mkdir(parents=True, exist_ok=True)
+    # written beside and renamed at the end: a killed run leaves no half set under that name
     with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
         part = Path(temporary, "set")
         for layer in layers:
@@ -108,10 +105,9 @@ def write_set(
 
 
 def _yeast_colonies(rng: Generator, height: int, width: int) -> tuple[ndarray, ndarray, ndarray]:
-    """Choose colonies of touching cells, buds on mothers, dead cells: centre (n + 1, 2), radius and alive (n + 1,).
+    """Choose colonies, buds on mothers, dead cells: centre (n + 1, 2), radius, alive (n + 1,); entry 0 is the medium.
 
     Each is drawn to its target, until they touch: a bud to its mother, others to the first cell of their colony.
-    Entry 0 is the medium, which is not alive.
     """
     area = height * width / 256**2
     num_dead, num_colonies = (max(1, round(area * rng.uniform(1, most))) for most in (3.6, 4))
