@@ -1,6 +1,6 @@
 """What a network is made of: parameters, multiply-adds, memory, and which pixels of the image it sees.
 
-By formula: while one image runs, the functions called are noted (`Record`).  Along one axis, position o of a
+By formula: while one image runs, PyTorch's operations are noted (`Record`).  Along one axis, position o of a
 convolution of kernel k, stride s, padding p, dilation d reads the positions o·s − p … o·s − p + (k−1)·d, of a
 transposed one the i with i·s − p ≤ o ≤ i·s − p + (k−1)·d.  The record is walked backwards to the image; where branches
 meet, their ranges are joined.  What is not known here reads all of its input; normalisation counts as pixel by pixel.
@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -23,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.utils import _pair
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from checks import InputError
 
@@ -218,7 +218,7 @@ class Record(TorchDispatchMode):
             if not list(module.children()):
                 module.register_forward_hook(self._name_step)
         with self, torch.no_grad():
-            output = next(tensors_in(self.model(image)), None)
+            output = _tensors(self.model(image))[0]
         writers = [number for number, step in enumerate(self.steps) if step.output == id(output)]
         if not writers:
             raise InputError("The output cannot be followed back to the image: no float tensor is made from it.")
@@ -245,14 +245,12 @@ class Record(TorchDispatchMode):
         return needed[id(self._alive[0])]
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = function(*args, **(kwargs or {}))
-        maps = [x for x in tensors_in((args, kwargs)) if id(x) in self._strides]
-        if maps and _name(function) == "copy":
+        result, name = function(*args, **(kwargs or {})), function.overloadpacket.__name__
+        maps = [x for x in _tensors((args, kwargs)) if id(x) in self._strides]
+        if maps and name == "copy_":
             raise InputError("A map is written into a part of another one, which cannot be followed.")
-        written = [
-            y for y in tensors_in(result) if maps and y.is_floating_point()
-        ]  # not indices: they have no gradient
-        for y in written[:1] if "norm" in _name(function) else written:  # not the means and deviations
+        written = [y for y in _tensors(result) if maps and y.is_floating_point()]  # not the indices of pooling
+        for y in written[:1] if "norm" in name else written:  # not the means and deviations
             sources = [(id(x), _windows(function, args, kwargs or {}, x, y)) for x in maps]
             moves = [[j * Fraction(w.step, w.parts) for j, w in zip(self._strides[n], ws)] for n, ws in sources]
             self._strides[id(y)] = stride = tuple(max(axis) for axis in zip(*moves))
@@ -261,7 +259,7 @@ class Record(TorchDispatchMode):
         return result
 
     def _name_step(self, layer: nn.Module, _inputs: Any, result: Any) -> None:
-        output = id(next(tensors_in(result)))
+        output = id(_tensors(result)[0])
         step = next((step for step in reversed(self.steps) if step.output == output), None)
         if step and step.layer is None:
             step.layer = layer
@@ -270,7 +268,7 @@ class Record(TorchDispatchMode):
 def _windows(function: Any, args: Any, kwargs: Any, x: Tensor, y: Tensor) -> list[Window]:
     """The windows along rows and columns through which a function reads the map `x`, one of its arguments, for `y`."""
     defaults = {argument.name: argument.default_value for argument in function._schema.arguments}
-    call, name = defaults | dict(zip(defaults, args)) | kwargs, _name(function)
+    call, name = defaults | dict(zip(defaults, args)) | kwargs, function.overloadpacket.__name__.strip("_")
     before, after = _sizes(x.shape), _sizes(y.shape)
     is_pixelwise = torch.Tag.pointwise in function.tags or name in POINTWISE or any(norm in name for norm in NORMS)
     is_pixelwise |= name in ("cat", "softmax", "log_softmax") and call["dim"] in (1, 1 - x.ndim)
@@ -300,10 +298,6 @@ def _windows(function: Any, args: Any, kwargs: Any, x: Tensor, y: Tensor) -> lis
         left, _, top, _ = [*args[1], 0, 0][:4]
         return [Window(1, -top, -top), Window(1, -left, -left)]
     return [Window(0, 0, size - 1) for size in before]
-
-
-def _name(function: Any) -> str:
-    return function.overloadpacket.__name__.strip("_")
 
 
 def _sizes(shape: tuple[int, ...]) -> tuple[int, int]:
@@ -354,7 +348,7 @@ def effective_size(field: Tensor) -> float:
 def _gradient(model: nn.Module, images: Tensor) -> Tensor:
     """Gradient (B, C, H, W) of the middle output pixel, the sum of its channels."""
     images = images.detach().requires_grad_()
-    output = next(tensors_in(copy.deepcopy(model).eval()(images.clone())))  # a model may change its input in place
+    output = _tensors(copy.deepcopy(model).eval()(images.clone()))[0]  # a model may change its input in place
     if output.ndim > 2:
         output = output[..., output.shape[-2] // 2, output.shape[-1] // 2]
     (gradient,) = torch.autograd.grad(output.sum(), images, materialize_grads=True)
@@ -368,10 +362,6 @@ def is_norm(module: nn.Module) -> bool:
     return type(module).__module__.endswith(("modules.batchnorm", "modules.instancenorm", "modules.normalization"))
 
 
-def tensors_in(values: Any) -> Iterator[Tensor]:
+def _tensors(values: Any) -> list[Tensor]:
     """All tensors of a nested list, tuple or dict, in their order."""
-    if isinstance(values, Tensor):
-        yield values
-    elif isinstance(values, (list, tuple, dict)):
-        for value in values.values() if isinstance(values, dict) else values:
-            yield from tensors_in(value)
+    return [value for value in tree_leaves(values) if isinstance(value, Tensor)]
