@@ -12,14 +12,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import functools
 import hashlib
-import inspect
 import math
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,21 +26,17 @@ from torch.optim import Optimizer
 
 import metrics
 import plots
-from checks import IGNORE_INDEX, InputError, check_images, two_or_more
+from checks import InputError, check_images, two_or_more
+from losses import name_of
 from networks import inspection
 from training import checkpoint, parallel
 from training.modelfile import margin_of, predict_tiled
 
+VERSION = 2  # of the state in a checkpoint
 SCHEDULES = ("cosine", "constant")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 Batch = Sequence[Tensor]  # images (B, C, H, W), target (B, H, W), and further maps that the loss takes
 Row = dict[str, float]
-
-
-class Augment(Protocol):
-    """A random transform of a whole batch on its device: returns as many tensors as it was given."""
-
-    def __call__(self, *tensors: Tensor, generator: torch.Generator) -> Sequence[Tensor]: ...
 
 
 def set_seed(seed: int) -> None:
@@ -68,7 +62,7 @@ class Learner:
         lr: highest learning rate; it rises over the first twentieth of the steps and falls along a cosine to 0.
         weight_decay: of AdamW (arXiv:1711.05101).
         schedule: "cosine", or "constant" for the learning rate as it is.
-        augment: a random transform of the whole batch on its device.
+        augment: a random transform of the whole batch on its device: augment(images, target, *maps, generator=…).
         folder: where a checkpoint is written after every epoch and taken up again; None keeps the run in memory.
         seed: what everything random in the training follows from.
         device: default `pick_device()`.
@@ -86,7 +80,7 @@ class Learner:
         lr: float = 1e-3,
         weight_decay: float = 1e-4,
         schedule: str = "cosine",
-        augment: Augment | None = None,
+        augment: Callable[..., Sequence[Tensor]] | None = None,
         folder: str | Path | None = None,
         seed: int = 0,
         device: torch.device | str | None = None,
@@ -104,9 +98,8 @@ class Learner:
         self.seed, self.precision, self.verbose = seed, precision, verbose
         self.history: list[Row] = []
         self.number_format = precision if precision != "auto" else "float32"
-        self._parts = 1  # into which a batch is cut
-        self._model_hash = model_hash(model)
-        self._initial: Any = None  # state of model and loss before the first step
+        self._architecture = hashlib.sha256(repr(model).encode()).hexdigest()[:16]
+        self._initial: dict[str, Any] | None = None  # state of model and loss before the first step
         self._state: dict[str, Any] | None = None  # the run as of its last epoch, as it is in the checkpoint
         self._train_model: nn.Module = self.model  # averages gradients over all processes, once `fit` has started them
 
@@ -116,11 +109,10 @@ class Learner:
         """Train until `epochs` epochs are done in all, and leave the model with the best weights seen.
 
         The best epoch is the one of highest validation mean IoU (the last epoch if there is no validation).  A run
-        found in `folder` with the same settings is continued, a finished one is not trained again.  If the memory
-        does not hold a batch, its halves (quarters, …) follow each other and their gradients are added up.
+        found in `folder` with the same settings is continued, a finished one is not trained again.
 
         `after_epoch` gets the row of each finished epoch: epoch, lr, train_loss, train_accuracy, …, val_loss, …,
-        seconds, parts (into how many pieces a batch is cut).  `history` is the list of all rows.
+        seconds.  `history` is the list of all rows.
 
         Raises:
             InputError: if there is no training data, another run uses the folder, or it cannot be written.
@@ -131,38 +123,44 @@ class Learner:
         _keep_freed_memory()
         parallel.start()
         if self.folder is None or parallel.rank() > 0:
-            return self._fit(epochs, after_epoch, "")
-        with checkpoint.locked(self.folder) as warning:
-            return self._fit(epochs, after_epoch, warning)
+            return self._fit(epochs, after_epoch)
+        with checkpoint.locked(self.folder):
+            return self._fit(epochs, after_epoch)
 
-    def _fit(self, epochs: int, after_epoch: Callable[[Row], object] | None, note: str) -> list[Row]:
+    def _fit(self, epochs: int, after_epoch: Callable[[Row], object] | None) -> list[Row]:
         line = parallel.LiveLine(self.verbose and parallel.rank() == 0)
+        state, note = self._start(epochs)
+        self.number_format = state["number_format"]
         options: dict[str, Any] = {"lr": self.lr, "weight_decay": self.weight_decay, "fused": True}
         optimizer = torch.optim.AdamW(self.model.parameters(), **options)  # fused: one call for all weights
-        state, found = self._resume(optimizer, epochs)
-        note += found
+        scaler = GradScaler(self.device.type, enabled=self.number_format == "float16")
+        self._learnt().load_state_dict(state["learnt"])
+        if state["history"]:
+            optimizer.load_state_dict(_copy_to_cpu(state["optimizer"]))  # a copy: else training would change the state
+            scaler.load_state_dict(state["scaler"])
         if self._train_model is self.model:
             self._train_model = parallel.together(self.model, self.device)
         if state["epoch"] < epochs:
             line.show(f"{note}epoch {state['epoch'] + 1}/{epochs} …")
-        scaler = GradScaler(self.device.type, enabled=self.number_format == "float16")
-        if state["scaler"]:
-            scaler.load_state_dict(state["scaler"])
         try:
             for epoch in range(state["epoch"], epochs):
                 began = time.perf_counter()
                 row = self._train_epoch(epoch, epochs, optimizer, scaler)
                 if self.val_loader is not None:
                     row |= {f"val_{name}": value for name, value in self.evaluate(self.val_loader).items()}
-                row |= {"seconds": time.perf_counter() - began, "parts": self._parts}
+                row["seconds"] = time.perf_counter() - began
                 self._close_epoch(state, row, optimizer, scaler)
                 line.show(f"epoch {epoch + 1}/{epochs} · {self._summary(state)}")
                 if after_epoch is not None:
                     after_epoch(row)
         finally:  # also when the student presses stop, or the loss is not finite
-            self.model.load_state_dict(state["best_model"] if state["history"] else self._initial[0])
+            self._learnt().load_state_dict(state["best"])
             self.history = list(state["history"])
-            line.show(note + self._summary(state, finished=True))
+            if self.history:
+                seconds = sum(row["seconds"] for row in self.history)
+                name = f"{self.folder.name}: " if self.folder is not None else ""
+                took = f"{len(self.history)} epochs in {seconds:.0f} s ({self.number_format} on {self.device.type})"
+                line.show(f"{note}{name}{took} · {self._summary(state)}")
         return self.history
 
     def _train_epoch(self, epoch: int, epochs: int, optimizer: Optimizer, scaler: GradScaler) -> Row:
@@ -172,71 +170,42 @@ class Learner:
         if hasattr(getattr(self.train_loader, "batch_sampler", None), "set_epoch"):
             self.train_loader.batch_sampler.set_epoch(epoch)
         self.model.train()
-        steps, tally = len(self.train_loader), _Tally()
-        losses: list[Tensor] = []
+        steps, done = len(self.train_loader), list[tuple[Tensor, Tensor]]()
         for step, batch in enumerate(self.train_loader):
             lr = self.lr * self._lr_factor((epoch * steps + step) / (epochs * steps), 1 / (epochs * steps))
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            images, target, *maps = self._to_device(batch)
+            tensors: Batch = self._to_device(batch)
             if self.augment is not None:
-                images, target, *maps = self.augment(images, target, *maps, generator=generator)
-            pieces = self._backward([images, target, *maps], scaler)
-            losses.append(torch.stack([loss for loss, _, _ in pieces]).sum())
+                tensors = self.augment(*tensors, generator=generator)
+            done.append(self._backward(tensors, scaler))
             if self.device.type != "cuda":  # a GPU is not asked before the end of the epoch
-                self._stop_if_not_finite(losses[-1:], epoch, step)
+                self._stop_if_not_finite(done[-1:], epoch, step)
             scaler.step(optimizer)
             scaler.update()
-            for piece in pieces:
-                tally.add(*piece)
-        self._stop_if_not_finite(losses, epoch)
-        return {"epoch": epoch + 1, "lr": lr} | {f"train_{name}": value for name, value in tally.scores().items()}
+        self._stop_if_not_finite(done, epoch)
+        return {"epoch": epoch + 1, "lr": lr} | {f"train_{name}": value for name, value in _scores(done).items()}
 
-    def _backward(self, batch: Batch, scaler: GradScaler) -> list[tuple[Tensor, Tensor, Tensor]]:
-        """Leave the gradient of the batch in the weights; return loss, logits and target of each of its pieces."""
-        mine = parallel.shared(batch)
-        weight = parallel.weight_of_share(len(batch[0]))
-        counters = {name: value.clone() for name, value in (self._loss_state() or {}).items()}
-        while True:
-            self.model.zero_grad(set_to_none=True)
-            try:
-                pieces = []
-                for images, target, *maps in zip(*(tensor.chunk(self._parts) for tensor in mine)):
-                    self._load_loss(counters)  # a loss that counts its steps counts this batch once
-                    with self.autocast():
-                        logits = self._train_model(images)
-                    loss = self.loss(logits, target, *maps)
-                    scaler.scale(loss * (len(images) / len(mine[0]) * weight)).backward()
-                    pieces.append((loss.detach(), logits.detach(), target))
-                return pieces
-            except RuntimeError as error:
-                if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-                    raise  # on a CPU PyTorch has no class for a full memory, only a message
-            self._cut_batch(len(mine[0]))
+    def _backward(self, batch: Batch, scaler: GradScaler) -> tuple[Tensor, Tensor]:
+        """Leave the gradient of the batch in the weights; return its loss and its confusion matrix."""
+        images, target, *maps = parallel.shared(batch)
+        self.model.zero_grad(set_to_none=True)
+        with self.autocast():
+            logits = self._train_model(images)
+        loss = self.loss(logits, target, *maps)
+        scaler.scale(loss * parallel.weight_of_share(len(batch[0]))).backward()
+        return loss.detach(), metrics.confusion_matrix(logits.detach(), target)
 
-    def _cut_batch(self, size: int) -> None:
-        """The memory was full: take the batch in twice as many pieces from now on."""
-        if self._parts >= size or parallel.world_size() > 1:
-            raise InputError(
-                f"The memory of {self.device} does not hold {'one image' if self._parts >= size else 'a share'} "
-                f"of the batch of {size}.\nTake a smaller crop, a smaller batch, or a model with smaller widths."
-            )
-        self._parts = min(2 * self._parts, size)
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-
-    def _stop_if_not_finite(self, losses: list[Tensor], epoch: int, step: int = 0) -> None:
+    def _stop_if_not_finite(self, done: list[tuple[Tensor, Tensor]], epoch: int, step: int = 0) -> None:
         """Raise if a loss of the steps from `step` on is not finite, in any process; `fit` restores good weights."""
-        finite = torch.isfinite(parallel.total(torch.stack(losses)))
-        if finite.all():
-            return
-        step += int(finite.int().argmin())
-        names = ", ".join(_image_names(self.train_loader, step)[:16])
-        raise FloatingPointError(
-            f"The loss became NaN or infinite in epoch {epoch + 1}, step {step + 1}; the weights before it stay."
-            + (f"\nImages of this batch: {names}." if names else "")
-            + f"\nUse a smaller learning rate (now {self.lr:.2g}) or look at these images and labels."
-        )
+        losses = torch.stack([loss for loss, _ in done]).cpu()
+        finite = torch.stack(parallel.gathered([losses])).isfinite().all(dim=0)
+        if not finite.all():
+            step += int(finite.int().argmin())
+            raise FloatingPointError(
+                f"The loss became NaN or infinite in epoch {epoch + 1}, step {step + 1}; the weights before it stay.\n"
+                f"Use a smaller learning rate (now {self.lr:.2g}), or look at the images and labels."
+            )
 
     def _lr_factor(self, progress: float, one_step: float) -> float:
         if self.schedule == "constant":
@@ -255,7 +224,7 @@ class Learner:
             return "bfloat16" if torch.cuda.get_device_capability(self.device)[0] >= 8 else "float16"
         if self.device.type != "cpu":
             return "float32"
-        before, chosen = _copy_to_cpu([self.model.state_dict(), self._loss_state()]), self.number_format
+        before, chosen = _copy_to_cpu(self._learnt().state_dict()), self.number_format
         batch, seconds = self._to_device(next(iter(self.train_loader))), {"float32": math.inf, "bfloat16": math.inf}
         self.model.train()
         with torch.random.fork_rng(devices=[]):  # dropout draws here too
@@ -266,8 +235,7 @@ class Learner:
                 seconds[name] = min(seconds[name], time.process_time() - began)
         self.number_format = chosen
         self.model.zero_grad(set_to_none=True)
-        self.model.load_state_dict(before[0])
-        self._load_loss(before[1])
+        self._learnt().load_state_dict(before)
         return min(seconds, key=lambda name: seconds[name])
 
     def autocast(self) -> torch.autocast:
@@ -277,34 +245,54 @@ class Learner:
 
     # ---- the run as it lies in memory and in the checkpoint ---------------------------------------------------------
 
-    def _resume(self, optimizer: Optimizer, epochs: int) -> tuple[dict[str, Any], str]:
+    def settings(self) -> dict[str, Any]:
+        """What must be the same for a run to be continued: the choices, and what the loader yields in which order."""
+        plain = {name: getattr(self, name) for name in ("lr", "weight_decay", "schedule", "seed", "precision")}
+        names = {"model": self._architecture, "loss": name_of(self.loss), "augment": name_of(self.augment)}
+        sampler, dataset = (getattr(self.train_loader, name, None) for name in ("batch_sampler", "dataset"))
+        drawn = [getattr(sampler, name, None) for name in ("batch_size", "shuffle", "seed", "repeats")]
+        drawn += [getattr(dataset, name, None) for name in ("part", "crop", "maps", "seed")]
+        batches = {"batches": len(self.train_loader), "sampling": str(drawn)}
+        batches |= {"transform": name_of(getattr(dataset, "transform", None))}
+        return names | plain | batches | {"data": str(getattr(dataset, "fingerprint", None))}
+
+    def restore(self) -> None:
+        """Give the model the best weights of the run in `folder`, without any training."""
+        state, note = self._read()
+        if state is None:
+            raise InputError(f"Learner.restore: no finished epoch in folder={self.folder}. {note}Train it with fit.")
+        self._learnt().load_state_dict(state["best"])
+        self.history = list(state["history"])
+
+    def _learnt(self) -> nn.ModuleList:
+        """What has a state: the model, and a loss that counts its steps, for its warm-up."""
+        return nn.ModuleList([self.model, self.loss] if isinstance(self.loss, nn.Module) else [self.model])
+
+    def _read(self) -> tuple[dict[str, Any] | None, str]:
+        """The state in the folder, None without a usable one, and a sentence on what is wrong with it."""
+        state, note = checkpoint.load(self.folder) if self.folder is not None else (None, "")
+        if state is not None and state.get("version") != VERSION:
+            return None, f"{note}Another version of the program wrote the checkpoint: started over. "
+        return state, note
+
+    def _start(self, epochs: int) -> tuple[dict[str, Any], str]:
         """The state to start from (a new one, or that of an interrupted run) and what to say about it."""
-        if self._initial is None:
-            own = _copy_to_cpu([self.model.state_dict(), self._loss_state()])
-            self._initial = parallel.from_rank_0(own)  # all processes begin, and begin again, with the same weights
+        if self._initial is None:  # all processes begin, and begin again, with the same weights
+            self._initial = parallel.from_rank_0(_copy_to_cpu(self._learnt().state_dict()))
         state, note = parallel.from_rank_0(self._find_state(epochs) if parallel.rank() == 0 else None)
-        self.number_format, self._parts = state["number_format"], state["parts"]
-        if state["epoch"] == 0:
-            self.model.load_state_dict(self._initial[0])
-            self._load_loss(self._initial[1])
-        else:
-            self.model.load_state_dict(state["model"])
-            optimizer.load_state_dict(_copy_to_cpu(state["optimizer"]))  # a copy: else training would change the state
-            self._load_loss(state["loss"])
         return dict(state), note
 
     def _find_state(self, epochs: int) -> tuple[dict[str, Any], str]:
-        settings, state, note = self.settings(), self._state, ""
-        if state is None and self.folder is not None:
-            state, note = checkpoint.load(self.folder)
+        settings = self.settings()
+        state, note = (self._state, "") if self._state is not None else self._read()
         if state is not None and state["settings"] != settings:
             changed = [key for key in settings if state["settings"].get(key) != settings[key]]
-            note, state = f"{note}settings changed ({', '.join(changed)}): started over. ", None
+            state, note = None, f"{note}settings changed ({', '.join(changed)}): started over. "
         if state is None:
-            self._parts = 1
             chosen = self.fastest_precision() if self.precision == "auto" else self.precision
-            state = {"settings": settings, "epochs": epochs, "epoch": 0, "history": [], "scaler": None}
-            return state | {"number_format": chosen, "parts": self._parts}, note
+            state = {"version": VERSION, "settings": settings, "number_format": chosen, "epochs": epochs, "epoch": 0}
+            state |= {"history": [], "best_score": -math.inf, "learnt": self._initial, "best": self._initial}
+            return state, note
         if self._state is None:
             note += f"continued after epoch {state['epoch']}. " if state["epoch"] < epochs else "trained before. "
         if state["epochs"] != epochs:
@@ -313,54 +301,22 @@ class Learner:
 
     def _close_epoch(self, state: dict[str, Any], row: Row, optimizer: Optimizer, scaler: GradScaler) -> None:
         """Note the finished epoch in `state`, all at once, and write it to the folder."""
-        score, model = row.get("val_mean_iou", float(row["epoch"])), _copy_to_cpu(self.model.state_dict())
-        update = {"model": model, "optimizer": _copy_to_cpu(optimizer.state_dict()), "scaler": scaler.state_dict()}
-        update |= {"loss": _copy_to_cpu(self._loss_state()), "parts": self._parts}
-        update |= {"epoch": row["epoch"], "history": [*state["history"], row]}
-        if not state["history"] or not score <= state["best_score"]:
-            update |= {"best_score": score, "best_epoch": row["epoch"], "best_model": model}
+        update = _copy_to_cpu({"learnt": self._learnt().state_dict(), "optimizer": optimizer.state_dict()})
+        update |= {"scaler": scaler.state_dict(), "epoch": row["epoch"], "history": [*state["history"], row]}
+        score = row.get("val_mean_iou", float(row["epoch"]))
+        if not score <= state["best_score"]:
+            update |= {"best_score": score, "best_epoch": row["epoch"], "best": update["learnt"]}
         state |= update
         self._state = dict(state)
         if self.folder is not None and parallel.rank() == 0:
             checkpoint.save(self.folder, state)
 
-    def settings(self) -> dict[str, Any]:
-        """What must be the same for a run to be continued."""
-        plain = {name: getattr(self, name) for name in ("lr", "weight_decay", "schedule", "seed", "precision")}
-        names = {"model": self._model_hash, "loss": name_of(self.loss), "augment": name_of(self.augment)}
-        return names | plain | data_settings(self.train_loader)
-
-    def restore(self) -> None:
-        """Give the model the best weights of the run in `folder`, without any training."""
-        state, note = checkpoint.load(self.folder) if self.folder is not None else (None, "")
-        if state is None:
-            raise InputError(f"Learner.restore: no finished epoch in folder={self.folder}. {note}Train it with fit.")
-        self.model.load_state_dict(state["best_model"])
-        self.history = list(state["history"])
-
-    def _loss_state(self) -> dict[str, Any] | None:
-        return self.loss.state_dict() if isinstance(self.loss, nn.Module) else None
-
-    def _load_loss(self, state: dict[str, Any] | None) -> None:
-        """Set a loss back to a state: it may count steps, for its warm-up."""
-        if isinstance(self.loss, nn.Module) and state:
-            self.loss.load_state_dict(state)
-
-    def _summary(self, state: dict[str, Any], finished: bool = False) -> str:
-        rows = state["history"]
-        if not rows:
-            return "no epoch is finished"
-        seconds = sum(row["seconds"] for row in rows)
-        text = f"training loss {rows[-1]['train_loss']:.3f}"
-        if "val_mean_iou" in rows[-1]:
-            best = rows[state["best_epoch"] - 1]
+    def _summary(self, state: dict[str, Any]) -> str:
+        last, best = state["history"][-1], state["history"][state["best_epoch"] - 1]
+        text = f"training loss {last['train_loss']:.3f}"
+        if "val_mean_iou" in best:
             text += f" · validation mean IoU {best['val_mean_iou']:.3f} (best, epoch {state['best_epoch']})"
-        if self._parts > 1:
-            text += f" · batch in {self._parts} parts, as the memory was full"
-        if not finished:
-            return text
-        name = f"{self.folder.name}: " if self.folder is not None else ""
-        return f"{name}{len(rows)} epochs in {seconds:.0f} s ({self.number_format} on {self.device.type}) · {text}"
+        return text
 
     # ---- evaluation and prediction ----------------------------------------------------------------------------------
 
@@ -368,13 +324,13 @@ class Learner:
     def evaluate(self, loader: Iterable[Batch]) -> dict[str, float]:
         """Loss and all scores of `metrics.scores` over a whole set, from one confusion matrix."""
         self.model.eval()
-        tally = _Tally()
+        done = []
         for batch in loader:
-            mine = parallel.shared(self._to_device(batch))
-            for images, target, *maps in zip(*(tensor.chunk(self._parts) for tensor in mine if len(tensor))):
+            images, target, *maps = parallel.shared(self._to_device(batch))
+            if len(images):
                 logits = self._forward(images)
-                tally.add(self.loss(logits, target, *maps), logits, target)
-        return tally.scores()
+                done.append((self.loss(logits, target, *maps), metrics.confusion_matrix(logits, target)))
+        return _scores(done)
 
     @torch.no_grad()
     def predict(self, images: Tensor, *, tile: int = 1024, flips: bool = False) -> Tensor:
@@ -399,16 +355,13 @@ class Learner:
 
     def explain(self, input_shape: tuple[int, ...] | None = None) -> None:
         """Print the layer table of the model and draw its U, for (B, C, H, W); default one image of the training."""
-        if input_shape is None:
-            channels = next(p for p in self.model.parameters() if p.ndim == 4).shape[1]
-            first = next(iter(self.train_loader))[0] if self.train_loader is not None else None
-            input_shape = (1, *first.shape[1:]) if first is not None else (1, channels, 256, 256)
-        layers = inspection.layer_table(self.model, input_shape)
-        print(inspection.format_table(layers, input_shape))
+        shape = input_shape or (1, *next(iter(self.train_loader))[0].shape[1:])
+        layers = inspection.layer_table(self.model, shape)
+        print(inspection.format_table(layers, shape))
         if hasattr(self.model, "encoder") and hasattr(self.model, "decoder"):
             plots.draw_unet(
-                inspection.stages(self.model, input_shape),
-                input_channels=input_shape[1],
+                inspection.stages(self.model, shape),
+                input_channels=shape[1],
                 num_classes=layers[-1].output_shape[1],
                 skip=getattr(self.model, "skip", "none"),
                 upsampling=getattr(self.model, "upsampling", ""),
@@ -428,33 +381,15 @@ class Learner:
             return self.model(images)
 
 
-class _Tally:
-    """Sums loss and confusion matrix over the batches of an epoch, on their device until the end."""
-
-    def __init__(self) -> None:
-        self.losses: list[Tensor] = []
-        self.pixels: list[Tensor] = []
-        self.confusion: Tensor | None = None
-
-    def add(self, loss: Tensor, logits: Tensor, target: Tensor) -> None:
-        """Count one batch: its mean loss, logits (B, K, H, W), target (B, H, W)."""
-        confusion = metrics.confusion_matrix(logits, target)
-        self.losses.append(loss.detach())
-        self.pixels.append((target != IGNORE_INDEX).sum())
-        self.confusion = confusion if self.confusion is None else self.confusion + confusion
-
-    def scores(self) -> Row:
-        """The mean loss of a pixel and all scores of `metrics.scores`, over the batches of all processes."""
-        if parallel.world_size() > 1:  # rank 0 has one image of each batch at least, the others may have none
-            classes = parallel.from_rank_0(None if self.confusion is None else len(self.confusion))
-            self.confusion = torch.zeros(classes, classes).long() if self.confusion is None else self.confusion
-        if self.confusion is None:
-            raise InputError("There is no batch to score: the loader is empty. Give one with at least one image.")
-        # In float64 on the CPU: Apple's GPU has none.
-        nothing = torch.zeros(0, dtype=torch.float64)
-        losses, pixels = (torch.stack(v).cpu().double() if v else nothing for v in (self.losses, self.pixels))
-        loss, pixels = parallel.total(torch.stack([(losses * pixels).sum(), pixels.sum()]))
-        return {"loss": float(loss / pixels)} | metrics.scores(parallel.total(self.confusion))
+def _scores(done: list[tuple[Tensor, Tensor]]) -> Row:
+    """The mean loss of a pixel and all scores of `metrics.scores`, from loss and confusion matrix of each batch."""
+    done = parallel.gathered(_copy_to_cpu(done))
+    if not done:
+        raise InputError("There is no batch to score: the loader is empty. Give one with at least one image.")
+    losses, counts = map(torch.stack, zip(*done))  # (N,), (N, K, K)
+    pixels = counts.sum(dim=(1, 2))
+    loss = (losses.double() * pixels).sum() / pixels.sum()
+    return {"loss": float(loss)} | metrics.scores(counts.sum(dim=0))
 
 
 def _keep_freed_memory() -> None:
@@ -462,7 +397,7 @@ def _keep_freed_memory() -> None:
     with contextlib.suppress(OSError, AttributeError):  # another C library has no mallopt
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD: tensors up to 1 GiB come from the heap …
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD: … which does not shrink
+        mallopt(-1, 1 << 29)  # M_TRIM_THRESHOLD: … which keeps half a GiB at most for later
 
 
 def _copy_to_cpu(value: Any) -> Any:
@@ -472,52 +407,3 @@ def _copy_to_cpu(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _copy_to_cpu(entry) for key, entry in value.items()}
     return [_copy_to_cpu(entry) for entry in value] if isinstance(value, (list, tuple)) else value
-
-
-# ---- what a run is made of: so that only the same one is continued --------------------------------------------------
-
-
-def name_of(function: Any) -> str:
-    """What a loss or augmentation is called, with its settings.
-
-    >>> name_of(functools.partial(round, ndigits=2)), name_of(nn.Identity()), name_of(None)
-    ('round(ndigits=2)', 'Identity()', 'NoneType')
-    """
-    if isinstance(function, functools.partial):
-        settings = {**{str(i): value for i, value in enumerate(function.args)}, **function.keywords}
-        return f"{name_of(function.func)}({', '.join(f'{k}={v}' for k, v in sorted(settings.items()))})"
-    if getattr(function, "__module__", "") == "__main__" and inspect.isfunction(function):
-        with contextlib.suppress(OSError):  # a function of the notebook may have been edited: its text counts
-            text = inspect.getsource(function)
-            return f"{function.__name__}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
-    return getattr(function, "__name__", None) or (
-        repr(function) if isinstance(function, nn.Module) else type(function).__name__
-    )
-
-
-def model_hash(model: nn.Module) -> str:
-    """A short hash of the architecture as `print(model)` shows it."""
-    return hashlib.sha256(repr(model).encode()).hexdigest()[:16]
-
-
-def data_settings(loader: Any) -> dict[str, Any]:
-    """What a loader yields and in which order: number of batches, sampling, transform, content."""
-    dataset = getattr(loader, "dataset", None)
-    sampler = getattr(loader, "batch_sampler", None)
-    drawn = [getattr(sampler, name, None) for name in ("batch_size", "shuffle", "seed", "repeats")]
-    drawn += [getattr(dataset, name, None) for name in ("part", "crop", "maps", "seed")]
-    return {
-        "batches": len(loader),
-        "sampling": str(drawn),
-        "transform": name_of(getattr(dataset, "transform", None)),
-        "data": str(getattr(dataset, "fingerprint", None)),
-    }
-
-
-def _image_names(loader: Any, step: int) -> list[str]:
-    """The names of the images in batch number `step` of the loader's epoch; nothing where they have none."""
-    names, batches = getattr(getattr(loader, "dataset", None), "names", None), getattr(loader, "batch_sampler", None)
-    if names is None or batches is None:
-        return []
-    draws = list(batches)[step]
-    return [names[draw[1] if isinstance(draw, tuple) else draw] for draw in draws]

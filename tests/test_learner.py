@@ -1,7 +1,6 @@
 """The learner: it learns, resumes bit for bit, predicts by tiles as on the whole, and says what is wrong."""
 
-import argparse
-import functools
+import copy
 import itertools
 import linecache
 
@@ -10,8 +9,9 @@ import torch
 from torch import nn
 
 from checks import InputError
-from learner import Learner, data_settings, model_hash, name_of
-from losses import TopologyLoss, cross_entropy, dice_loss
+from learner import Learner
+from losses import TopologyLoss, cross_entropy, name_of
+from training import checkpoint
 from unet import UNet
 
 
@@ -77,12 +77,12 @@ def without_times(history):
     return [{k: v for k, v in row.items() if k != "seconds"} for row in history]
 
 
-@pytest.mark.parametrize("cut", [1, 2, 3])
-@pytest.mark.parametrize("augment", [None, flip])
-def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, monkeypatch, cut, augment):
-    whole = make(augment=augment)
+@pytest.mark.parametrize("cut", [1, 3])
+def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, monkeypatch, cut):
+    settings = {"augment": flip, "loss": TopologyLoss(strength=0.5, warm_up=6)}  # it counts its steps
+    whole = make(**copy.deepcopy(settings))
     whole.fit(4)
-    first = make(tmp_path, augment=augment)
+    first = make(tmp_path, **copy.deepcopy(settings))
     train = first._train_epoch
 
     def power_cut(epoch, *args):
@@ -94,29 +94,10 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path, monkeypatch, cut, au
     with pytest.raises(KeyboardInterrupt):
         first.fit(4)
     torch.manual_seed(99)  # a new process draws other numbers
-    second = make(tmp_path, augment=augment)
+    second = make(tmp_path, **copy.deepcopy(settings))
     second.fit(4)
     assert without_times(second.history) == without_times(whole.history)
     assert same(weights(whole), weights(second))
-
-
-def test_a_loss_that_counts_its_steps_is_resumed_too(tmp_path):
-    settings = {"strength": 0.5, "warm_up": 6}
-    whole, first = make(loss=TopologyLoss(**settings)), make(tmp_path, loss=TopologyLoss(**settings))
-    whole.fit(3)
-    whole_settings = first.settings  # cut off after the first of three epochs
-    close = first._close_epoch
-
-    def power_cut(*args):
-        close(*args)
-        raise KeyboardInterrupt
-
-    first._close_epoch = power_cut
-    with pytest.raises(KeyboardInterrupt):
-        first.fit(3)
-    second = make(tmp_path, loss=TopologyLoss(**settings))
-    second.fit(3)
-    assert second.settings() == whole_settings() and same(weights(whole), weights(second))
 
 
 def test_a_finished_run_is_not_trained_again_and_more_epochs_go_on(tmp_path):
@@ -135,6 +116,17 @@ def test_other_settings_start_over_and_say_which(tmp_path, capsys, change):
     other = make(tmp_path, verbose=True, **change)
     other.fit(1)
     assert len(other.history) == 1 and "settings changed" in capsys.readouterr().out
+
+
+def test_a_checkpoint_of_an_older_version_is_one_sentence_and_a_new_start(tmp_path, capsys):
+    checkpoint.save(tmp_path, {"settings": make().settings(), "epoch": 3, "model": {}})
+    learner = make(tmp_path, verbose=True)
+    with pytest.raises(InputError, match="Another version"):
+        learner.restore()
+    assert [row["epoch"] for row in learner.fit(2)] == [1, 2]
+    out = capsys.readouterr().out
+    assert out.startswith("Another version of the program wrote the checkpoint: started over. epoch 1/2")
+    assert "2 epochs in" in out.splitlines()[-1]
 
 
 def test_the_best_epoch_is_left_in_the_model(monkeypatch):
@@ -180,20 +172,13 @@ def test_evaluation_does_not_depend_on_the_batch_size_nor_change_the_model():
     assert same(before, weights(learner))
 
 
-def test_predictions_are_probabilities():
-    probs = make().predict(torch.randn(2, 1, 21, 34))
-    assert probs.shape == (2, 2, 21, 34) and probs.dtype == torch.float32
-    torch.testing.assert_close(probs.sum(dim=1), torch.ones(2, 21, 34))
-
-
-def test_flip_averaging_makes_the_prediction_symmetric():
-    learner, image = make(), torch.randn(1, 1, 16, 24)
-    torch.testing.assert_close(learner.predict(image.flip(3), flips=True), learner.predict(image, flips=True).flip(3))
-
-
-def test_images_that_are_not_finite_are_refused():
+def test_predictions_are_probabilities_symmetric_with_flips_and_refused_for_nan():
+    learner, images = make(), torch.randn(2, 1, 21, 34)
     with pytest.raises(InputError, match="NaN"):
-        make().predict(torch.full((1, 1, 8, 8), float("nan")))
+        learner.predict(images / 0)
+    probs = learner.predict(images, flips=True)
+    torch.testing.assert_close(probs.sum(dim=1), torch.ones(2, 21, 34))
+    torch.testing.assert_close(learner.predict(images.flip(3), flips=True), probs.flip(3))
 
 
 def test_further_maps_reach_the_loss():
@@ -218,16 +203,10 @@ def test_without_data_there_is_one_clear_sentence():
         make(schedule="step")
 
 
-def test_one_live_line(capsys):
-    learner = make(verbose=True)
-    learner.fit(2)
-    assert "2 epochs in" in capsys.readouterr().out.splitlines()[-1]
-
-
 def test_explain_prints_the_table_and_draws_the_u(capsys):
     import matplotlib.pyplot as plt
 
-    Learner(nn.Sequential(nn.Conv2d(3, 2, 3)), None).explain()  # any model has a table
+    Learner(nn.Sequential(nn.Conv2d(3, 2, 3)), None).explain((1, 3, 9, 9))  # any model has a table
     assert "Conv2d 3×3" in capsys.readouterr().out
     make().explain()
     out = capsys.readouterr().out
@@ -271,105 +250,6 @@ def test_training_on_does_not_change_the_kept_state():
     assert torch.equal(learner._state["optimizer"]["state"][0]["exp_avg"], kept)
 
 
-def test_group_norm_is_never_cut_into_tiles():
-    learner, image = make(model={"norm": "group"}), torch.randn(1, 1, 64, 320)
-    torch.testing.assert_close(learner.predict(image, tile=192), learner.predict(image), rtol=0, atol=0)
-
-
-def test_another_sampling_is_another_run(tmp_path, capsys):
-    first, other = make(tmp_path), make(tmp_path, verbose=True)
-    other.train_loader.repeats = 3  # as many batches, other crops
-    first.fit(1)
-    other.fit(1)
-    assert "settings changed (sampling)" in capsys.readouterr().out
-
-
-# ---- faults ----
-
-
-class Named(Batches):
-    """Batches of images with names."""
-
-    names = ("ant", "bee", "cat", "dog")
-
-    @property
-    def dataset(self):
-        return self
-
-    @property
-    def batch_sampler(self):
-        return Indices(self)
-
-    @batch_sampler.setter
-    def batch_sampler(self, value):
-        pass
-
-
-class Indices:
-    def __init__(self, loader):
-        self.set_epoch, self.loader = loader.set_epoch, loader
-
-    def __iter__(self):
-        return (chosen.flatten().tolist() for chosen, _ in Batches(torch.arange(4), torch.arange(4), 2, False))
-
-
-def test_the_images_of_the_bad_batch_are_named():
-    learner, count = make(val=False), itertools.count()
-    learner.train_loader = Named(*discs(), 2, False)
-    learner.loss = lambda logits, target: cross_entropy(logits, target) * (float("inf") if next(count) == 1 else 1)
-    with pytest.raises(FloatingPointError, match="step 2; the weights before it stay.\nImages of this batch: cat, dog"):
-        learner.fit(1)
-
-
-def test_a_wrong_label_is_refused_before_the_step():
-    learner = make(val=False)
-    learner.train_loader.target[1, 0, 0] = 7
-    before = weights(learner)
-    with pytest.raises(InputError, match="label"):
-        learner.fit(1)
-    assert same(before, weights(learner))
-
-
-@pytest.mark.parametrize("norm", ["group", "none"])
-def test_a_full_memory_halves_the_batch_and_learns_the_same(monkeypatch, norm, capsys):
-    settings = {"model": {"norm": norm}, "val": False, "loss": TopologyLoss(strength=0.1, warm_up=3)}
-    whole, halved = make(**settings), make(**settings, verbose=True)
-    for learner in (whole, halved):
-        learner.train_loader.size, learner.model.dropout.p = 4, 0.0
-    halved.loss = TopologyLoss(strength=0.1, warm_up=3)
-    whole.fit(2)
-    forward = halved.model.forward
-
-    def small_memory(images):
-        if len(images) > 1:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward(images)
-
-    monkeypatch.setattr(halved.model, "forward", small_memory)
-    halved.fit(2)
-    assert [row["parts"] for row in halved.history] == [4, 4] and [row["parts"] for row in whole.history] == [1, 1]
-    assert "batch in 4 parts, as the memory was full" in capsys.readouterr().out
-    assert torch.equal(whole.loss.step, halved.loss.step)  # pieces are not counted as steps
-    for name, value in weights(whole).items():
-        assert torch.allclose(value, weights(halved)[name], atol=2e-3), name
-    assert halved.history[-1]["train_loss"] == pytest.approx(whole.history[-1]["train_loss"], rel=1e-3)
-
-
-def test_not_even_one_image_fits():
-    learner = make()
-
-    def no_memory(images):
-        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
-
-    learner.model.forward = no_memory
-    with pytest.raises(InputError, match="does not hold one image"):
-        learner.fit(1)
-    learner = make()
-    learner.model.forward = lambda images: torch.zeros(1, 1) @ images  # another RuntimeError is not hidden
-    with pytest.raises(RuntimeError, match="size"):
-        learner.fit(1)
-
-
 def test_the_best_weights_can_be_restored_without_training(tmp_path):
     first, second = make(tmp_path), make(tmp_path)
     with pytest.raises(InputError, match="no finished epoch"):
@@ -404,22 +284,6 @@ def test_nothing_waits_for_the_gpu_within_an_epoch(monkeypatch, precision):
     monkeypatch.setattr(learner, "_backward", watched)
     monkeypatch.setattr(learner, "_stop_if_not_finite", end)
     learner.fit(2)
-
-
-def test_without_a_look_within_the_epoch_the_first_bad_step_is_named_at_its_end(monkeypatch):
-    # So it is on a GPU, which nobody waits for: later steps are of NaN, and the weights go back to good ones.
-    learner, count = make(val=False), itertools.count()
-    learner.fit(1)
-    good, stop, state = weights(learner), learner._stop_if_not_finite, learner._state
-    monkeypatch.setattr(learner, "_stop_if_not_finite", lambda losses, *rest: rest[1:] or stop(losses, *rest))
-    learner.loss = lambda logits, target: cross_entropy(logits, target) * (float("nan") if next(count) == 0 else 1.0)
-    learner.settings = lambda: state["settings"]
-    with pytest.raises(FloatingPointError, match="epoch 2, step 1"):
-        learner.fit(2)
-    assert next(count) == 2 and same(good, weights(learner))
-
-
-# ---- the number format ----
 
 
 @pytest.mark.parametrize(("slow", "chosen"), [("float32", "bfloat16"), ("bfloat16", "float32")])
@@ -469,9 +333,6 @@ def test_bfloat16_is_what_the_forward_pass_runs_in():
         make(precision="half")
 
 
-# ---- what a run is made of ----
-
-
 def notebook_function(factor: str):
     """A function as a notebook's cell defines it."""
     source = f"def augment(x):\n    return {factor} * x\n"
@@ -484,18 +345,3 @@ def notebook_function(factor: str):
 def test_an_edited_function_of_the_notebook_is_another_setting():
     names = [name_of(notebook_function(factor)) for factor in ("1", "2")]
     assert names[0] != names[1] and all(name.startswith("augment-") for name in names)
-
-
-def test_losses_and_architectures_are_named_with_their_settings():
-    assert name_of(cross_entropy) == "cross_entropy"
-    assert name_of(functools.partial(dice_loss, smooth=2.0)) == "dice_loss(smooth=2.0)"
-    assert name_of(TopologyLoss(strength=2.0)) != name_of(TopologyLoss(strength=1.0))
-    assert model_hash(UNet(widths=(4, 8))) == model_hash(UNet(widths=(4, 8))) != model_hash(UNet(widths=(4, 4)))
-
-
-def test_the_content_of_the_data_is_part_of_a_run():
-    loaders = [Batches(*discs(), 2) for _ in range(2)]
-    for loader, fingerprint in zip(loaders, "ab"):
-        loader.dataset = argparse.Namespace(fingerprint=fingerprint)
-    assert [data_settings(loader)["data"] for loader in loaders] == ["a", "b"]
-    assert data_settings([1, 2]) == data_settings([3, 4]) and data_settings([1, 2])["batches"] == 2

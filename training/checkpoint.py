@@ -10,10 +10,8 @@ Source: Pillai et al., "All file systems are not created equal", OSDI 2014.
 from __future__ import annotations
 
 import contextlib
-import errno
 import io
 import os
-import shutil
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,15 +24,13 @@ from checks import InputError
 
 LATEST, PREVIOUS = "latest.ckpt", "previous.ckpt"
 LOCK = "in-use.lock"
-_NO_ROOM = (errno.ENOSPC, errno.EFBIG, getattr(errno, "EDQUOT", errno.ENOSPC))  # Windows knows no quota
 
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give the path of a temporary file to write; at the end of the block it becomes `path`, whole or not at all.
 
-    Raises:
-        InputError: if the disk is full or the folder read-only; the old file is still there.
+    `InputError` if the disk is full or the folder read-only; the old file is still there.
     """
     part = path.with_name(f"{path.name}.part")
     try:
@@ -60,22 +56,12 @@ def _sync(path: Path, flags: int) -> None:
 
 
 def _cannot_write(path: Path, error: OSError) -> InputError:
-    advice = "Choose another folder, or get the right to write there."
-    if error.errno in _NO_ROOM:
-        existing = next(folder for folder in path.absolute().parents if folder.exists())
-        advice = f"{shutil.disk_usage(existing).free / 1e6:.0f} MB are free. Make room, then run the same cell again."
-    return InputError(f"{path} cannot be written: {error.strerror or error}. What was saved before stays.\n{advice}")
+    what = f"{path} cannot be written: {error.strerror or error}. What was saved before stays."
+    return InputError(f"{what}\nMake room, or choose a folder where you may write; then run the same cell again.")
 
 
 def save(folder: Path, state: dict[str, Any]) -> Path:
-    """Write `state` (nested tensors, numbers, texts) as the latest checkpoint of `folder`; the latest becomes previous.
-
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     path = save(Path(folder), {"epoch": 3})
-    ...     load(Path(folder))
-    ({'epoch': 3}, '')
-    """
+    """Write `state` (nested tensors, numbers, texts) as the latest checkpoint of `folder`; the one there is kept."""
     latest, buffer = folder / LATEST, io.BytesIO()
     torch.save(state, buffer)  # in memory first: torch hides the reason why a disk refuses
     with replacing(latest) as part:
@@ -88,8 +74,7 @@ def save(folder: Path, state: dict[str, Any]) -> Path:
 def load(folder: Path) -> tuple[dict[str, Any] | None, str]:
     """Return the newest whole state in `folder` (None without any), on the CPU, and a sentence on what was damaged.
 
-    Raises:
-        InputError: if a checkpoint cannot be read or loaded (rights, memory, code in it): it may be whole, and stays.
+    `InputError` if a checkpoint cannot be read or loaded (rights, memory, code in it): it may be whole, and stays.
     """
     damaged = ""
     for path in (folder / LATEST, folder / PREVIOUS):
@@ -120,24 +105,19 @@ def is_damaged(content: bytes) -> bool:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[str]:
-    """Keep `folder` for one run, until its process ends; gives a sentence where the file system knows no locks, or "".
-
-    Raises:
-        InputError: if another run is in the folder, or it is read-only.
-    """
-    note, lock = "", filelock.FileLock(folder / LOCK)
+def locked(folder: Path) -> Iterator[None]:
+    """Keep `folder` for one run, until its process ends; `InputError` if another run is in it, or it is read-only."""
+    lock = filelock.FileLock(folder / LOCK)
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock.acquire(timeout=0)
+        with contextlib.suppress(NotImplementedError):  # some network drives know no locks
+            lock.acquire(timeout=0)
     except filelock.Timeout as error:
         advice = "Wait for it, stop it (or restart its kernel), or give this run another folder."
         raise InputError(f"Another run trains in {folder} at this moment.\n{advice}") from error
-    except NotImplementedError:
-        note = f"{folder} lies on a drive without locks: take care that no second run uses it. "
     except OSError as error:
         raise _cannot_write(folder / LOCK, error) from error
     try:
-        yield note
+        yield
     finally:
         lock.release()

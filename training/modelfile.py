@@ -15,10 +15,10 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
+import itertools
 import json
 import logging
 import warnings
-import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -32,13 +32,9 @@ from checks import InputError
 from networks.inspection import Record, is_norm, reach
 from training.checkpoint import is_damaged, replacing
 
-FORMAT, VERSION = "segmentation model", 1
 CARD = "segmentation.json"
-CPU = torch.device("cpu")
-TOLERANCE = 1e-4
-"""Largest difference of a file's logits from those of the model, as a share of the largest logit (or of 1)."""
-GRID = 64
-"""Pieces begin at multiples of this, so that the windows of up to six poolings by 2 lie as in the whole image."""
+TOLERANCE = 1e-4  # largest difference of a file's logits from those of the model, relative to the largest logit (or 1)
+GRID = 64  # pieces begin at multiples of this, so that the windows of up to six poolings by 2 lie as in the whole image
 
 # B, H, W of the traced image: 193 → 97 → 49 → 25 → 13 → 7 is odd on every level of a network.  What Python decides in
 # `forward` is fixed by it, such as "this map has the right size, nothing to cut"; here every cut is a real one.
@@ -54,7 +50,6 @@ class Card:
     mean: tuple[float, ...]  # of each channel, for images with integers scaled to 0 … 1
     std: tuple[float, ...]
     margin: int | None = None  # how far the receptive field reaches; None: large images must stay whole
-    torch: str = str(torch.__version__)  # the version that wrote the file
 
     @property
     def channels(self) -> int:
@@ -68,65 +63,40 @@ class ExportedModel:
 
     card: Card
     network: Callable[[Tensor], Tensor]
-    device: torch.device = CPU
+    device: str | torch.device = "cpu"
 
     @torch.no_grad()
     def __call__(self, images: Tensor) -> Tensor:
         """Logits (B, K, H, W) on the model's device, for normalised images (B, C, H, W) of any size."""
-        if images.ndim != 4 or images.shape[1] != self.card.channels:
-            raise InputError(f"The model takes images (B, {self.card.channels}, H, W); found {tuple(images.shape)}.")
         return self.network(images.to(self.device, torch.float32))
 
 
-# ---- write ----------------------------------------------------------------------------------------------------------
-
-
 def save(
-    model: nn.Module,
-    path: str | Path,
-    *,
-    mean: Sequence[float],
-    std: Sequence[float],
-    class_names: Sequence[str] = (),
-    say: Callable[[str], object] = print,
+    model: nn.Module, path: str | Path, *, mean: Sequence[float], std: Sequence[float], class_names: Sequence[str] = ()
 ) -> Path:
-    """Write `path` (NAME.pt2) from a trained model, once its logits are those of the model, and return `path`.
+    """Write `path` (NAME.pt2) from a trained model for images (B, C, H, W), and return `path`.
 
-    Args:
-        model: maps images (B, C, H, W) to logits (B, K, H, W); it stays as it is.
-        path: ends in .pt2.
-        mean: of each channel, as in training: `SegmentationDataset.mean`; `std` as well.
-        class_names: default "background", "class 1", …
-        say: gets one line about the file.
+    `mean` and `std` of each channel are those of the training (`SegmentationDataset.mean`); `class_names` are by
+    default "background", "class 1", …
 
     Raises:
         InputError: if the settings do not fit the model, it cannot be traced, or the file differs from it.
-
-    >>> import tempfile
-    >>> path = Path(tempfile.mkdtemp()) / "model.pt2"
-    >>> path = save(nn.Conv2d(1, 2, 3, padding=1), path, mean=[0.5], std=[0.2], say=lambda line: None)
-    >>> model = load(path)
-    >>> model.card.class_names, model(torch.zeros(1, 1, 7, 5)).shape
-    (('background', 'class 1'), torch.Size([1, 2, 7, 5]))
     """
     path = Path(path)
     network: Any = copy.deepcopy(model).cpu().float().eval()
     network = network.to(memory_format=torch.contiguous_format)
-    program = _trace(network, len(mean))
-    card = _make_card(network, mean, std, class_names)
-    text, buffer = json.dumps({"format": FORMAT, "version": VERSION, **asdict(card)}), io.BytesIO()
+    program, buffer = _trace(network, len(mean)), io.BytesIO()
+    card = json.dumps(asdict(_make_card(network, mean, std, class_names)))
     with _quiet():
-        torch.export.save(program, buffer, extra_files={CARD: text})
-    content = buffer.getvalue()
-    difference = _difference(unpack(content, path.name), network)
-    if not difference <= TOLERANCE:  # NaN as well
-        raise InputError(
-            f"modelfile.save: {path.name} gives other logits than the model: relative difference {difference:.1e}.\n"
-            "NaN: the weights are not finite.  Else its forward decides something by the size of the image."
-        )
+        torch.export.save(program, buffer, extra_files={CARD: card})
     with replacing(path) as part:
-        part.write_bytes(content)
-    say(f"{path.name}: {len(content) / 1e6:.1f} MB, checked: largest difference to the model {difference:.0e}")
+        part.write_bytes(buffer.getbuffer())
+        difference = _difference(load(part), network)
+        if not difference <= TOLERANCE:  # NaN as well
+            reason = "its forward decides something by the size of the image, or (nan) its weights are not finite."
+            raise InputError(f"modelfile.save: {path.name} differs from the model by {difference:.1e}: {reason}")
+    size = path.stat().st_size / 1e6
+    print(f"{path.name}: {size:.1f} MB, checked: largest difference to the model {difference:.0e}")
     return path
 
 
@@ -134,16 +104,14 @@ def _trace(network: nn.Module, channels: int) -> ExportedProgram:
     """The graph of the network, for images of any number, height and width."""
     B, H, W = _EXAMPLE
     any_size = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
+    example = (torch.zeros(B, channels, H, W),)
     try:
         with _quiet():
-            example = torch.zeros(B, channels, H, W)
-            program = torch.export.export(network, (example,), dynamic_shapes=(any_size,), strict=False)
+            program = torch.export.export(network, example, dynamic_shapes=(any_size,), strict=False)
     except Exception as error:  # torch.export raises nearly everything
-        raise InputError(
-            f"modelfile.save: torch.export cannot trace the model for images ({B}, {channels}, {H}, {W}): "
-            f"{_first_line(error)}\nmean and std have one number for each channel, and the forward of the model must "
-            "not decide by values of the image."
-        ) from error
+        advice = "mean and std have one number for each channel; forward must not decide by values of the image."
+        text = f"modelfile.save: cannot trace the model for {channels} channels: {_first_line(error)}"
+        raise InputError(f"{text}\n{advice}") from error
     for symbol, limits in program.range_constraints.items():
         # "At least 17", as the lowest map was larger than one pixel; but the graph is right from 1 × 1 on (`_SIZES`).
         program.range_constraints[symbol] = type(limits)(1, limits.upper)
@@ -153,13 +121,12 @@ def _trace(network: nn.Module, channels: int) -> ExportedProgram:
 @torch.no_grad()
 def _make_card(network: nn.Module, mean: Sequence[float], std: Sequence[float], class_names: Sequence[str]) -> Card:
     _, H, W = _EXAMPLE
-    logits = network(torch.zeros(1, len(mean), H, W))
-    if logits.shape[2:] != (H, W):
-        raise InputError(f"modelfile.save: the model maps {H}×{W} pixels to {tuple(logits.shape)}, not (1, K, H, W).")
-    K = max(logits.shape[1], 2)
+    shape = network(torch.zeros(1, len(mean), H, W)).shape
+    K = max(shape[1], 2)
     names = tuple(class_names) or ("background", *(f"class {k}" for k in range(1, K)))
-    if len(names) != K or len(mean) != len(std):
-        raise InputError(f"modelfile.save: {len(names)} class_names for {K} classes, mean={mean}, std={std}.")
+    if shape[2:] != (H, W) or len(names) != K or len(mean) != len(std):
+        what = f"{H}×{W} pixels become {tuple(shape)} (wanted: 1, K, H, W); {mean=}, {std=}, class_names={names}."
+        raise InputError(f"modelfile.save: the settings do not fit the model: {what}")
     return Card(names, tuple(map(float, mean)), tuple(map(float, std)), margin_of(network, len(mean)))
 
 
@@ -180,87 +147,49 @@ def _difference(found: ExportedModel, network: nn.Module) -> float:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """Without the notes of PyTorch's exporter on its own inner workings."""
-    before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.disable(before)
+        logging.disable(logging.NOTSET)
 
 
 def _first_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:150]}"
 
 
-# ---- read -----------------------------------------------------------------------------------------------------------
-
-
 def load(path: str | Path, device: str | torch.device = "cpu") -> ExportedModel:
-    """Read a model that `save` wrote.
-
-    Raises:
-        InputError: if there is no such file, or it is damaged, of another program, or of another version.
-    """
-    path = Path(path)
+    """Read a model that `save` wrote; `InputError` if there is no such file, it is damaged, or of another program."""
+    files = {CARD: ""}
     try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}. Expected a file of modelfile.save.") from error
-    return unpack(content, path.name, torch.device(device))
-
-
-def unpack(content: bytes, name: str, device: torch.device = CPU) -> ExportedModel:
-    """The model in the content of a file; `name` is for messages."""
-    card = _read_card(content, name)
-    try:
+        content = Path(path).read_bytes()
+        if is_damaged(content):
+            raise ValueError("a checksum is wrong")
         with _quiet():
-            program = torch.export.load(io.BytesIO(content))
-            if device.type != "cpu":
+            program = torch.export.load(io.BytesIO(content), extra_files=files)
+            if torch.device(device).type != "cpu":
                 from torch.export.passes import move_to_device_pass
 
                 program = move_to_device_pass(program, device)
-    except Exception as error:
-        raise InputError(
-            f"{name} cannot be loaded by torch {torch.__version__}; torch {card.torch} wrote it: {_first_line(error)}\n"
-            "Use that version, or write the model again with modelfile.save."
-        ) from error
+        names, mean, std, margin = json.loads(files[CARD]).values()
+    except Exception as error:  # torch.export raises nearly everything
+        text = f"{path} is no model file, or it is damaged, or of another version: {_first_line(error)}"
+        raise InputError(f"{text}\nCopy it again, or write it with modelfile.save; a checkpoint is none.") from error
     try:  # a guard refuses an even size where the traced one was odd, although the graph is right for both
-        return ExportedModel(card, program.module(check_guards=False), device)
+        network = program.module(check_guards=False)
     except TypeError:  # torch < 2.9 has no guards
-        return ExportedModel(card, program.module(), device)
-
-
-def _read_card(content: bytes, name: str) -> Card:
-    """The card inside a file whose checksums are all right."""
-    fields: dict[str, Any] = {}
-    if not is_damaged(content):
-        with zipfile.ZipFile(io.BytesIO(content)) as archive:
-            fields = json.loads(next((archive.read(e) for e in archive.namelist() if e.endswith(CARD)), b"{}"))
-    if (fields.pop("format", ""), fields.pop("version", 0)) != (FORMAT, VERSION):
-        raise InputError(
-            f"{name} is no model file of version {VERSION}, or it is damaged. Copy it again, or write it with "
-            "modelfile.save; a checkpoint is none."
-        )
-    names, mean, std = (tuple(fields[key]) for key in ("class_names", "mean", "std"))
-    return Card(names, mean, std, fields["margin"], fields["torch"])
-
-
-# ---- images of any size ---------------------------------------------------------------------------------------------
+        network = program.module()
+    return ExportedModel(Card(tuple(names), tuple(mean), tuple(std), margin), network, device)
 
 
 def predict_tiled(forward: Callable[[Tensor], Tensor], images: Tensor, *, tile: int, margin: int | None) -> Tensor:
     """Call `forward` on pieces of `images` (B, C, H, W) and put the results together: (B, K, H, W).
 
-    `forward` maps images (B, C, h, w) to (B, K, h, w) of any dtype and device; the output has both.
-
-    Args:
-        forward: called once if the image is not larger than `tile`, else once for each piece.
-        images: of any size.
-        tile: side of a piece with its margins, in pixels.  Where the margins take more than half of that, the core is
-            half a tile and the piece is larger: else nearly all would be computed to be thrown away.
-        margin: how far the field reaches, in pixels, rounded up to the `GRID` here; None: never cut.
+    `forward` maps (B, C, h, w) to (B, K, h, w) of any dtype and device; the output has both.  A piece has `tile` pixels
+    a side with its margins, which are rounded up to the `GRID`; where they take more than half, its core is half a tile
+    and the piece larger.  Smaller images are not cut, nor is any if the margin is None.
 
     >>> blur = nn.AvgPool2d(3, 1, 1, count_include_pad=False)
     >>> images = torch.arange(300.0).reshape(1, 1, 1, 300)
@@ -272,30 +201,22 @@ def predict_tiled(forward: Callable[[Tensor], Tensor], images: Tensor, *, tile: 
         return forward(images)
     margin = -(-margin // GRID) * GRID
     core = max((tile - 2 * margin) // GRID, tile // 2 // GRID, 1) * GRID
-    output: Tensor | None = None
-    for (top, bottom), (above, below) in _pieces(H, core, margin):
-        for (left, right), (before, after) in _pieces(W, core, margin):
-            piece = forward(images[..., above:below, before:after])
-            if output is None:
-                output = piece.new_empty((*piece.shape[:2], H, W))
-            inside = piece[..., top - above : bottom - above, left - before : right - before]
-            output[..., top:bottom, left:right] = inside
-    assert output is not None
+    output = torch.empty(0)
+    for top, left in itertools.product(range(0, H, core), range(0, W, core)):
+        above, before = max(top - margin, 0), max(left - margin, 0)
+        piece = forward(images[..., above : top + core + margin, before : left + core + margin])
+        if top == left == 0:
+            output = piece.new_empty((*piece.shape[:2], H, W))
+        inside = piece[..., top - above :, left - before :][..., :core, :core]
+        output[..., top : top + core, left : left + core] = inside
     return output
-
-
-def _pieces(size: int, core: int, margin: int) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
-    """First and last position + 1 of each core along one axis, and of the same with its margins."""
-    for first in range(0, size, core):
-        last = min(first + core, size)
-        yield (first, last), (max(first - margin, 0), min(last + margin, size))
 
 
 def margin_of(model: nn.Module, channels: int) -> int | None:
     """How far, in pixels, the receptive field of a model for images of C `channels` reaches.
 
     None, so an image must stay whole: a normalisation over the image (GroupNorm, …), an operation that reads all of it
-    (its reach grows with the image), one that `inspection` cannot read, or steps that the `GRID` does not hold.
+    (its reach grows with the image) or that `inspection` cannot read, or steps that the `GRID` does not hold.
 
     >>> margin_of(nn.Conv2d(1, 1, 3, padding=1), 1), margin_of(nn.GroupNorm(1, 4), 4)
     (1, None)

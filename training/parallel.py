@@ -1,14 +1,11 @@
 """Train one model in several processes, or several models at once.
 
-One model: `torchrun --nproc-per-node 2 run.py train FOLDER` tells each process its rank; `Learner.fit` does the rest.
-Every process reads the whole batch, augments it as a single process would, and keeps every W-th image of it, so W
-processes learn from the very same numbers as one.  Gradients are averaged, counts are summed, and rank 0 alone writes.
-On GPUs BatchNorm counts the images of all processes; on CPUs, where PyTorch has no such layer, those of its own.
+One model, by `torchrun run.py train`: each of W processes reads and augments the whole batch as a single one would and
+keeps every W-th image, so they learn from the very same numbers.  Gradients are averaged (Li et al., VLDB 2020,
+arXiv:2006.15704), counts are summed, and rank 0 alone writes.  On GPUs BatchNorm counts the images of all processes.
 
-Several models: on a CPU, `fit_all` gives each small network a core of its own: cores that share one wait for each other
-after every layer.  Two networks on two cores took 1.6 times less time than one after the other.
-
-Source of the averaged gradients: Li et al., VLDB 2020 (arXiv:2006.15704).
+Several models: on a CPU, `fit_all` gives each small network a core of its own, as cores that share one wait for each
+other after every layer: two networks on two cores took 1.6 times less time than one after the other.
 """
 
 from __future__ import annotations
@@ -17,8 +14,7 @@ import contextlib
 import multiprocessing
 import os
 import sys
-import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import timedelta
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -40,27 +36,18 @@ class LiveLine:
 
     def __init__(self, active: bool) -> None:
         self._handle: Any = None
-        self._display: Callable[..., Any] | None = None
-        self._active = active
-        if active and "ipykernel" in sys.modules:
-            from IPython import get_ipython
-            from IPython.display import display
-
-            self._display = display if get_ipython() is not None else None
+        self._active, self._notebook = active, "ipykernel" in sys.modules
 
     def show(self, text: str) -> None:
         """Put `text` in the place of the line before."""
-        if not self._active:
-            return
-        if self._display is None:
+        if self._active and not self._notebook:
             print(text)
-        elif self._handle is None:
-            self._handle = self._display({"text/plain": text}, raw=True, display_id=True)
-        else:
+        elif self._active and self._handle is None:
+            from IPython.display import display
+
+            self._handle = display({"text/plain": text}, raw=True, display_id=True)
+        elif self._active:
             self._handle.update({"text/plain": text}, raw=True)
-
-
-# ---- one model in several processes ---------------------------------------------------------------------------------
 
 
 def start() -> None:
@@ -73,14 +60,13 @@ def start() -> None:
 
 
 def stop() -> None:
-    """Leave together with the other processes; without them nothing happens."""
+    """Leave the other processes; without them nothing happens."""
     if world_size() > 1:
-        dist.barrier()
         dist.destroy_process_group()
 
 
 def world_size() -> int:
-    """The number of processes that train together; 1 without `torchrun`."""
+    """W, the number of processes that train together; 1 without `torchrun`."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -95,56 +81,43 @@ def local_device(device: torch.device) -> torch.device:
 
 
 def shared(batch: Sequence[Tensor]) -> list[Tensor]:
-    """The images of this process: every W-th one of the batch."""
+    """The part of a batch that belongs to this process: every W-th image."""
     return [tensor[rank() :: world_size()] for tensor in batch]
 
 
 def weight_of_share(size: int) -> float:
-    """What the mean over this process's images of a batch counts for in the mean over processes: 1 if all have as many.
-
-    Raises:
-        InputError: if a batch of `size` images leaves a process without any.
-    """
+    """What this process's mean over its images counts for in the mean over processes: 1 if all have as many."""
     if size < world_size():
         raise InputError(f"A batch of {size} cannot be shared by {world_size()} processes; take larger batches.")
     return len(range(rank(), size, world_size())) * world_size() / size
 
 
-def total(values: Tensor) -> Tensor:
-    """The sum over all processes."""
-    if world_size() == 1:
-        return values
-    values = values.to("cuda" if dist.get_backend() == "nccl" else "cpu", copy=True)
-    dist.all_reduce(values)
-    return values
+def gathered(values: list[Any]) -> list[Any]:
+    """The lists of all processes, one after the other."""
+    lists: list[Any] = [values] * world_size()
+    if world_size() > 1:
+        dist.all_gather_object(lists, values)
+    return [value for one in lists for value in one]
 
 
 def from_rank_0(value: Any) -> Any:
     """What rank 0 has in `value`, in every process."""
-    if world_size() == 1:
-        return value
-    box = [value]
-    dist.broadcast_object_list(box, src=0)
-    return box[0]
+    return gathered([value])[0]
 
 
 def together(model: nn.Module, device: torch.device) -> nn.Module:
     """A model for the training steps whose gradients are those of the whole batch; `model` itself for one process."""
     if world_size() == 1:
         return model
-    if device.type == "cuda":
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    return DistributedDataParallel(model, device_ids=[device.index] if device.type == "cuda" else None)
-
-
-# ---- several models at once -----------------------------------------------------------------------------------------
+    if device.type != "cuda":
+        return DistributedDataParallel(model)
+    return DistributedDataParallel(nn.SyncBatchNorm.convert_sync_batchnorm(model), device_ids=[device.index])
 
 
 def fit_all(learners: Iterable[Any], epochs: int | Sequence[int]) -> None:
-    """Call `fit` of every `Learner`; side by side where that is faster, one after the other elsewhere.
+    """Call `fit` of every `Learner`; on a CPU under Linux side by side, if they have folders.
 
-    Side by side: on a CPU with several cores, under Linux, learners that have a folder.  Each trains in a forked
-    process and leaves its checkpoint in its folder, from which it is taken up here; a lost process costs time only.
+    Each trains in a forked process and is taken up here from its folder: a lost process costs time only.
     """
     learners = list(learners)
     runs = list(zip(learners, [epochs] * len(learners) if isinstance(epochs, int) else epochs, strict=True))
@@ -152,20 +125,22 @@ def fit_all(learners: Iterable[Any], epochs: int | Sequence[int]) -> None:
     waiting = [run for run in runs if run[0].folder is not None and run[0].device.type == "cpu"]
     if sys.platform == "linux" and min(cores, len(waiting)) > 1 and "WORLD_SIZE" not in os.environ:
         _fit_in_processes(waiting, cores)
-    for one, length in runs:
-        one.fit(length)  # takes up what was trained; trains what was not
+    for learner, length in runs:
+        learner.fit(length)  # takes up what was trained; trains what was not
 
 
-def _fit_in_processes(runs: list[tuple[Any, int]], cores: int) -> None:
+def _fit_in_processes(waiting: list[tuple[Any, int]], cores: int) -> None:
     """Start the runs one by one, as many at a time as there are cores, and wait for all of them."""
-    waiting, running = list(runs), dict[BaseProcess, list[str]]()  # each with its processor time
+    running = dict[BaseProcess, list[str]]()  # each with its processor time
     try:
         while waiting or running:
             while waiting and len(running) < cores:
-                running[_fork(*waiting.pop(0))] = []
+                started = multiprocessing.get_context("fork").Process(target=_fit, args=waiting.pop(0), daemon=True)
+                started.start()
+                running[started] = []
             all_quiet = not wait([process.sentinel for process in running], timeout=IDLE)
-            for process in list(running):
-                before, now = running[process], _processor_time(process)
+            for process, before in list(running.items()):
+                now = _processor_time(process)
                 if not process.is_alive() or all_quiet and now == before:  # a fork can get stuck at a lock of a thread
                     process.kill()
                     process.join()
@@ -185,18 +160,10 @@ def _processor_time(process: BaseProcess) -> list[str]:
     return []
 
 
-def _fork(learner: Any, epochs: int) -> BaseProcess:
-    process = multiprocessing.get_context("fork").Process(target=_fit, args=(learner, epochs), daemon=True)
-    with warnings.catch_warnings():  # Python warns of a fork beside threads: as in a DataLoader, none is used there
-        warnings.simplefilter("ignore")
-        process.start()
-    return process
-
-
 def _fit(learner: Any, epochs: int) -> None:
     """In the new process: what goes wrong is not shown here, as it will happen again where it can be seen."""
     torch.set_num_threads(1)
     learner.verbose = False
-    with contextlib.suppress(BaseException), open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+    with contextlib.suppress(BaseException):
         learner.fit(epochs)
     os._exit(0)  # no clean-up of what belongs to the parent

@@ -3,7 +3,6 @@
 import errno
 import os
 import random
-import re
 import signal
 import subprocess
 import sys
@@ -71,9 +70,6 @@ def full_disk():
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-# ---- one file -------------------------------------------------------------------------------------------------------
-
-
 def test_a_file_arrives_whole_and_nothing_else_is_left(tmp_path):
     path = tmp_path / "new" / "folder" / "a.txt"
     for text in ("one, and longer", "two"):
@@ -89,49 +85,12 @@ def test_an_error_while_writing_keeps_the_old_file_and_is_not_renamed(tmp_path):
     assert (tmp_path / "a").read_text() == "old" and names(tmp_path) == ["a"]
 
 
-def test_the_content_is_on_the_disk_before_it_takes_the_name(tmp_path, monkeypatch):
-    calls = []
-    for name in ("fsync", "replace"):
-        call = getattr(os, name)
-        monkeypatch.setattr(os, name, lambda *a, call=call: calls.append(call.__name__) or call(*a))
-    with replacing(tmp_path / "a") as part:
-        part.write_bytes(b"content")
-    assert calls == ["fsync", "replace", "fsync"]  # the last one is of the folder, for its new name
-
-
-@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EFBIG])
-def test_a_full_disk_says_how_much_is_free(tmp_path, number):
-    path, message = tmp_path / "not" / "there" / "a", r"a cannot be written: (.|\n)*[\d.]+ MB are free. Make room"
-    with pytest.raises(InputError, match=message), replacing(path):
-        raise OSError(number, os.strerror(number))
-
-
-# ---- save and load --------------------------------------------------------------------------------------------------
-
-
 def test_what_is_saved_comes_back(tmp_path, device):
     model = OrderedDict(w=torch.arange(3.0, device=device))
     checkpoint.save(tmp_path, {"model": model, "epoch": 2, "history": [{"loss": 0.5}], "scaler": None})
     found, damaged = checkpoint.load(tmp_path)
     assert torch.equal(found["model"]["w"], torch.arange(3.0)) and found["history"] == [{"loss": 0.5}]
     assert damaged == "" and checkpoint.load(tmp_path / "nothing") == (None, "")
-
-
-def test_the_one_before_is_kept(tmp_path):
-    for epoch in (1, 2, 3):
-        checkpoint.save(tmp_path, {"epoch": epoch})
-    assert names(tmp_path) == [checkpoint.LATEST, checkpoint.PREVIOUS]
-    (tmp_path / checkpoint.LATEST).unlink()
-    assert epoch_in(tmp_path) == 2
-
-
-def test_the_checkpoint_of_a_gpu_loads_on_the_cpu(tmp_path, monkeypatch):
-    # Each tensor in the file says where it was; here they all say that it was the first GPU.
-    monkeypatch.setattr(torch.serialization, "location_tag", lambda _: "cuda:0")
-    checkpoint.save(tmp_path, {"w": torch.arange(3.0)})
-    monkeypatch.undo()
-    assert b"cuda:0" in (tmp_path / checkpoint.LATEST).read_bytes()
-    assert torch.equal(checkpoint.load(tmp_path)[0]["w"], torch.arange(3.0))
 
 
 CALLS = 7  # write; latest → previous; open and fsync the new file; part → latest; open and fsync the folder
@@ -155,13 +114,13 @@ def test_whichever_call_fails_no_epoch_is_lost(tmp_path, k):
 
 
 @needs_fork
-@pytest.mark.parametrize("already", ["nothing", "one", "two", "a damaged one"])
-def test_killed_in_place_of_any_call_no_epoch_is_lost(tmp_path, already):
+@pytest.mark.parametrize("damaged", [False, True])
+def test_killed_in_place_of_any_call_no_epoch_is_lost(tmp_path, damaged):
     for k in range(1, CALLS + 1):
         folder = tmp_path / str(k)
-        for epoch in range(1, {"nothing": 0, "one": 1}.get(already, 2) + 1):
+        for epoch in (1, 2):
             checkpoint.save(folder, {"epoch": epoch})
-        if already == "a damaged one":
+        if damaged:
             (folder / checkpoint.LATEST).write_bytes(b"damaged")
         before = epoch_in(folder)
 
@@ -176,9 +135,6 @@ def test_killed_in_place_of_any_call_no_epoch_is_lost(tmp_path, already):
         assert epoch_in(folder) == 4
 
 
-# ---- damage ---------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def two(tmp_path):
     """A folder with the checkpoints of epochs 1 and 2."""
@@ -187,45 +143,26 @@ def two(tmp_path):
     return tmp_path
 
 
-def test_cut_at_any_place_the_one_before_is_loaded(two):
-    content = (two / checkpoint.LATEST).read_bytes()
-    for length in range(0, len(content), 7):
-        (two / checkpoint.LATEST).write_bytes(content[:length])
-        state, damaged = checkpoint.load(two)
-        assert state["epoch"] == 1 and damaged == "latest.ckpt is damaged. "
-
-
-def test_2000_flipped_bits_and_no_wrong_load(two):
+def test_damaged_anywhere_the_one_before_is_loaded(two):
     latest, chance = two / checkpoint.LATEST, random.Random(0)
     content = bytearray(latest.read_bytes())
     passed_over = 0
-    for position in chance.sample(range(8 * len(content)), 2000):
+    for position in chance.sample(range(8 * len(content)), 700):
         content[position // 8] ^= 1 << position % 8
         latest.write_bytes(content)
         content[position // 8] ^= 1 << position % 8
         state, damaged = checkpoint.load(two)
         assert state["epoch"] == (1 if damaged else 2) and torch.equal(state["w"], torch.arange(64.0))
         passed_over += bool(damaged)
-    assert passed_over > 500  # of the others, most lie in the gaps between entries, which hold nothing
+    assert passed_over > 175  # of the others, most lie in the gaps between entries, which hold nothing
+    for length in range(0, len(content), 50):  # cut off
+        latest.write_bytes(content[:length])
+        assert checkpoint.load(two)[1] == "latest.ckpt is damaged. "
 
 
-def test_an_entry_that_one_bit_makes_a_folder_is_damage(two):
-    # torch would fill its tensor with whatever is in the memory; no checksum is wrong.
-    latest = two / checkpoint.LATEST
-    content = bytearray(latest.read_bytes())
-    starts = [match.start() for match in re.finditer(b"PK\x01\x02", content)]
-    assert len(starts) > 5
-    for start in starts:
-        content[start + 38] ^= 0x10  # the attributes of MS-DOS in the directory of a zip file
-        latest.write_bytes(content)
-        content[start + 38] ^= 0x10
-        assert epoch_in(two) == 1
-
-
-@pytest.mark.parametrize("content", [b"", b"x" * 100, b"PK\x03\x04" + bytes(500)])
-def test_both_damaged_starts_over_and_says_so(two, content):
+def test_both_damaged_starts_over_and_says_so(two):
     for name in (checkpoint.LATEST, checkpoint.PREVIOUS):
-        (two / name).write_bytes(content)
+        (two / name).write_bytes(b"PK\x03\x04" + bytes(500))
     assert checkpoint.load(two)[0] is None and checkpoint.load(two)[1].endswith("no other checkpoint: started over. ")
     checkpoint.save(two, {"epoch": 3})
     assert epoch_in(two) == 3
@@ -261,9 +198,6 @@ def test_a_file_with_code_in_it_is_refused_and_runs_nothing(two):
     assert not mark.exists()
 
 
-# ---- disk full, read-only -------------------------------------------------------------------------------------------
-
-
 @needs_fork
 def test_a_read_only_folder_fails_at_the_start_and_not_after_an_epoch(tmp_path):
     tmp_path.chmod(0o555)
@@ -280,14 +214,14 @@ def test_a_read_only_folder_fails_at_the_start_and_not_after_an_epoch(tmp_path):
     tmp_path.chmod(0o755)
 
 
-# ---- one run a folder -----------------------------------------------------------------------------------------------
-
-
 def test_a_second_run_is_refused_until_the_first_one_ends_even_by_an_error(tmp_path):
-    with checkpoint.locked(tmp_path) as note, checkpoint.locked(tmp_path / "other"):
-        assert note == ""
-        with pytest.raises(InputError, match="Another run trains in"), checkpoint.locked(tmp_path):
-            pass
+    with (
+        checkpoint.locked(tmp_path),
+        checkpoint.locked(tmp_path / "other"),
+        pytest.raises(InputError, match="Another run trains in"),
+        checkpoint.locked(tmp_path),
+    ):
+        pass
     with pytest.raises(KeyboardInterrupt), checkpoint.locked(tmp_path):
         raise KeyboardInterrupt
     with checkpoint.locked(tmp_path):
