@@ -23,8 +23,7 @@ from imagesets.files import Sample
 def separate_cells(sample: Sample) -> Sample:
     """Turn the pixels where two cells touch, corners included, into background (class 0), in label and `instances`.
 
-    Without it touching cells are one object of the label, and a network that joins them is right.  The gap is two
-    pixels wide, one from each cell; a cell so small that all of its pixels touch others is lost.  Raises `InputError`
+    The gap is two pixels wide, one from each cell; a cell whose pixels all touch others is lost.  Raises `InputError`
     if no map `instances` numbers the cells.  Source: Ronneberger et al., 2015 (arXiv:1505.04597), section 3.
 
     >>> ids = np.array([[1, 1, 2, 2, 0]])
@@ -44,14 +43,9 @@ def separate_cells(sample: Sample) -> Sample:
 
 @dataclass(frozen=True)
 class WeightMap:
-    """Adds to a sample the map `weights` (H, W) float32, of mean 1: a weight for each pixel in a loss.
+    """Adds the map `weights` (H, W) float32, of mean 1, for a loss: the `boundary_weights` of the label.
 
-    As `boundary_weights` makes it from the label; or with `separation` as `separation_weights` from the map
-    `instances`, or where there is none from the connected components of each class.
-
-    >>> sample = WeightMap(w0=4.0, sigma=0.5)(Sample("a", np.zeros((1, 4)), np.array([[0, 0, 1, 1]])))
-    >>> [round(weight, 2) for weight in sample.extras["weights"][0].tolist()]
-    [0.47, 1.53, 1.53, 0.47]
+    With `separation`, the `separation_weights` of the map `instances`, or without one of the connected components.
     """
 
     w0: float = 5.0
@@ -127,9 +121,9 @@ class PartsByName:
 
 @dataclass(frozen=True)
 class HalfOfTestValidates:
-    """Lets every official training image train: the validation part joins it, and half of the test part validates.
+    """Lets all of train and val train, and half of the test part validate: for small sets with a large test part.
 
-    For small sets with a large test part.  The hash of an image decides, so that its copies lie in the same half.
+    The hash of an image decides, so that its copies lie in the same half.
     """
 
     def __call__(self, sample: Sample) -> Sample:

@@ -29,7 +29,7 @@ import numpy as np
 
 from checks import IGNORE_INDEX, InputError
 from imagesets import files
-from imagesets.files import PARTS, BadFiles, LabelMap, Problem, Sample, is_junk, read_sample, short_name
+from imagesets.files import PARTS, BadFiles, LabelMap, Problem, Sample, is_junk, read_label, short_name
 
 MIRROR_VARIABLE = "SEGMENTATION_MIRROR"
 ARCHIVES = (".zip", ".tar.gz")
@@ -208,7 +208,7 @@ def read_dataset(name: str, root: str | Path) -> Iterator[Sample]:
             problems.append(Problem(short_name(there), f"has no {'label' if image_path else 'image'}"))
             continue
         try:
-            sample = read_sample(image_path, label_path, reader.label_map, read=reader.read)
+            sample = Sample(image_path.stem, reader.read(image_path), read_label(label_path, reader.label_map))
         except BadFiles as error:
             problems += error.problems
             continue

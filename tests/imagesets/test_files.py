@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import pickle
-import unicodedata
-import warnings
 import zlib
 from pathlib import Path
 
@@ -16,17 +13,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from checks import InputError
-from imagesets.files import (
-    PARTS,
-    BadFiles,
-    Problem,
-    raise_problems,
-    read_each,
-    read_folder,
-    read_image,
-    read_label,
-    split_parts,
-)
+from imagesets import files
+from imagesets.files import PARTS, BadFiles, Problem, raise_problems, read_folder, read_image, read_label, split_parts
 from tests.data_helpers import colour_picture, make_folder, mask, picture, refused, save
 
 
@@ -45,14 +33,6 @@ def tif(tmp_path: Path) -> Path:
     return tmp_path / "images" / "b.tif"
 
 
-def set_depth(path: Path, bits: int) -> None:
-    """Change the depth in a PNG header and make its check sum right again."""
-    raw = bytearray(path.read_bytes())
-    raw[24] = bits
-    raw[29:33] = zlib.crc32(raw[12:29]).to_bytes(4, "big")
-    path.write_bytes(raw)
-
-
 # --- files that are no sound images ---
 
 
@@ -61,19 +41,18 @@ def test_empty_and_truncated_files_are_refused(tmp_path, suffix):
     path = save(tmp_path / "images" / f"b{suffix}", picture(3, 60, 80))
     assert read_image(path).shape == (60, 80)
     whole = path.read_bytes()
-    for share in (0.1, 0.5, 0.95):
+    for share in (0, 0.1, 0.5, 0.95):
         path.write_bytes(whole[: int(len(whole) * share)])
         assert f"images/b{suffix} cannot be read as an image" in refused(read_image, path)
-    path.write_bytes(b"")
-    assert f"images/b{suffix} is empty (0 bytes)" in refused(read_image, path)
 
 
-@pytest.mark.parametrize("text", [b"<!DOCTYPE html><html>Sign in</html>", b" <html>", b'{"error": 404}'])
-@pytest.mark.parametrize("name", ["b.png", "b.tif"])
-def test_web_page_saved_as_an_image_is_named_as_one(tmp_path, name, text):
-    (tmp_path / name).write_bytes(text)
-    assert f"{name} cannot be read" in refused(read_image, tmp_path / name)
-    assert "a saved web page?" in refused(read_image, tmp_path / name)
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_small_file_that_declares_a_huge_image_is_refused_before_it_is_decoded(tmp_path, suffix, monkeypatch):
+    monkeypatch.setattr(files, "MAX_NUMBERS", 47)
+    path = save(tmp_path / f"b{suffix}", picture())
+    raw = path.read_bytes()
+    path.write_bytes(raw[:-30] if suffix == ".png" else raw[:-20])  # so that decoding would fail
+    assert f"b{suffix} is too large: " in refused(read_image, path)
 
 
 def test_flipped_bits_never_give_another_mask(png):
@@ -81,23 +60,13 @@ def test_flipped_bits_never_give_another_mask(png):
     label = mask(0, 24, 32)
     whole, rng = save(png, Image.fromarray(label)).read_bytes(), np.random.default_rng(0)
     others = 0
-    for _ in range(2000):
+    for _ in range(400):
         raw = bytearray(whole)
         raw[rng.integers(len(raw))] ^= 1 << rng.integers(8)
         png.write_bytes(raw)
         with contextlib.suppress(InputError):
             others += not np.array_equal(read_label(png), label)
     assert others == 0
-
-
-def test_broken_notes_of_a_camera_are_no_reason_to_refuse_or_to_warn(tmp_path):
-    path = save(tmp_path / "a.jpg", picture(0, 32, 32))
-    raw = path.read_bytes()
-    notes = b"Exif\0\0II*\0\x08\0\0\0\x09\0" + b"\x0f\x01\x02\0\xff\xff\0\0\xff\xff\0\0" * 2
-    path.write_bytes(raw[:2] + b"\xff\xe1" + (len(notes) + 2).to_bytes(2, "big") + notes + raw[2:])
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert read_image(path).shape == (32, 32)
 
 
 def test_formats_that_start_other_programs_are_not_opened(png):
@@ -123,24 +92,16 @@ def test_bit_depths_are_read_as_they_are(tmp_path, dtype, suffix):
     stored = picture().astype(dtype) * (257 if dtype != "u1" else 1)
     image = read_image(save(tmp_path / f"a.{suffix}", stored))
     assert image.dtype == np.dtype(dtype) and np.array_equal(image, stored)
-    assert np.array_equal(
-        read_image((tmp_path / f"a.{suffix}").rename(tmp_path / "b.png")), stored
-    )  # whatever the name
-
-
-def test_deep_colour_png_is_refused_because_pillow_would_halve_it(png):
-    set_depth(save(png, colour_picture()), 16)
-    assert "16-bit colour PNG" in refused(read_image, png)
 
 
 @pytest.mark.parametrize("image", [colour_picture(), picture()[..., None]])
-def test_alpha_channel_of_an_image_is_dropped_only_if_it_hides_nothing(png, image):
-    alpha = np.full((6, 8, 1), 255, np.uint8)
-    save(png, Image.fromarray(np.dstack([image, alpha])))
-    assert np.array_equal(read_image(png), image.squeeze())
-    alpha[2, 2] = 0
-    save(png, Image.fromarray(np.dstack([image, alpha])))
-    assert "images/b.png has transparent pixels" in refused(read_image, png)
+def test_alpha_channel_of_an_image_is_dropped_only_if_it_is_opaque_everywhere(png, image):
+    for alpha in (255, 0, 100, mask(), 255 * mask()):
+        save(png, np.dstack([image, np.broadcast_to(alpha, (6, 8)).astype(np.uint8)]))
+        if np.min(alpha) == 255:
+            assert np.array_equal(read_image(png), image.squeeze())
+        else:
+            assert "images/b.png has transparent pixels" in refused(read_image, png)
 
 
 @pytest.mark.parametrize("mode, suffix", [("P", "png"), ("CMYK", "jpg")])
@@ -150,7 +111,7 @@ def test_palette_and_print_colours_become_red_green_blue(tmp_path, mode, suffix)
     assert image.shape == (6, 8, 3) and np.abs(image.astype(int) - even).max() < 10  # JPEG rounds
 
 
-@pytest.mark.parametrize("options", [{"compression": "zlib"}, {"planarconfig": "separate"}, {"byteorder": ">"}])
+@pytest.mark.parametrize("options", [{"compression": "lzw"}, {"planarconfig": "separate"}, {"byteorder": ">"}])
 def test_tiff_flavours_are_read_alike(tif, options):
     colour = colour_picture().astype(np.uint16) * 200
     stored = np.moveaxis(colour, -1, 0) if "planarconfig" in options else colour
@@ -159,37 +120,20 @@ def test_tiff_flavours_are_read_alike(tif, options):
     assert image.dtype == np.dtype(np.uint16)  # in the byte order of this machine
 
 
-@pytest.mark.parametrize("compression", ["tiff_lzw", "packbits", "tiff_deflate", "group4"])
-def test_packed_tiffs_of_other_programs_are_read(tif, compression):
-    tif.parent.mkdir()
-    stored = mask().astype(bool) if compression == "group4" else picture()
-    Image.fromarray(stored).save(tif, compression=compression)
-    assert np.array_equal(read_image(tif), stored * np.uint8(255) if stored.dtype == bool else stored)
-
-
 def test_tags_of_a_tiff_say_what_its_numbers_mean(tif):
     colours = np.arange(768, dtype=np.uint16).reshape(3, 256) * 85
     save(tif, picture(), photometric="palette", colormap=colours)
     assert np.array_equal(read_image(tif), np.moveaxis(colours[:, picture()] >> 8, 0, -1))  # as it looks
     assert np.array_equal(read_label(tif), picture())  # as it is stored
-    save(tif, picture(), photometric="miniswhite")
-    assert np.array_equal(read_image(tif), 255 - picture())
-    assert np.array_equal(read_label(tif), picture())
     save(tif, np.dstack([picture(i) for i in range(5)]), photometric="minisblack", planarconfig="contig")
     assert read_image(tif).shape == (6, 8, 5)  # channels without a meaning are no alpha
 
 
-@pytest.mark.parametrize(
-    ("array", "options", "message"),
-    [
-        (np.dstack([colour_picture(), picture()]), {"photometric": "rgb"}, "has transparent pixels"),
-        (np.dstack([colour_picture(), picture()]), {"photometric": "separated"}, "has the colours SEPARATED"),
-        (picture(), {"extratags": [(274, "H", 1, 6, True)]}, "TIFF orientation"),
-        (np.stack([picture()] * 2), {"photometric": "minisblack"}, "images/b.tif holds 2 pages"),
-    ],
-)
-def test_tiffs_that_would_have_to_be_guessed_are_refused(tif, array, options, message):
-    assert message in refused(read_image, save(tif, array, **options))
+def test_transparent_tiffs_and_stacks_are_refused(tif):
+    save(tif, np.dstack([colour_picture(), picture()]), photometric="rgb")
+    assert "has transparent pixels" in refused(read_image, tif)
+    save(tif, np.stack([picture()] * 2), photometric="minisblack")
+    assert "images/b.tif holds 2 pages" in refused(read_image, tif)
 
 
 # --- what a label stores ---
@@ -199,17 +143,16 @@ def test_tiffs_that_would_have_to_be_guessed_are_refused(tif, array, options, me
 def test_small_grey_numbers_are_classes_in_a_label_and_spread_in_a_picture(png, tif, depth):
     """Pillow spreads the numbers of two or four bits over a byte: 1 becomes 85 or 17."""
     label = mask(1, classes=2 if depth == 1 else 4)
-    rows = np.pad(
-        np.packbits(((label[..., None] >> np.arange(depth)[::-1]) & 1).reshape(6, -1), axis=1), ((0, 0), (1, 0))
-    )
-    content, packed = save(png, label).read_bytes(), zlib.compress(rows.tobytes())
-    piece = len(packed).to_bytes(4, "big") + b"IDAT" + packed + zlib.crc32(b"IDAT" + packed).to_bytes(4, "big")
-    png.write_bytes(content[:33] + piece + content[-12:])
-    set_depth(png, depth)
+    bits = (label[..., None] >> np.arange(depth)[::-1]) & 1
+    packed = zlib.compress(np.pad(np.packbits(bits.reshape(6, -1), axis=1), ((0, 0), (1, 0))).tobytes())
+    chunks = [b"IHDR" + bytes([0, 0, 0, 8, 0, 0, 0, 6, depth, 0, 0, 0, 0]), b"IDAT" + packed, b"IEND"]
+    pieces = [(len(c) - 4).to_bytes(4, "big") + c + zlib.crc32(c).to_bytes(4, "big") for c in chunks]
+    png.parent.mkdir()
+    png.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(pieces))
     save(tif, label.astype(bool) if depth == 1 else label, bitspersample=depth, photometric="minisblack")
     for path in (png, tif):
         assert read_label(path).dtype == np.uint8 and np.array_equal(read_label(path), label)
-        assert np.array_equal(read_image(path), label * (255 // (2**depth - 1)))
+    assert np.array_equal(read_image(png), label * (255 // (2**depth - 1)))
 
 
 @pytest.mark.parametrize(
@@ -224,7 +167,7 @@ def test_small_grey_numbers_are_classes_in_a_label_and_spread_in_a_picture(png, 
 def test_packings_that_invent_values_are_refused_whatever_the_name(tmp_path, form, suffix, options):
     path = tmp_path / f"b.{suffix}"
     Image.fromarray(np.kron(mask(), np.full((8, 8), 255, np.uint8))).save(path, form, **options)
-    assert f"b.{suffix} is a JPEG or WebP, which invents values: " in refused(read_label, path)
+    assert f"b.{suffix} is a JPEG or WebP, which invents values" in refused(read_label, path)
     assert read_image(path).shape[:2] == (48, 64)
 
 
@@ -237,9 +180,9 @@ def test_palette_mask_gives_its_indices(png):
 
 def test_colour_mask_needs_a_table(png):
     save(png, np.array([[255, 0, 0], [255, 0, 255]], np.uint8)[mask()])
-    assert "is a colour image with 2 different values, (255, 0, 0), (255, 0, 255)" in refused(read_label, png)
+    assert "is a colour image: (255, 0, 0), (255, 0, 255)" in refused(read_label, png)
     assert np.array_equal(read_label(png, {(255, 0, 0): 0, (255, 0, 255): 1}), mask())
-    assert "pixels not in label_map: 1 value, (255, 0, 255)" in refused(read_label, png, {(255, 0, 0): 0})
+    assert "pixels not in label_map: (255, 0, 255)" in refused(read_label, png, {(255, 0, 0): 0})
     assert "has 48 pixels not in label_map" in refused(read_label, png, {0: 0, 255: 1})
 
 
@@ -250,14 +193,12 @@ def test_grey_mask_stored_as_colour_is_its_grey_value(png):
     assert np.array_equal(read_label(png, {(0, 0, 0): 1, (1, 1, 1): 0}), 1 - mask())
 
 
-def test_alpha_floats_and_soft_edges_are_refused(png, tif):
+def test_alpha_and_soft_edges_are_refused(png):
     assert "images/b.png has an alpha channel" in refused(read_label, save(png, np.stack([mask()] * 4, axis=-1)))
-    message = refused(read_label, save(tif, mask().astype(np.float32)))
-    assert "images/b.tif has dtype float32; save a mask as integers" in message
     label = mask()
     label[0, :3] = (3, 90, 200)
     message = refused(read_label, save(png, label), {0: 0, 1: 1})
-    assert "b.png has 3 pixels not in label_map: 3 different values, 3, 90, 200" in message
+    assert "b.png has 3 pixels not in label_map: 3, 90, 200" in message
 
 
 # --- folders of images and masks ---
@@ -290,31 +231,27 @@ def test_wrong_layouts_are_refused_with_what_is_there(tmp_path, folder):
 def test_problems_are_data_in_one_error_and_cut_at_twenty_in_its_text(folder):
     raise_problems("nowhere", [])  # nothing to say
     (folder / "images" / "a.png").write_bytes(b"")
-    problem = Problem("images/a.png", "is empty (0 bytes)", "copy or download it again")
-    assert [found for found in read_each(folder) if isinstance(found, Problem)] == [problem]
     with pytest.raises(BadFiles) as caught:
         list(read_folder(folder))
-    for error in (caught.value, pickle.loads(pickle.dumps(caught.value))):  # from another process, too
-        assert error.problems == (problem,)
-        assert str(error) == f"{folder}: images/a.png is empty (0 bytes); copy or download it again."
+    (problem,) = caught.value.problems
+    assert (problem.file, problem.advice) == ("images/a.png", "copy or download it again")
+    assert str(caught.value) == f"{folder}: 1 problem\n- {problem}"
     message = refused(raise_problems, "folder", [Problem(f"{number}.png", "is bad") for number in range(30)])
     assert message.startswith("folder: 30 problems\n- 0.png is bad\n") and message.endswith("- 19.png is bad\n- …")
 
 
 def test_all_problems_are_listed_at_once_and_good_samples_come_first(folder):
     (folder / "images" / "a.png").write_bytes(b"")
-    save(folder / "labels" / "b.png", mask(1, 6, 7))
     save(folder / "images" / "lonely.png", picture(7))
     save(folder / "labels" / "other.png", mask(7))
     save(folder / "images" / "c.tif", picture(5))
     (folder / "images" / "notes.txt").write_text("my notes")
     names: list[str] = []
     message = refused(lambda: (names.append(sample.name) for sample in read_folder(folder)))
-    assert names == ["c"]
+    assert names == ["b", "c"]
     for piece in (
-        "6 problems",
-        "images/a.png is empty",
-        "images/b.png has size (6, 8), labels/b.png has (6, 7)",
+        "5 problems",
+        "images/a.png cannot be read",
         "images/lonely.png has no label",
         "labels/other.png has no image",
         "images/c.tif and c.png have one name before the suffix",
@@ -335,32 +272,14 @@ def test_mask_of_0_and_255_is_never_guessed(tmp_path):
     assert len(list(read_folder(tmp_path))) == 3
 
 
-def test_composed_and_decomposed_accents_are_one_name(tmp_path):
-    save(tmp_path / "images" / (unicodedata.normalize("NFC", "é") + ".png"), picture())
-    save(tmp_path / "labels" / (unicodedata.normalize("NFD", "é") + ".png"), mask())
-    assert len(list(read_folder(tmp_path))) == 1
-
-
-def test_extra_maps_travel_along_and_must_be_complete(folder):
+def test_extra_maps_travel_along(folder):
     for name in "abc":
         save(folder / "instances" / f"{name}.png", mask(0).astype(np.uint16) * 300)
     samples = list(read_folder(folder, extras=["instances"]))
     assert [sample.extras["instances"].max() for sample in samples] == [300, 300, 300]
-    (folder / "instances" / "b.png").unlink()
-    assert "images/b.png has no map in instances/" in refused(read_folder, folder, None, ["instances"])
-    save(folder / "instances" / "b.png", mask(0, 3, 3))
-    assert "instances has (3, 3)" in refused(read_folder, folder, None, ["instances"])
 
 
 # --- parts ---
-
-
-def test_split_counts_different_images_and_keeps_copies_together():
-    hashes = [f"{number % 20:02d}" for number in range(60)]  # 20 different images, three copies of each
-    parts = split_parts(hashes, seed=3)
-    assert len(set(zip(hashes, parts))) == 20  # one part an image
-    assert {part: parts.count(part) for part in PARTS} == {"train": 42, "val": 9, "test": 9}
-    assert parts != split_parts(hashes, seed=4)
 
 
 @given(st.lists(st.sampled_from("abcdefghijkl"), min_size=1, max_size=40), st.integers(0, 99), st.randoms())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 
 from imagesets import hdf5
-from imagesets.files import PARTS, BadFiles, Problem, Sample
+from imagesets.files import BadFiles, Problem, Sample
 from imagesets.hdf5 import normalise_hdf5, normalise_image, open_hdf5
 from tests.data_helpers import build, build_normalised, make_samples, mask, picture, refused
 
@@ -60,13 +59,11 @@ def test_all_problems_of_all_samples_at_once_and_nothing_left(tmp_path):
             replace(sample, name="label", label=mask(1).astype(float)),
             replace(sample, name="soft", label=np.where(mask(1), 90, 3)),
             replace(sample, name="negative", label=-mask(1).astype(np.int16)),
-            replace(sample, name="part", part="training"),
             replace(sample, name="nan", image=np.full((6, 8), np.nan)),
             replace(sample, name="odd", image=picture(9).astype(np.int32)),
             replace(sample, name="float", image=picture(9) / 255),
             replace(sample, name="colour", image=np.dstack([picture(9)] * 3)),
             replace(sample, name="maps", extras={"weights": picture(1)}),
-            Sample("empty", np.zeros((0, 4), np.uint8), np.zeros((0, 4), np.uint8)),
         ]
         raise BadFiles([Problem("b.png", "is empty")])  # a reader lists its problems at its end
 
@@ -75,58 +72,30 @@ def test_all_problems_of_all_samples_at_once_and_nothing_left(tmp_path):
     for piece in (
         "size has an image of size (6, 8), label has (5, 5)",
         "label has a label of dtype float64",
-        "soft has 48 label pixels that are not in 0 … 1 and not 255 (ignored): 2 different values, 3, 90",
+        "soft has 48 label pixels that are not in 0 … 1 and not 255: 3, 90",
         f"negative has {mask(1).sum()} label pixels",
-        "part has the part 'training'",
         "nan has NaN or Inf in the image",
-        "odd has an image (6, 8) int32; expected (H, W) or (H, W, C), uint8, uint16 or float",
+        "odd has an image (6, 8) int32; expected (H, W) or (H, W, C), uint8, uint16, float",
         "float has an image (6, 8) float64, but the first is (6, 8) uint8",
         "colour has an image (6, 8, 3) uint8, but the first is (6, 8) uint8",
         "maps has the maps ['weights'], but the first has []",
-        "empty has an image (0, 4) uint8",
         "b.png is empty",
     ):
         assert piece in message
-    assert "there is no sample" in refused(build, tmp_path, [])
+    assert "there is no sound sample" in refused(build, tmp_path, [])
     assert "expected 2 … 255" in refused(build, tmp_path, num_classes=256)  # 255 is the ignored value
     assert not list(tmp_path.iterdir())
 
 
-def test_one_image_in_two_given_parts_is_refused(tmp_path):
-    samples = [replace(s, part=part) for s, part in zip(make_samples(3), PARTS)]
-    samples[2] = replace(samples[2], image=picture(0))
-    assert "s0 (train) and s2 (test) are the same image" in refused(build, tmp_path, samples)
-
-
-def test_copies_of_one_image_land_in_one_part(tmp_path):
-    samples = [Sample(f"s{i}", picture(i % 5), mask(i)) for i in range(20)]
-    contents: dict[str, set[bytes]] = {part: set() for part in PARTS}
-    with open_hdf5(build(tmp_path, samples)) as file:
-        for image in file["image"].values():
-            contents[image.attrs["part"]].add(image[()].tobytes())
-    assert all(contents.values())
-    assert not any(contents[one] & contents[other] for one, other in itertools.combinations(PARTS, 2))
-
-
-def test_every_setting_is_kept(tmp_path):
-    def kept(**settings) -> str:
-        with open_hdf5(build(tmp_path, **settings)) as file:
-            return str(file.attrs["settings"])
-
-    other = [{"num_classes": 3}, {"seed": 1}, {"fractions": {"train": 0.5, "val": 0.5}}, {"source": "x"}]
-    assert len({kept(), *(kept(**settings) for settings in other)}) == 5
-    assert kept() == kept()
-
-
 def test_fingerprint_is_that_of_the_content_and_not_of_the_file(tmp_path):
     def fingerprint(samples=None, **settings) -> str:
-        with open_hdf5(build_normalised(tmp_path, samples, **settings)) as file:
+        with open_hdf5(build(tmp_path, samples, **settings)) as file:
             return str(file.attrs["contents"])
 
     samples = make_samples()
     assert fingerprint() == fingerprint(source="copied, so that its times of modification are new")
-    other = [replace(s, label=1 - s.label) for s in samples], [replace(s, name="x") for s in samples], samples[:-1]
-    assert len({fingerprint(), *map(fingerprint, other), fingerprint(seed=1), fingerprint(num_classes=3)}) == 6
+    other = [replace(s, label=1 - s.label) for s in samples], samples[:-1]
+    assert len({fingerprint(), *map(fingerprint, other), fingerprint(seed=1), fingerprint(num_classes=3)}) == 5
 
 
 def test_failed_build_leaves_the_old_file(tmp_path):
@@ -138,14 +107,6 @@ def test_failed_build_leaves_the_old_file(tmp_path):
     with pytest.raises(KeyboardInterrupt):
         build(tmp_path, broken())
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("set.hdf5", before)]
-
-
-def test_target_that_cannot_be_written(tmp_path):
-    (tmp_path / "file").write_text("in the way")
-    assert "cannot be written" in refused(build, tmp_path / "file")
-    (tmp_path / "set.hdf5").mkdir()
-    assert "cannot be written" in refused(build, tmp_path)
-    assert not list(tmp_path.glob("*.part"))
 
 
 def test_two_builders_of_one_file_do_not_harm_each_other(tmp_path):
@@ -164,11 +125,10 @@ def test_damage_never_passes_nor_reaches_the_library(tmp_path, monkeypatch):
     path = build_normalised(tmp_path, make_samples(4))
     whole, rng = path.read_bytes(), np.random.default_rng(0)
     monkeypatch.setattr(h5py, "File", lambda *arguments, **options: pytest.fail("h5py has opened it"))
-    damaged = [whole[:length] for length in np.linspace(0, len(whole) - 1, 20).astype(int)]
-    for content in [*damaged, b"<html>not found</html>"]:
+    for content in [b"", whole[:300], whole[:-1], b"<html>not found</html>"]:
         path.write_bytes(content)
         assert "is damaged, cut off, or of another version" in refused(read_all, path)
-    for _ in range(1000):
+    for _ in range(300):
         raw = bytearray(whole)
         raw[rng.integers(len(raw))] ^= 1 << rng.integers(8)
         path.write_bytes(raw)
@@ -207,10 +167,10 @@ def test_training_part_has_zero_mean_and_unit_deviation_per_channel(tmp_path):
 
 
 def test_statistics_stay_exact_for_a_large_mean(tmp_path):
-    samples = [Sample(f"s{i}", 1e6 + picture(i) / 255.0, mask(i)) for i in range(4)]
-    _, std, _ = train_statistics(build_normalised(tmp_path, samples, fractions={"train": 1.0}))
-    whole = np.concatenate([picture(i).ravel() for i in range(4)]) / 255.0
-    assert std[0] == pytest.approx(whole.std(), rel=1e-6)  # E[x²] − E[x]² is wrong in digit four
+    images = [1e6 + picture(i) / 255.0 for i in range(4)]
+    samples = [Sample(f"s{i}", image, mask(i), "train") for i, image in enumerate(images)]
+    _, std, _ = train_statistics(build_normalised(tmp_path, samples))
+    assert std[0] == pytest.approx(np.std(images), rel=1e-6)  # E[x²] − E[x]² is wrong in digit four
 
 
 def test_no_leak_statistics_do_not_change_with_validation_and_test_images(tmp_path):
@@ -225,9 +185,8 @@ def test_no_leak_statistics_do_not_change_with_validation_and_test_images(tmp_pa
     assert all(np.array_equal(train[name], other_train[name]) for name in ("s0", "s1"))
 
 
-@pytest.mark.parametrize("value", [0, 7, 255])
-def test_constant_channel_becomes_zero(tmp_path, value):
-    constant = np.full((6, 8), value, np.uint8)
+def test_constant_channel_becomes_zero(tmp_path):
+    constant = np.full((6, 8), 7, np.uint8)
     samples = [Sample(f"s{i}", np.dstack([picture(i), constant]), mask(i)) for i in range(6)]
     _, std, train = train_statistics(build_normalised(tmp_path, samples))
     assert std[1] == 1.0
@@ -243,7 +202,7 @@ def test_normalising_carries_labels_maps_names_and_parts_over(tmp_path):
             assert dict(new["image"][key].attrs) == dict(old["image"][key].attrs)
             assert np.array_equal(new["label"][key], old["label"][key])
             assert np.array_equal(new["weights"][key][()], weights)
-        assert new.attrs["settings"] == old.attrs["settings"]
+        assert new.attrs["source"] == old.attrs["source"]
 
 
 def test_normalising_twice_or_without_training_part_is_refused(tmp_path):
