@@ -28,7 +28,6 @@ from checks import InputError
 
 ROWS_OF_THEIR_OWN = (nn.Conv2d, nn.ConvTranspose2d, nn.MaxPool2d, nn.AvgPool2d, nn.Linear)
 POINTWISE = ("hardswish", "hardsigmoid", "prelu_kernel", "alias", "detach", "to_copy")  # beside what PyTorch tags so
-NORMS = ("batch_norm", "group_norm", "layer_norm")
 
 
 def count_parameters(model: nn.Module, *, biases: bool = True) -> int:
@@ -195,7 +194,7 @@ class Window(NamedTuple):
 
 @dataclass
 class Step:
-    """One function call: the maps that it reads (by id) through windows along both axes, and the map that it writes."""
+    """One operation: the maps that it reads (by id) through windows along both axes, and the map that it writes."""
 
     sources: list[tuple[int, list[Window]]]
     output: int
@@ -248,7 +247,7 @@ class Record(TorchDispatchMode):
         result, name = function(*args, **(kwargs or {})), function.overloadpacket.__name__
         maps = [x for x in _tensors((args, kwargs)) if id(x) in self._strides]
         if maps and name == "copy_":
-            raise InputError("A map is written into a part of another one, which cannot be followed.")
+            raise InputError("A map is written into another one, as by y[…] = x, which cannot be followed.")
         written = [y for y in _tensors(result) if maps and y.is_floating_point()]  # not the indices of pooling
         for y in written[:1] if "norm" in name else written:  # not the means and deviations
             sources = [(id(x), _windows(function, args, kwargs or {}, x, y)) for x in maps]
@@ -266,11 +265,11 @@ class Record(TorchDispatchMode):
 
 
 def _windows(function: Any, args: Any, kwargs: Any, x: Tensor, y: Tensor) -> list[Window]:
-    """The windows along rows and columns through which a function reads the map `x`, one of its arguments, for `y`."""
+    """The windows along rows and columns through which a function reads its argument `x` for its result `y`."""
     defaults = {argument.name: argument.default_value for argument in function._schema.arguments}
     call, name = defaults | dict(zip(defaults, args)) | kwargs, function.overloadpacket.__name__.strip("_")
     before, after = _sizes(x.shape), _sizes(y.shape)
-    is_pixelwise = torch.Tag.pointwise in function.tags or name in POINTWISE or any(norm in name for norm in NORMS)
+    is_pixelwise = torch.Tag.pointwise in function.tags or name in POINTWISE or "_norm" in name
     is_pixelwise |= name in ("cat", "softmax", "log_softmax") and call["dim"] in (1, 1 - x.ndim)
     is_pixelwise |= name == "view" and x.shape[-2:] == y.shape[-2:]
     if is_pixelwise:

@@ -22,10 +22,8 @@ NETS = {
     "fcn-16s": lambda: FCN(2, 3, THIN, stride=16),
     "fcn-8s": lambda: FCN(2, 3, THIN, stride=8),
     "fcn-8s bilinear": lambda: FCN(2, 3, THIN, stride=8, upsampling="bilinear"),
-    "fcn-16s, odd kernel": lambda: FCN(2, 3, THIN, stride=16, patch=158),
     "fcn-32s, odd kernel": lambda: FCN(2, 3, THIN, stride=32, patch=94),
     "dilated": lambda: DilatedNet(2, 3, THIN),
-    "dilated, stride 4": lambda: DilatedNet(2, 3, THIN, output_stride=4),
     "shrunk": lambda: Shrunk(UNet(2, 3, (4, 8)), 4),
 }
 every_net = pytest.mark.parametrize("name", NETS)
