@@ -203,10 +203,8 @@ def prepare(
     """
     data_dir = Path(data_dir)
     folder = source_folder(source, data_dir, say)
-    if str(source) in READERS:  # not the name: a folder of yours may be called like a data set
-        samples = read_dataset(str(source), folder)
-    else:
-        samples = read_folder(folder, label_map, extra_maps(folder))
+    is_known = str(source) in READERS  # not the name: a folder of yours may be called like a data set
+    samples = read_dataset(str(source), folder) if is_known else read_folder(folder, label_map, extra_maps(folder))
     for change in changes:
         samples = filter(None, map(change, samples))
     name = str(source) if str(source) in NAMES else folder.resolve().name

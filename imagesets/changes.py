@@ -64,12 +64,7 @@ class WeightMap:
 
 @dataclass(frozen=True)
 class Resize:
-    """Stretches a sample to one size: the image by averaging and interpolation, label and maps by the nearest pixel.
-
-    >>> sample = Resize(1, 2)(Sample("a", np.array([[0, 2, 4, 6]], np.uint8), np.array([[0, 0, 1, 1]], np.uint8)))
-    >>> sample.image.shape, sample.label.tolist()
-    ((1, 2), [[0, 1]])
-    """
+    """Stretches a sample to one size: the image by averaging and interpolation, label and maps by the nearest pixel."""
 
     height: int
     width: int
@@ -92,11 +87,7 @@ class Resize:
 
 @dataclass(frozen=True)
 class Relabel:
-    """Gives classes other numbers; classes that are not named keep theirs.
-
-    >>> Relabel({255: 0})(Sample("a", np.zeros((1, 3)), np.array([[0, 1, 255]]))).label.tolist()
-    [[0, 1, 0]]
-    """
+    """Gives classes other numbers; classes that are not named keep theirs."""
 
     numbers: Mapping[int, int]
 

@@ -7,7 +7,6 @@ import itertools
 import os
 import weakref
 from collections import Counter
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import data
-from data import NAMES, EpochBatches, SegmentationDataset, make_loader, prepare, source_folder
+from data import EpochBatches, SegmentationDataset, make_loader, prepare
 from imagesets.changes import Resize
 from imagesets.files import Sample
 from imagesets.hdf5 import normalise_hdf5, open_hdf5
@@ -205,33 +204,12 @@ def test_last_batch_of_one_is_dropped_in_training_and_said():
     seen = [epoch_of(batches, epoch) for epoch in range(40)]
     assert all(sorted(len(batch) for batch in epoch) == [4, 4] for epoch in seen)
     assert batches.dropped == 1
-    left_out = {index for epoch in seen for index in set(range(9)) - set(sum(epoch, []))}
-    assert len(left_out) > 5  # not always the same sample
     assert len(EpochBatches(Shapes([(8, 8)] * 9), 4)) == 3  # kept in an evaluation
     assert len(EpochBatches(Shapes([(8, 8)]), 4, shuffle=True)) == 1  # kept if it is all there is
     assert len(EpochBatches(Shapes([(8, 8)] * 3), 1, shuffle=True)) == 3  # batches of one were asked for
 
 
 # --- the loader ---
-
-
-def batches_of(loader, epochs) -> list[list[torch.Tensor]]:
-    result = []
-    for epoch in epochs:
-        loader.batch_sampler.set_epoch(epoch)
-        result += [list(batch) for batch in loader]
-    return result
-
-
-def test_repeats_of_the_loader_draw_another_crop_each_time(tmp_path):
-    (sample,) = make_samples(1, (60, 60), place=np.arange(3600).reshape(60, 60))
-    path = build_normalised(tmp_path, [replace(sample, part="train")])
-    dataset = SegmentationDataset(path, "train", crop=8, maps=("place",))
-    loader = make_loader(dataset, 4, shuffle=True, repeats=10)
-    assert len(loader) == 3  # ten crops of one image, in batches of 4, 4 and 2
-    corners = [int(place) for *_, places in batches_of(loader, (0, 1)) for place in places[:, 0, 0]]
-    assert len(corners) == 20
-    assert len(set(corners)) > 15  # of 53 × 53 places
 
 
 def test_loader_stacks_maps_too_and_leaves_the_global_generator_alone(tmp_path):
@@ -301,12 +279,6 @@ def test_prepare_takes_two_classes_for_a_folder_and_a_number_that_is_given(tmp_p
     assert "not in 0 … 1" in refused(prepare, folder, tmp_path, say=quiet)
     assert SegmentationDataset(prepare(folder, tmp_path, num_classes=7, say=quiet), "train").num_classes == 7
     assert "num_classes is 0" in refused(prepare, folder, tmp_path, num_classes=0, say=quiet)
-
-
-def test_source_is_a_folder_or_refused(tmp_path):
-    assert source_folder(str(tmp_path)) == tmp_path
-    message = refused(source_folder, tmp_path / "nowhere")
-    assert "neither a folder nor a known data set" in message and ", ".join(NAMES) in message
 
 
 def without_h(sample: Sample) -> Sample | None:

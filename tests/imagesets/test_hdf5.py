@@ -109,13 +109,11 @@ def test_failed_build_leaves_the_old_file(tmp_path):
     assert [(file.name, file.read_bytes()) for file in tmp_path.iterdir()] == [("set.hdf5", before)]
 
 
-def test_two_builders_of_one_file_do_not_harm_each_other(tmp_path):
-    def reader():
-        yield from make_samples(4)
-        read_all(build(tmp_path, make_samples(9)))  # a second one, while the first is at work
-        yield from make_samples(8)[4:]
-
-    assert read_all(build(tmp_path, reader())) == 8  # the last one to end gives the file
+def test_copies_of_one_image_land_in_one_part(tmp_path):
+    samples = [Sample(f"s{i}", picture(i % 5), mask(i)) for i in range(20)]
+    with open_hdf5(build(tmp_path, samples)) as file:
+        parts = [file["image"][key].attrs["part"] for key in sorted(file["image"])]
+    assert parts == parts[:5] * 4 and set(parts) == {"train", "val", "test"}
 
 
 # --- damaged and foreign files ---
