@@ -3,7 +3,6 @@
 A file is written beside the old one, brought to the disk (fsync), and only then renamed, which no system does by half;
 the checkpoint before the last is kept.  PyTorch writes a zip file with a CRC-32 of each entry but does not compare them
 when it loads, so they are compared here first, and loading runs no code that a file may bring (`weights_only`).
-
 Source: Pillai et al., "All file systems are not created equal", OSDI 2014.
 """
 
@@ -22,8 +21,7 @@ import torch
 
 from checks import InputError
 
-LATEST, PREVIOUS = "latest.ckpt", "previous.ckpt"
-LOCK = "in-use.lock"
+LATEST, PREVIOUS, LOCK = "latest.ckpt", "previous.ckpt", "in-use.lock"
 
 
 @contextlib.contextmanager

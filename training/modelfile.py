@@ -1,13 +1,11 @@
 """A trained model as one file that needs none of our code, and its use on images of any size.
 
-NAME.pt2 holds the graph of the model and its weights as `torch.export` sees them, and a card: what a program must know
-to use the model.  It is loaded again and compared with the model before it gets its name.  PyTorch's reader may run
-code that a file brings: open only files that you trust.
+NAME.pt2 holds graph and weights as `torch.export` (https://docs.pytorch.org/docs/stable/export.html) sees them, and a
+card: what a program must know to use the model.  It is loaded again and compared with the model before it gets its
+name.  PyTorch's reader may run code that a file brings: open only files that you trust.
 
 `predict_tiled` cuts a large image into squares, each with a *margin* around it that is thrown away, so memory stays
 bounded; if the margin is as wide as the receptive field reaches (`margin_of`), the result is that of the whole image.
-
-Source: torch.export, https://docs.pytorch.org/docs/stable/export.html.
 """
 
 from __future__ import annotations
@@ -22,7 +20,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -83,7 +80,7 @@ def save(
         InputError: if the settings do not fit the model, it cannot be traced, or the file differs from it.
     """
     path = Path(path)
-    network: Any = copy.deepcopy(model).cpu().float().eval()
+    network = copy.deepcopy(model).cpu().float().eval()
     network = network.to(memory_format=torch.contiguous_format)
     program, buffer = _trace(network, len(mean)), io.BytesIO()
     card = json.dumps(asdict(_make_card(network, mean, std, class_names)))
@@ -95,8 +92,7 @@ def save(
         if not difference <= TOLERANCE:  # NaN as well
             reason = "its forward decides something by the size of the image, or (nan) its weights are not finite."
             raise InputError(f"modelfile.save: {path.name} differs from the model by {difference:.1e}: {reason}")
-    size = path.stat().st_size / 1e6
-    print(f"{path.name}: {size:.1f} MB, checked: largest difference to the model {difference:.0e}")
+    print(f"{path.name}: {path.stat().st_size / 1e6:.1f} MB, checked: differs from the model by {difference:.0e}")
     return path
 
 
@@ -148,12 +144,10 @@ def _difference(found: ExportedModel, network: nn.Module) -> float:
 def _quiet() -> Iterator[None]:
     """Without the notes of PyTorch's exporter on its own inner workings."""
     logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(logging.NOTSET)
+    with warnings.catch_warnings(), contextlib.ExitStack() as stack:
+        stack.callback(logging.disable, logging.NOTSET)
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _first_line(error: BaseException) -> str:
@@ -226,8 +220,7 @@ def margin_of(model: nn.Module, channels: int) -> int | None:
             return None
     try:
         small, large = (reach(model, (1, channels, side, side)) for side in (2 * GRID, 3 * GRID))
-        strides = [stride for step in Record(model, (1, channels, 2 * GRID, 2 * GRID)).steps for stride in step.stride]
+        strides = [s for step in Record(model, (1, channels, 2 * GRID, 2 * GRID)).steps for s in step.stride]
     except (InputError, RuntimeError):  # PyTorch's own, if the model cannot take so small an image
         return None
-    fits = all(stride > 0 and (GRID / stride).denominator == 1 for stride in strides)
-    return small if fits and small == large else None
+    return small if small == large and all(s > 0 and (GRID / s).denominator == 1 for s in strides) else None

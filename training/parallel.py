@@ -115,10 +115,7 @@ def together(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def fit_all(learners: Iterable[Any], epochs: int | Sequence[int]) -> None:
-    """Call `fit` of every `Learner`; on a CPU under Linux side by side, if they have folders.
-
-    Each trains in a forked process and is taken up here from its folder: a lost process costs time only.
-    """
+    """Call `fit` of every `Learner`; on a CPU under Linux side by side in forked processes, if they have folders."""
     learners = list(learners)
     runs = list(zip(learners, [epochs] * len(learners) if isinstance(epochs, int) else epochs, strict=True))
     cores = torch.get_num_threads()
@@ -126,7 +123,7 @@ def fit_all(learners: Iterable[Any], epochs: int | Sequence[int]) -> None:
     if sys.platform == "linux" and min(cores, len(waiting)) > 1 and "WORLD_SIZE" not in os.environ:
         _fit_in_processes(waiting, cores)
     for learner, length in runs:
-        learner.fit(length)  # takes up what was trained; trains what was not
+        learner.fit(length)  # takes up what was trained; a lost process costs time only
 
 
 def _fit_in_processes(waiting: list[tuple[Any, int]], cores: int) -> None:
