@@ -67,7 +67,8 @@ class SegmentationDataset(Dataset[tuple[Tensor, ...]]):
         maps: Sequence[str] = (),
         seed: int = 0,
     ) -> None:
-        self.path, self.crop, self.transform, self.seed = Path(path), crop, transform, seed
+        self.path, self.part, self.maps = Path(path), part, tuple(maps)
+        self.crop, self.transform, self.seed = crop, transform, seed
         if part != "train" and (crop or getattr(transform, "is_random", transform is not None)):
             raise InputError(f"The part {part!r} must have no random part: leave out crop and random transforms.")
         with open_hdf5(self.path) as file:
