@@ -11,6 +11,7 @@ Within an epoch the host never waits for a GPU: losses and counts stay on the de
 from __future__ import annotations
 
 import contextlib
+import copy
 import ctypes
 import hashlib
 import math
@@ -101,6 +102,7 @@ class Learner:
         self._architecture = hashlib.sha256(repr(model).encode()).hexdigest()[:16]
         self._initial: dict[str, Any] | None = None  # state of model and loss before the first step
         self._state: dict[str, Any] | None = None  # the run as of its last epoch, as it is in the checkpoint
+        self._pieces = 1  # into which a batch is cut
         self._train_model: nn.Module = self.model  # averages gradients over all processes, once `fit` has started them
 
     # ---- training ---------------------------------------------------------------------------------------------------
@@ -109,7 +111,8 @@ class Learner:
         """Train until `epochs` epochs are done in all, and leave the model with the best weights seen.
 
         The best epoch is the one of highest validation mean IoU (the last epoch if there is no validation).  A run
-        found in `folder` with the same settings is continued, a finished one is not trained again.
+        found in `folder` with the same settings is continued, a finished one is not trained again.  If the memory
+        does not hold a batch, it is cut into pieces whose gradients are added up.
 
         `after_epoch` gets the row of each finished epoch: epoch, lr, train_loss, train_accuracy, …, val_loss, …,
         seconds.  `history` is the list of all rows.
@@ -160,6 +163,7 @@ class Learner:
                 seconds = sum(row["seconds"] for row in self.history)
                 name = f"{self.folder.name}: " if self.folder is not None else ""
                 took = f"{len(self.history)} epochs in {seconds:.0f} s ({self.number_format} on {self.device.type})"
+                took += f", batches in {self._pieces} pieces, as the memory was full" * (self._pieces > 1)
                 line.show(f"{note}{name}{took} · {self._summary(state)}")
         return self.history
 
@@ -187,14 +191,35 @@ class Learner:
         return {"epoch": epoch + 1, "lr": lr} | {f"train_{name}": value for name, value in _scores(done).items()}
 
     def _backward(self, batch: Batch, scaler: GradScaler) -> tuple[Tensor, Tensor]:
-        """Leave the gradient of the batch in the weights; return its loss and its confusion matrix."""
-        images, target, *maps = parallel.shared(batch)
-        self.model.zero_grad(set_to_none=True)
-        with self.autocast():
-            logits = self._train_model(images)
-        loss = self.loss(logits, target, *maps)
-        scaler.scale(loss * parallel.weight_of_share(len(batch[0]))).backward()
-        return loss.detach(), metrics.confusion_matrix(logits.detach(), target)
+        """Leave the gradient of the batch in the weights; return its loss and its confusion matrix.
+
+        If the memory does not hold the batch, its halves (quarters, …) follow each other and add up their gradients.
+        """
+        mine, weight = parallel.shared(batch), parallel.weight_of_share(len(batch[0]))
+        counters = copy.deepcopy(self.loss.state_dict()) if isinstance(self.loss, nn.Module) else {}
+        while True:
+            self.model.zero_grad(set_to_none=True)
+            try:
+                losses, counts = [], []
+                for images, target, *maps in zip(*(tensor.chunk(self._pieces) for tensor in mine)):
+                    if counters:
+                        self.loss.load_state_dict(counters)  # a loss that counts its steps counts this batch once
+                    with self.autocast():
+                        logits = self._train_model(images)
+                    loss = self.loss(logits, target, *maps) * (len(images) / len(mine[0]))
+                    scaler.scale(loss * weight).backward()
+                    losses.append(loss.detach())
+                    counts.append(metrics.confusion_matrix(logits.detach(), target))
+                return torch.stack(losses).sum(), torch.stack(counts).sum(dim=0)
+            except RuntimeError as error:
+                if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+                    raise  # on a CPU PyTorch has no class for a full memory, only a message
+            if self._pieces >= len(mine[0]):
+                raise InputError(
+                    f"The memory of {self.device} does not hold one image of the batch.\n"
+                    "Take a smaller crop, or a model with smaller widths."
+                )
+            self._pieces *= 2
 
     def _stop_if_not_finite(self, done: list[tuple[Tensor, Tensor]], epoch: int, step: int = 0) -> None:
         """Raise if a loss of the steps from `step` on is not finite, in any process; `fit` restores good weights."""
@@ -202,9 +227,11 @@ class Learner:
         finite = torch.stack(parallel.gathered([losses])).isfinite().all(dim=0)
         if not finite.all():
             step += int(finite.int().argmin())
+            names = ", ".join(_image_names(self.train_loader, step)[:16])
             raise FloatingPointError(
                 f"The loss became NaN or infinite in epoch {epoch + 1}, step {step + 1}; the weights before it stay.\n"
-                f"Use a smaller learning rate (now {self.lr:.2g}), or look at the images and labels."
+                f"Use a smaller learning rate (now {self.lr:.2g}), or look at the images and labels"
+                + (f" of this batch: {names}." if names else ".")
             )
 
     def _lr_factor(self, progress: float, one_step: float) -> float:
@@ -390,6 +417,12 @@ def _scores(done: list[tuple[Tensor, Tensor]]) -> Row:
     pixels = counts.sum(dim=(1, 2))
     loss = (losses.double() * pixels).sum() / pixels.sum()
     return {"loss": float(loss)} | metrics.scores(counts.sum(dim=0))
+
+
+def _image_names(loader: Any, step: int) -> list[str]:
+    """The names of the images in batch number `step` of the loader's epoch; nothing where they have none."""
+    names, batches = getattr(getattr(loader, "dataset", None), "names", None), getattr(loader, "batch_sampler", None)
+    return [names[index] for _, index in list(batches)[step]] if names and batches is not None else []
 
 
 def _keep_freed_memory() -> None:

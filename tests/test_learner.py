@@ -345,3 +345,75 @@ def notebook_function(factor: str):
 def test_an_edited_function_of_the_notebook_is_another_setting():
     names = [name_of(notebook_function(factor)) for factor in ("1", "2")]
     assert names[0] != names[1] and all(name.startswith("augment-") for name in names)
+
+
+class Indices:
+    def __init__(self, loader):
+        self.set_epoch, self.loader = loader.set_epoch, loader
+
+    def __iter__(self):
+        return (chosen.flatten().tolist() for chosen, _ in Batches(torch.arange(4), torch.arange(4), 2, False))
+
+
+class Named(Batches):
+    """Batches of images with names."""
+
+    names = ("ant", "bee", "cat", "dog")
+
+    @property
+    def dataset(self):
+        return self
+
+    @property
+    def batch_sampler(self):
+        return Indices(self)
+
+    @batch_sampler.setter
+    def batch_sampler(self, value):
+        pass
+
+
+def test_the_images_of_the_bad_batch_are_named():
+    learner, count = make(val=False), itertools.count()
+    learner.train_loader = Named(*discs(), 2, False)
+    learner.loss = lambda logits, target: cross_entropy(logits, target) * (float("inf") if next(count) == 1 else 1)
+    with pytest.raises(FloatingPointError, match="step 2(?s:.*) of this batch: cat, dog"):
+        learner.fit(1)
+
+
+def test_a_full_memory_halves_the_batch_and_learns_the_same(monkeypatch, capsys):
+    settings = {"model": {"norm": "group"}, "val": False, "loss": TopologyLoss(strength=0.1, warm_up=3)}
+    whole, halved = make(**settings), make(**settings, verbose=True)
+    for learner in (whole, halved):
+        learner.train_loader.size, learner.model.dropout.p = 4, 0.0
+    halved.loss = TopologyLoss(strength=0.1, warm_up=3)
+    whole.fit(2)
+    forward = halved.model.forward
+
+    def small_memory(images):
+        if len(images) > 1:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(images)
+
+    monkeypatch.setattr(halved.model, "forward", small_memory)
+    halved.fit(2)
+    assert "batches in 4 pieces, as the memory was full" in capsys.readouterr().out
+    assert torch.equal(whole.loss.step, halved.loss.step)  # pieces are not counted as steps
+    for name, value in weights(whole).items():
+        assert torch.allclose(value, weights(halved)[name], atol=2e-3), name
+    assert halved.history[-1]["train_loss"] == pytest.approx(whole.history[-1]["train_loss"], rel=1e-3)
+
+
+def test_not_even_one_image_fits():
+    learner = make()
+
+    def no_memory(images):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes.")
+
+    learner.model.forward = no_memory
+    with pytest.raises(InputError, match="does not hold one image"):
+        learner.fit(1)
+    learner = make()
+    learner.model.forward = lambda images: torch.zeros(1, 1) @ images  # another RuntimeError is not hidden
+    with pytest.raises(RuntimeError, match="size"):
+        learner.fit(1)
