@@ -422,7 +422,9 @@ def _scores(done: list[tuple[Tensor, Tensor]]) -> Row:
 def _image_names(loader: Any, step: int) -> list[str]:
     """The names of the images in batch number `step` of the loader's epoch; nothing where they have none."""
     names, batches = getattr(getattr(loader, "dataset", None), "names", None), getattr(loader, "batch_sampler", None)
-    return [names[index] for _, index in list(batches)[step]] if names and batches is not None else []
+    if names is None or batches is None:
+        return []
+    return [names[draw[1] if isinstance(draw, tuple) else draw] for draw in list(batches)[step]]
 
 
 def _keep_freed_memory() -> None:
