@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import math
+import unicodedata
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ SHOWN = 20  # problems in one message
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP")  # Pillow knows forty more, and one of them (EPS) starts a program
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 LOSSY, LOSSY_TIFF = ("JPEG", "MPO", "WEBP"), (6, 7, 34892, 50001)
-PALETTE = 3  # photometric interpretation of a TIFF
+WHITE_IS_0, BLACK_IS_0, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6  # photometric interpretations of a TIFF
 MAX_NUMBERS = 2**28  # of one image, 8192 × 8192 × 4: a small file may declare more than the memory holds
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # its remarks on odd tags are not for the reader
 
@@ -110,6 +111,8 @@ def read_label(path: Path, label_map: LabelMap | None = None) -> np.ndarray:
         raise _refused(path, "is a JPEG or WebP, which invents values", "export it again as PNG, not only its name")
     if stored.has_alpha:
         raise _refused(path, "has an alpha channel", "save it as one channel of class numbers")
+    if label.dtype.kind not in "iu":
+        raise _refused(path, f"has dtype {label.dtype}", "save a mask as integers, for example as 8-bit PNG")
     if label.ndim == 3 and (label == label[..., :1]).all():
         label = label[..., 0]  # grey that was stored as colour
     if label_map is None and label.ndim == 3:
@@ -135,13 +138,19 @@ def list_values(array: np.ndarray) -> str:
 
 def decode(path: Path) -> Stored:
     """The numbers of one file as they are stored; raise `InputError` if it is no sound image."""
+    start = b""
     try:
         with open(path, "rb") as stream:
-            start = stream.read(26)
+            start = stream.read(60)
+        if not start:
+            raise _refused(path, "is empty (0 bytes)", "copy or download it again")
         return _decode_tiff(path) if start.startswith(TIFF_STARTS) else _decode_with_pillow(path, start)
     except InputError:
         raise
     except Exception as error:  # decoders raise nearly everything on damaged files, SyntaxError included
+        if start.strip().startswith((b"<", b"{")):
+            found = f"begins with {start.strip()[:20]!r}: a saved web page?"
+            raise _refused(path, found, "open its address in a browser, log in if asked, download it again") from error
         reason = f"{type(error).__name__}: {error}".replace(str(path), path.name)[:120]
         raise _refused(path, f"cannot be read as an image ({reason})", "copy or download it again") from error
 
@@ -157,6 +166,8 @@ def _decode_with_pillow(path: Path, start: bytes) -> Stored:
         with Image.open(path, formats=FORMATS) as opened:
             _check_size(path, *opened.size, len(opened.getbands()))
             is_png, is_lossy = opened.format == "PNG", opened.format in LOSSY
+            if is_png and start[24] == 16 and start[25] != 0:  # bits and colours stand in the header
+                raise _refused(path, "is a 16-bit colour PNG, of which Pillow reads 8 bits", "save it as TIFF")
             opened.verify()  # the checksums of a PNG; without them a flipped bit gives another mask, without a word
         with Image.open(path, formats=FORMATS) as opened:
             upright = ImageOps.exif_transpose(opened)  # cameras store a turned image and a note to turn it back
@@ -174,13 +185,22 @@ def _decode_tiff(path: Path) -> Stored:
         page: Any = file.pages.first
         if len(file.pages) != 1:
             raise _refused(path, f"holds {len(file.pages)} pages", "save each page as a file of its own")
+        if "Orientation" in page.tags and page.tags["Orientation"].value != 1:
+            raise _refused(path, "is stored turned (TIFF orientation)", "open it and save it upright")
+        colours, is_lossy = page.photometric, page.compression in LOSSY_TIFF
+        if colours not in (WHITE_IS_0, BLACK_IS_0, RGB, PALETTE) and not (colours == YCBCR and is_lossy):
+            raise _refused(path, f"has the colours {getattr(colours, 'name', colours)}", "save it as grey or RGB")
         _check_size(path, *page.shape)
         numbers = page.asarray()
         if numbers.ndim == 3 and page.planarconfig == 2:  # one channel behind the other
             numbers = np.moveaxis(numbers, 0, -1)
-        shown = (page.colormap.T >> 8).astype(np.uint8)[numbers] if page.photometric == PALETTE else numbers
-        has_alpha = any(kind in (1, 2) for kind in page.extrasamples)
-        return Stored(numbers, shown, has_alpha, page.compression in LOSSY_TIFF)
+        numbers = numbers.astype(np.uint8) if numbers.dtype == bool else numbers
+        shown = numbers * np.uint8(255 // (2**page.bitspersample - 1)) if page.bitspersample < 8 else numbers
+        if colours == PALETTE:
+            shown = (page.colormap.T >> 8).astype(np.uint8)[numbers]
+        elif colours == WHITE_IS_0:
+            shown = -shown if shown.dtype.kind == "f" else np.invert(shown)
+        return Stored(numbers, shown, any(kind in (1, 2) for kind in page.extrasamples), is_lossy)
 
 
 # --- a folder ---
@@ -243,7 +263,8 @@ def _by_stem(folder: Path, problems: list[Problem]) -> dict[str, Path]:
         if path.suffix.lower() not in IMAGE_SUFFIXES:
             what = f"is none of {', '.join(IMAGE_SUFFIXES)}"
             problems.append(Problem(short_name(path), what, "move it to another place, or save it as PNG or TIFF"))
-        elif (other := found.setdefault(path.stem, path)) != path:
+        # macOS writes é as two characters, others as one
+        elif (other := found.setdefault(unicodedata.normalize("NFC", path.stem), path)) != path:
             what = f"and {other.name} have one name before the suffix"
             problems.append(Problem(short_name(path), what, "rename one of the two, or delete it"))
     return found

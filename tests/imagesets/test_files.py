@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import unicodedata
 import zlib
 from pathlib import Path
 
@@ -33,6 +34,14 @@ def tif(tmp_path: Path) -> Path:
     return tmp_path / "images" / "b.tif"
 
 
+def set_depth(path: Path, bits: int) -> None:
+    """Change the depth in a PNG header and make its check sum right again."""
+    raw = bytearray(path.read_bytes())
+    raw[24] = bits
+    raw[29:33] = zlib.crc32(raw[12:29]).to_bytes(4, "big")
+    path.write_bytes(raw)
+
+
 # --- files that are no sound images ---
 
 
@@ -43,7 +52,7 @@ def test_empty_and_truncated_files_are_refused(tmp_path, suffix):
     whole = path.read_bytes()
     for share in (0, 0.1, 0.5, 0.95):
         path.write_bytes(whole[: int(len(whole) * share)])
-        assert f"images/b{suffix} cannot be read as an image" in refused(read_image, path)
+        assert f"images/b{suffix} {'cannot be read as an image' if share else 'is empty'}" in refused(read_image, path)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif"])
@@ -125,6 +134,9 @@ def test_tags_of_a_tiff_say_what_its_numbers_mean(tif):
     save(tif, picture(), photometric="palette", colormap=colours)
     assert np.array_equal(read_image(tif), np.moveaxis(colours[:, picture()] >> 8, 0, -1))  # as it looks
     assert np.array_equal(read_label(tif), picture())  # as it is stored
+    save(tif, picture(), photometric="miniswhite")
+    assert np.array_equal(read_image(tif), 255 - picture())
+    assert np.array_equal(read_label(tif), picture())
     save(tif, np.dstack([picture(i) for i in range(5)]), photometric="minisblack", planarconfig="contig")
     assert read_image(tif).shape == (6, 8, 5)  # channels without a meaning are no alpha
 
@@ -251,7 +263,7 @@ def test_all_problems_are_listed_at_once_and_good_samples_come_first(folder):
     assert names == ["b", "c"]
     for piece in (
         "5 problems",
-        "images/a.png cannot be read",
+        "images/a.png is empty",
         "images/lonely.png has no label",
         "labels/other.png has no image",
         "images/c.tif and c.png have one name before the suffix",
@@ -304,3 +316,43 @@ def test_split_leaves_given_parts_alone_and_divides_the_rest_among_the_others():
 def test_one_image_in_two_given_parts_is_refused():
     message = refused(split_parts, ["x", "y", "x"], given=["train", "val", "test"], names=["a", "b", "c"])
     assert "a (train) and c (test) are the same image" in message
+
+
+@pytest.mark.parametrize("text", [b"<!DOCTYPE html><html>Sign in</html>", b" <html>", b'{"error": 404}'])
+@pytest.mark.parametrize("name", ["b.png", "b.tif"])
+def test_web_page_saved_as_an_image_is_named_as_one(tmp_path, name, text):
+    (tmp_path / name).write_bytes(text)
+    assert f"{name} begins with b" in refused(read_image, tmp_path / name)
+    assert "a saved web page?" in refused(read_image, tmp_path / name)
+
+
+def test_deep_colour_png_is_refused_because_pillow_would_halve_it(png):
+    set_depth(save(png, colour_picture()), 16)
+    assert "16-bit colour PNG" in refused(read_image, png)
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "packbits", "tiff_deflate", "group4"])
+def test_packed_tiffs_of_other_programs_are_read(tif, compression):
+    tif.parent.mkdir()
+    stored = mask().astype(bool) if compression == "group4" else picture()
+    Image.fromarray(stored).save(tif, compression=compression)
+    assert np.array_equal(read_image(tif), stored * np.uint8(255) if stored.dtype == bool else stored)
+
+
+@pytest.mark.parametrize(
+    ("array", "options", "message"),
+    [
+        (np.dstack([colour_picture(), picture()]), {"photometric": "rgb"}, "has transparent pixels"),
+        (np.dstack([colour_picture(), picture()]), {"photometric": "separated"}, "has the colours SEPARATED"),
+        (picture(), {"extratags": [(274, "H", 1, 6, True)]}, "TIFF orientation"),
+        (np.stack([picture()] * 2), {"photometric": "minisblack"}, "images/b.tif holds 2 pages"),
+    ],
+)
+def test_tiffs_that_would_have_to_be_guessed_are_refused(tif, array, options, message):
+    assert message in refused(read_image, save(tif, array, **options))
+
+
+def test_composed_and_decomposed_accents_are_one_name(tmp_path):
+    save(tmp_path / "images" / (unicodedata.normalize("NFC", "é") + ".png"), picture())
+    save(tmp_path / "labels" / (unicodedata.normalize("NFD", "é") + ".png"), mask())
+    assert len(list(read_folder(tmp_path))) == 1
