@@ -33,6 +33,7 @@ FILE_NAME = re.compile(rf"(\.\.?/)*[\w-][\w./ -]*\.({ENDINGS})", re.IGNORECASE)
 POINTER = re.compile(r"`([^`\n]+)`|\]\(<?([^)>\s]+)|<(?:img|a)\b[^>]*?\b(?:src|href)=[\"']([^\"']+)")
 MACHINE_PATH = re.compile(r"((?<![\w.~/-])|(?<=file://))/(home|Users|root|tmp)/\w[^\s'\"]*|\b[A-Z]:\\+Users\\\S*", re.I)
 TOKEN = re.compile(r"\b(gh[pousr]_|hf_|AKIA|github_pat_)[A-Za-z\d]{16}|(BEGIN (?:[A-Z]+ )*PRIVATE KEY)")
+DRAWS = re.compile(r"^(plots\.show|plt\.(show|plot|imshow))\(", re.MULTILINE)
 EMPTY_TIME = re.compile(r"needed the following time[^:\n]*:[^\d\n]*$", re.MULTILINE)
 NAMES = re.compile(r"\b(?:group|names?|partners?)\b[^:\n]*:(?!.*name \d)(?:[^\w\n]|_)*[^\W_\n]", re.IGNORECASE)
 
@@ -124,6 +125,10 @@ def unfinished_cells(report: Report) -> Iterator[str]:
         for output in cell.outputs:
             if output["output_type"] == "error":
                 yield f"{cell.where} ends in an error: {output.get('ename')}: {output.get('evalue')}"
+        if DRAWS.search(cell.source) and not cell.shows_image:
+            yield f"{cell.where} draws but shows no image: run it again"
+        if not cell.shows_image and any("widget-view" in str(output.get("data", {}).keys()) for output in cell.outputs):
+            yield f"{cell.where} shows only a widget, which is lost in a saved notebook: print or plot the result"
     if not any(cell.shows_image for cell in report.cells):
         yield "the notebook shows no image at all: run all cells, then save it"
 

@@ -82,11 +82,14 @@ def delete(name: str) -> Callable[[Cells, Path], object]:
     return lambda cells, root: (root / name).unlink()
 
 
+WIDGET = {"output_type": "display_data", "data": {"application/vnd.jupyter.widget-view+json": {}}, "metadata": {}}
 ERROR = {"output_type": "error", "ename": "ValueError", "evalue": "no", "traceback": []}
 DEFECTS: dict[str, tuple[Callable[[Cells, Path], object], str]] = {
     "cell not run": (set_cell(3, execution_count=None), "cell 4 (A1.1a U-Net) was not run"),
     "out of order": (set_cell(5, execution_count=9), "has number 9, expected 3"),
     "error": (add_output(5, ERROR), "cell 6 (A1.1a U-Net) ends in an error: ValueError: no"),
+    "image lost": (set_cell(5, outputs=[]), "cell 6 (A1.1a U-Net) draws but shows no image"),
+    "only a widget": (add_output(1, WIDGET), "cell 2 (Report) shows only a widget"),
     "named file missing": (add_text("See `results/gone.csv`."), "points to results/gone.csv"),
     "linked file missing": (add_text("[here](figures/gone%20too.png)"), "points to figures/gone too.png"),
     "file outside": (add_text("![](../shared/x.png)"), "points to ../shared/x.png"),
