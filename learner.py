@@ -196,14 +196,14 @@ class Learner:
         If the memory does not hold the batch, its halves (quarters, …) follow each other and add up their gradients.
         """
         mine, weight = parallel.shared(batch), parallel.weight_of_share(len(batch[0]))
-        counters = copy.deepcopy(self.loss.state_dict()) if isinstance(self.loss, nn.Module) else {}
+        counter = self.loss if isinstance(self.loss, nn.Module) else nn.Module()
+        counted = copy.deepcopy(counter.state_dict())
         while True:
             self.model.zero_grad(set_to_none=True)
             try:
                 losses, counts = [], []
                 for images, target, *maps in zip(*(tensor.chunk(self._pieces) for tensor in mine)):
-                    if counters:
-                        self.loss.load_state_dict(counters)  # a loss that counts its steps counts this batch once
+                    counter.load_state_dict(counted)  # a loss that counts its steps counts this batch once
                     with self.autocast():
                         logits = self._train_model(images)
                     loss = self.loss(logits, target, *maps) * (len(images) / len(mine[0]))

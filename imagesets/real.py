@@ -16,6 +16,7 @@ import re
 import shutil
 import tarfile
 import threading
+import warnings
 import zipfile
 import zlib
 from collections import defaultdict
@@ -81,6 +82,15 @@ def locate(name: str, data_dir: str | Path = Path("data"), *, say: Callable[[str
     return folder
 
 
+def _pooch() -> Any:
+    """The library that fetches, imported late and kept quiet: what it says shows paths of this machine."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it brings tqdm, which warns in a notebook without widgets
+        import pooch
+    pooch.get_logger().setLevel("WARNING")
+    return pooch
+
+
 def reachable(name: str, data_dir: str | Path = Path("data"), timeout: float = 3.0) -> bool:
     """Tell within `timeout` seconds if `locate(name)` can work: by mirror, copy, or an address that answers."""
     source = _named(name)
@@ -117,13 +127,11 @@ def _require(source: Source, folder: Path, advice: str) -> None:
 
 def _answers(address: str, timeout: float) -> bool:
     """Ask for the headers, in a thread: no timeout of a connection covers a name server that does not answer."""
-    import pooch  # late: it brings tqdm, which warns in a notebook without widgets
-
-    found: list[bool] = []
+    found, downloader = list[bool](), _pooch().HTTPDownloader(timeout=timeout)
 
     def ask() -> None:
         with contextlib.suppress(OSError):
-            found.append(pooch.HTTPDownloader(timeout=timeout)(address, None, None, check_only=True))
+            found.append(downloader(address, None, None, check_only=True))
 
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
@@ -145,18 +153,16 @@ def _fetch(source: Source, data_dir: Path, say: Callable[[str], object]) -> None
 
 def _fetch_files(source: Source, data_dir: Path) -> None:
     """Bring every file to its final name, unless it is there (for example, put there by hand)."""
-    import pooch
 
     def download(address: str, temporary: str, fetcher: Any) -> None:
-        pooch.HTTPDownloader(timeout=20)(address, temporary, None)
+        _pooch().HTTPDownloader(timeout=20)(address, temporary, None)
         with open(temporary, "rb") as stream:
             if stream.read(1) == b"<":
                 raise ValueError("a web page came instead of the file")
 
-    pooch.get_logger().setLevel("WARNING")  # its remarks would show the paths of this machine in a notebook
     addresses = {file.target: file.address for file in source.files}
     checksums = {file.target: file.checksum for file in source.files}
-    fetcher = pooch.create(data_dir, "", registry=checksums, urls=addresses, retry_if_failed=2, allow_updates=False)
+    fetcher = _pooch().create(data_dir, "", registry=checksums, urls=addresses, retry_if_failed=2, allow_updates=False)
     for target, address in addresses.items():
         try:
             fetcher.fetch(target, downloader=download)
