@@ -1,7 +1,6 @@
 """Drawing, and nothing but drawing: every function takes arrays and axes, and returns the axes.
 
-Colours are those of Okabe and Ito (jfly.uni-koeln.de/color), which colour-blind readers can tell apart.  Of a search,
-complete trials are filled dots, pruned ones (stopped early) hollow, failed ones crosses.
+Colours are those of Okabe and Ito (jfly.uni-koeln.de/color), which colour-blind readers can tell apart.
 """
 
 from __future__ import annotations
@@ -18,26 +17,23 @@ import PIL.Image
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch, Rectangle
-from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from checks import IGNORE_INDEX
 
-BLACK, ORANGE, SKY, GREEN, YELLOW, BLUE, VERMILION, PURPLE = (
-    "#000000", "#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7",
-)  # fmt: skip
+BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
+YELLOW, BLUE, VERMILION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
 PALETTE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK, YELLOW)
 GREY = "#777777"
 CLASS_COLOURS = (*PALETTE, "#999999", "#882255", "#DDDDDD")  # up to eleven classes
 REGION_COLOURS = {"merge": VERMILION, "split": BLUE, "spurious": ORANGE, "missed": PURPLE, "hole": GREEN}
 Array = np.ndarray
-Row = Mapping[str, Any]
-Rows = Sequence[Row]
+Rows = Sequence[Mapping[str, Any]]
+Measured = tuple[Sequence[float], tuple[float, float]]  # the numbers; mean, half the width of its interval
 
 
 def use_style() -> None:
     """White background (also in a dark notebook), fonts that can be read, 110 dots an inch."""
-    plt.style.use(dict.fromkeys(("figure.facecolor", "savefig.facecolor"), "white"))
-    plt.style.use(dict.fromkeys(("figure.dpi", "savefig.dpi"), 110))
+    plt.style.use({"figure.facecolor": "white", "savefig.facecolor": "white", "figure.dpi": 110, "savefig.dpi": 110})
     plt.style.use(dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False))
     plt.style.use({"axes.titlelocation": "left", "axes.titlesize": 10, "font.size": 9, "image.cmap": "gray"})
     plt.style.use({"axes.prop_cycle": plt.cycler(color=PALETTE), "figure.constrained_layout.use": True})
@@ -62,11 +58,7 @@ def save(path: str | Path) -> None:
 class Table(str):
     """A table in Markdown, which a notebook shows as a table, and whatever knows no Markdown as its text."""
 
-    def __repr__(self) -> str:
-        return str(self)
-
-    def _repr_markdown_(self) -> str:
-        return str(self)
+    __repr__ = _repr_markdown_ = str.__str__
 
 
 def table(rows: Rows | Sequence[Sequence[Any]], columns: Sequence[str] = (), *, digits: int = 3) -> Table:
@@ -116,10 +108,6 @@ def show_image(ax: Axes, image: Array, title: str = "", **options: Any) -> Axes:
     elif image.dtype != bool and "vmin" not in options and "cmap" not in options:
         options["vmin"], options["vmax"] = np.percentile(image, (0.5, 99.5))
     ax.imshow(image, interpolation="nearest", **options)
-    return _frame(ax, title)
-
-
-def _frame(ax: Axes, title: str) -> Axes:
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set(visible=True, linewidth=0.5)
     ax.set_title(title, fontsize=9)
@@ -130,8 +118,7 @@ def draw_contours(ax: Axes, label: Array, color: str, label_class: int = 1, widt
     """Outline the pixels of one class exactly along their edges."""
     mask = np.kron(np.pad(np.asarray(label) == label_class, 1), np.ones((4, 4)))
     if mask.any():
-        height, width_ = mask.shape
-        x, y = (np.arange(width_) + 0.5) / 4 - 1.5, (np.arange(height) + 0.5) / 4 - 1.5
+        y, x = ((np.arange(side) + 0.5) / 4 - 1.5 for side in mask.shape)
         ax.contour(x, y, mask, levels=[0.5], colors=[color], linewidths=width)
     return ax
 
@@ -141,8 +128,8 @@ def show_errors(ax: Axes, image: Array, target: Array, prediction: Array, title:
     show_image(ax, image, title)
     target, prediction = np.asarray(target), np.asarray(prediction)
     layer = np.select([target == IGNORE_INDEX, prediction == target, prediction > 0], [3, 0, 1], default=2)
-    colours = ListedColormap(["#FFFFFF00", ORANGE, BLUE, "#BBBBBB"])
-    ax.imshow(layer, cmap=colours, vmin=0, vmax=3, interpolation="nearest")
+    colours = ["#FFFFFF00", ORANGE, BLUE, "#BBBBBB"]
+    ax.imshow(layer, cmap=ListedColormap(colours), vmin=0, vmax=3, interpolation="nearest")
     return ax
 
 
@@ -168,8 +155,7 @@ def show_classes(ax: Axes, label: Array, title: str = "", num_classes: int = 2) 
     """A label map (H, W) in the colours of its classes, at most 11; ignored pixels are white."""
     shown = np.ma.masked_equal(np.asarray(label), IGNORE_INDEX)
     colours = ListedColormap(CLASS_COLOURS[:num_classes])
-    ax.imshow(shown, cmap=colours, vmin=-0.5, vmax=num_classes - 0.5, interpolation="nearest")
-    return _frame(ax, title)
+    return show_image(ax, shown, title, cmap=colours, vmin=-0.5, vmax=num_classes - 0.5)
 
 
 def _legend_below(ax: Axes, handles: Sequence[Any]) -> Axes:
@@ -184,8 +170,7 @@ def class_legend(ax: Axes, names: Sequence[str]) -> Axes:
 
 def error_legend(ax: Axes) -> Axes:
     """Explain the colours of `show_errors` below the figure that `ax` belongs to."""
-    handles = [Patch(color=ORANGE, label="false alarm"), Patch(color=BLUE, label="missed")]
-    return _legend_below(ax, [*handles, plt.Line2D([], [], color=SKY, label="outline of the label")])
+    return region_legend(ax, {"false alarm": ORANGE, "missed": BLUE})
 
 
 def show_regions(ax: Axes, image: Array, regions: Mapping[str, Array], title: str = "", **options: Any) -> Axes:
@@ -193,38 +178,33 @@ def show_regions(ax: Axes, image: Array, regions: Mapping[str, Array], title: st
     show_image(ax, image, title, **options)
     for kind, mask in sorted(regions.items(), key=lambda entry: not entry[0].startswith("hole")):
         colour = REGION_COLOURS[kind.partition("_")[0]]
-        layer = np.where(mask, 0.0, np.nan)
-        ax.imshow(layer, cmap=ListedColormap([colour]), vmin=0, vmax=1, interpolation="nearest")
+        ax.imshow(np.where(mask, 0, np.nan), cmap=ListedColormap([colour]), vmin=0, vmax=1, interpolation="nearest")
         draw_contours(ax, mask, colour, width=1.2)
     return ax
 
 
-def region_legend(ax: Axes) -> Axes:
+def region_legend(ax: Axes, colours: Mapping[str, str] = REGION_COLOURS) -> Axes:
     """Explain the colours of `show_regions` below the figure that `ax` belongs to."""
-    handles = [Patch(color=colour, label=kind) for kind, colour in REGION_COLOURS.items()]
+    handles = [Patch(color=colour, label=kind) for kind, colour in colours.items()]
     return _legend_below(ax, [*handles, plt.Line2D([], [], color=SKY, label="outline of the label")])
 
 
 def curves(axes: Sequence[Axes], histories: Mapping[str, Rows], metric: str = "mean_iou") -> Sequence[Axes]:
     """Loss (first axes) and a metric (second axes) over the epochs: training dashed, validation solid."""
-    for ax, key in zip(axes, ("loss", metric), strict=True):
+    for ax, key, scale in zip(axes, ("loss", metric), ("log", "linear"), strict=True):
         for (name, history), colour in zip(histories.items(), cycle(PALETTE)):
             for part, word, line in (("train", "training", "--"), ("val", "validation", "-")):
-                if history and f"{part}_{key}" in history[0]:
-                    values = [row[f"{part}_{key}"] for row in history]
-                    ax.plot([row["epoch"] for row in history], values, line, color=colour, label=f"{name} {word}")
-        ax.set(xlabel="epoch", ylabel=key.replace("_", " ").replace("iou", "IoU"))
-        if key == "loss":
-            ax.set_yscale("log")
-        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+                if points := [(row["epoch"], row[f"{part}_{key}"]) for row in history if f"{part}_{key}" in row]:
+                    ax.plot(*zip(*points), line, color=colour, label=f"{name} {word}")
+        ax.set(xlabel="epoch", ylabel=key.replace("_", " ").replace("iou", "IoU"), yscale=scale)
+        ax.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
     axes[1].legend(fontsize=8)
     return axes
 
 
 def dots(ax: Axes, values: Mapping[str, Sequence[float]], xlabel: str) -> Axes:
     """One row a name: a dot for each seed, a bar for their mean."""
-    means = {name: (numbers, (float(np.mean(numbers)), np.nan)) for name, numbers in values.items()}
-    return confirmed(ax, means, xlabel)
+    return confirmed(ax, {name: (v, (float(np.mean(v)), np.nan)) for name, v in values.items()}, xlabel)
 
 
 def show_pooling(axes: Sequence[Axes], before: Array, pooled: Array, indices: Array, restored: Array) -> Sequence[Axes]:
@@ -239,17 +219,13 @@ def show_pooling(axes: Sequence[Axes], before: Array, pooled: Array, indices: Ar
 
 
 def show_receptive_field(ax: Axes, image: Array, field: Array, box: Sequence[int], title: str = "") -> Axes:
-    """The image with what one output pixel sees of it: the theoretical field framed, the effective one as heat.
-
-    The field is (H, W) ≥ 0; above 4.55 % of its largest value it is drawn.  The box is top, left, bottom, right.
-    """
-    level = 1 - 0.9545
+    """What a pixel sees: `box` (top, left, bottom, right) framed, `field` (H, W) as heat above 4.55 % of its peak."""
     show_image(ax, image, title)
     share = np.asarray(field) / np.max(field)
-    ax.imshow(share, cmap="viridis", vmin=0, vmax=1, alpha=np.sqrt(share) * (share > level), interpolation="nearest")
-    draw_contours(ax, share > level, ORANGE, width=0.8)
-    top, left = max(box[0], 0) - 0.5, max(box[1], 0) - 0.5
-    bottom, right = min(box[2], share.shape[0] - 1) + 0.5, min(box[3], share.shape[1] - 1) + 0.5
+    seen = share > 1 - 0.9545
+    ax.imshow(share, cmap="viridis", vmin=0, vmax=1, alpha=np.sqrt(share) * seen, interpolation="nearest")
+    draw_contours(ax, seen, ORANGE, width=0.8)
+    top, left, bottom, right = np.clip(box, 0, np.tile(share.shape, 2) - 1) + (-0.5, -0.5, 0.5, 0.5)
     ax.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=VERMILION, linestyle="--"))
     return ax
 
@@ -274,9 +250,7 @@ def contact_sheet(images: Sequence[Array], labels: Sequence[Array], names: Seque
     return axes
 
 
-def draw_unet(
-    stages: Sequence[Any], *, input_channels: int = 1, num_classes: int = 2, skip: str = "concat", upsampling: str = ""
-) -> Axes:
+def draw_unet(stages: Sequence[Any], *, input_channels: int, num_classes: int, skip: str, upsampling: str) -> Axes:
     """Draw the U from the maps of its blocks (`inspection.stages`): height = size of the map, width ~ channels."""
     depth = (len(stages) - 1) // 2
     _, ax = plt.subplots(figsize=(9, 1.0 + 0.95 * (depth + 1)))
@@ -306,11 +280,17 @@ def draw_unet(
     return ax
 
 
-_STATES: dict[str, dict[str, Any]] = {
+_STATES: dict[str, dict[str, Any]] = {  # of the trials of a search; pruned ones were stopped early
     "complete": {"marker": "o", "linestyle": "", "color": BLUE, "markersize": 5},
     "pruned": {"marker": "o", "linestyle": "", "color": BLUE, "markersize": 4, "markerfacecolor": "none", "alpha": 0.6},
     "failed": {"marker": "x", "linestyle": "", "color": BLACK, "markersize": 5},
 }
+
+
+def _labelled(ax: Axes, *, loc: Any = "best", **labels: Any) -> Axes:
+    ax.set(**labels)
+    ax.legend(fontsize=8, loc=loc)
+    return ax
 
 
 def range_curve(ax: Axes, rows: Rows, smooth: Sequence[float], limits: Sequence[float], default: float) -> Axes:
@@ -321,25 +301,20 @@ def range_curve(ax: Axes, rows: Rows, smooth: Sequence[float], limits: Sequence[
     ax.plot(rates, smooth, color=BLUE, linewidth=2, label="median of 9 steps")
     ax.axvline(default, color=VERMILION, linestyle="--", linewidth=1, label=f"default: {default:g}")
     top = 1.3 * max(smooth[: max(len(smooth) // 2, 1)])
-    ax.set(xscale="log", xlabel="learning rate", ylabel="training loss", ylim=(0, top))
-    ax.legend(fontsize=8)
-    return ax
+    return _labelled(ax, xscale="log", xlabel="learning rate", ylabel="training loss", ylim=(0, top))
 
 
 def history(ax: Axes, rows: Rows, best: Sequence[float], startup: int) -> Axes:
     """Scores in the order of the trials, and the best so far; the first `startup` trials were random."""
     for state, style in _STATES.items():
-        if chosen := [row for row in rows if row["state"] == state]:
-            x, y = zip(*((row["trial"], row["score"]) for row in chosen))
-            ax.plot(x, y, label=f"{state} ({len(chosen)})", **style)
+        if points := [(row["trial"], row["score"]) for row in rows if row["state"] == state]:
+            ax.plot(*zip(*points), label=f"{state} ({len(points)})", **style)
     ax.step([row["trial"] for row in rows], best, where="post", color=VERMILION, linewidth=1.5, label="best so far")
     if startup < len(rows):
         ax.axvline(startup - 0.5, color=GREY, linestyle=":", linewidth=1)
         ax.text(startup, 0.3, "TPE →", fontsize=8, color=GREY, transform=ax.get_xaxis_transform())
-    ax.set(xlabel="trial", ylabel="validation mean IoU")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.legend(fontsize=8, loc="lower right")
-    return ax
+    ax.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
+    return _labelled(ax, loc="lower right", xlabel="trial", ylabel="validation mean IoU")
 
 
 def learning_curves(ax: Axes, epochs: Rows, trials: Rows) -> Axes:
@@ -347,18 +322,15 @@ def learning_curves(ax: Axes, epochs: Rows, trials: Rows) -> Axes:
     complete = {row["trial"]: row["score"] for row in trials if row["state"] == "complete"}
     best = max(complete, key=lambda trial: complete[trial], default=None)
     for trial in sorted((row["trial"] for row in trials), key=lambda trial: (trial == best, trial in complete)):
-        points = [(row["epoch"], row["val_mean_iou"]) for row in epochs if row["trial"] == trial]
         style: dict[str, Any] = {"color": BLUE if trial in complete else GREY, "linewidth": 1, "alpha": 0.6}
         if trial == best:
             style = {"color": VERMILION, "linewidth": 2, "label": f"best: trial {trial}"}
-        if points:
+        if points := [(row["epoch"], row["val_mean_iou"]) for row in epochs if row["trial"] == trial]:
             ax.plot(*zip(*points), marker=".", **style)
     ax.plot([], [], color=BLUE, linewidth=1, label="other complete trials")
     ax.plot([], [], color=GREY, linewidth=1, label="pruned or failed")
-    ax.set(xlabel="epoch", ylabel="validation mean IoU")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    ax.legend(fontsize=8)
-    return ax
+    ax.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
+    return _labelled(ax, xlabel="epoch", ylabel="validation mean IoU")
 
 
 def slices(ax: Axes, rows: Rows, factor: str, means: Sequence[Any], names: Sequence[str] = ()) -> Axes:
@@ -373,7 +345,7 @@ def slices(ax: Axes, rows: Rows, factor: str, means: Sequence[Any], names: Seque
         ax.set_xticks(range(len(names)), names)
     else:
         ax.set_xscale("log")
-        ax.xaxis.set_minor_formatter(NullFormatter())
+        ax.xaxis.set_minor_formatter("")
     ax.set_title(factor)
     return ax
 
@@ -390,9 +362,7 @@ def importance(ax: Axes, shares: Mapping[str, Mapping[str, tuple[float, float]]]
     ax.plot([], [], color=BLACK, linewidth=1.5, label="chance passes this once in 20")
     ax.set_yticks(range(len(order)), order)
     ax.invert_yaxis()
-    ax.set(xlabel="share of the variance explained by the factor alone", xlim=(0, 1))
-    ax.legend(fontsize=8, loc="lower right")
-    return ax
+    return _labelled(ax, loc="lower right", xlim=(0, 1), xlabel="share of the variance explained by the factor alone")
 
 
 def quality_and_time(
@@ -405,21 +375,17 @@ def quality_and_time(
     ax.step(cost[list(front)], score[list(front)], where="post", color=BLACK, linewidth=1, label="front")
     for index, text in labels.items():
         ax.annotate(text, (cost[index], score[index]), (4, -3), textcoords="offset points", fontsize=7, va="top")
-    ax.set(xscale="log", xlabel="seconds an epoch", ylabel="validation mean IoU")
-    ax.xaxis.set(major_formatter="{x:g}", minor_formatter=NullFormatter(), major_locator=plt.LogLocator(subs=(1, 2, 5)))
-    ax.legend(fontsize=8, loc="lower right")
-    return ax
+    ax.set_xscale("log")
+    ax.xaxis.set(major_formatter="{x:g}", minor_formatter="", major_locator=plt.LogLocator(subs=(1, 2, 5)))
+    return _labelled(ax, loc="lower right", xlabel="seconds an epoch", ylabel="validation mean IoU")
 
 
-def confirmed(
-    ax: Axes, values: Mapping[str, tuple[Sequence[float], tuple[float, float]]], xlabel: str, first_colour: int = 0
-) -> Axes:
+def confirmed(ax: Axes, values: Mapping[str, Measured], xlabel: str, first_colour: int = 0) -> Axes:
     """One row a candidate: a dot for each seed, and beside them the mean with half the width of its interval."""
     colours = islice(cycle(PALETTE), first_colour, None)
     for row, ((numbers, (mean, half)), colour) in enumerate(zip(values.values(), colours)):
         ax.plot(numbers, [row - 0.12] * len(numbers), "o", color=colour, alpha=0.6, markersize=4)
         ax.errorbar(mean, row + 0.15, xerr=half, fmt="|", color=colour, markersize=10, capsize=4, markeredgewidth=2)
     ax.set_yticks(range(len(values)), list(values))
-    ax.set_ylim(len(values) - 0.5, -0.5)
-    ax.set_xlabel(xlabel)
+    ax.set(ylim=(len(values) - 0.5, -0.5), xlabel=xlabel)
     return ax
