@@ -23,8 +23,6 @@ import numpy as np
 import torch
 from filelock import FileLock
 from matplotlib.colors import ListedColormap
-from numpy.lib.stride_tricks import sliding_window_view
-from torch import Tensor
 
 import data
 import plots
@@ -70,11 +68,19 @@ class Only:
         return sample if sample.part != "train" or sample.name in self.names else None
 
 
-# The weights of each loss with the distance to borders in it, made once for each mask and kept in the data set
+LOSSES = {
+    "ce": "cross-entropy",
+    "weighted_ce": "cross-entropy, both classes of equal weight",
+    "border": "cross-entropy, weights by the distance to the border (b), stressed: w0 = 5, σ = 2",
+    "forgive": "the same, forgiven: w0 = −1, σ = 1",
+    "gaps": "cross-entropy, the U-Net paper's weights in the gaps between cells (b): w0 = 10, σ = 5",
+    "ce_dice": "cross-entropy + Dice",
+    "cldice": "cross-entropy + Dice + soft-clDice",
+    "topology": "cross-entropy + Dice + topology (c)",
+    "both": "the same, its cross-entropy with the weights of gaps, for walls of border (b and c)",
+}
+# The weights of those with the distance to borders in them, made once for each mask and kept in the data set
 MAPS = {"border": WeightMap(5, 2), "forgive": WeightMap(-1, 1), "gaps": WeightMap(10, 5, separation=True)}
-
-_OF_CELLS = ("ce", "weighted_ce", "border", "forgive", "gaps", "ce_dice", "cldice", "topology", "both")
-_OF_WALLS = ("ce", "weighted_ce", "border", "ce_dice", "cldice", "topology", "both")
 
 
 @dataclass(frozen=True)
@@ -95,17 +101,16 @@ class StudySet:
     thickness: int = 12  # steps of the soft skeleton; what is more than twice as thick loses its centre line
     strength: float = 0.1  # λ of the topology loss, chosen on the validation images
     both: str = "gaps"  # the weights (of `MAPS`) that "both" joins with the topology loss
-    losses: tuple[str, ...] = _OF_CELLS
+    losses: tuple[str, ...] = tuple(LOSSES)
 
 
-# The small training set of the authors (splits_small.yaml)
-TEN_WALLS = ("001", "009", "011", "024", "036", "041", "043", "045", "048", "049")
+TEN_WALLS = ("001", "009", "011", "024", "036", "041", "043", "045", "048", "049")  # the authors' splits_small.yaml
 SETS = {
     "yeast": StudySet("study_yeast", 1, seeds=5, repeats=18, epochs=20, changes=(Parts(24, 8), separate_cells)),
     "nuclei": StudySet("dsb2018", 1, seeds=3, repeats=2, epochs=16, changes=(separate_cells,)),
     "walls": StudySet(
-        "topomortar", 0, seeds=3, repeats=24, epochs=8, widths=(8, 16, 32, 64, 128), shrink=2,
-        crop=256, batch=8, thickness=10, strength=0.3, both="border", losses=_OF_WALLS,
+        "topomortar", 0, seeds=3, repeats=24, epochs=8, widths=(8, 16, 32, 64, 128), shrink=2, crop=256, batch=8,
+        thickness=10, strength=0.3, both="border", losses=tuple(n for n in LOSSES if n not in ("forgive", "gaps")),
     ),
 }  # fmt: skip
 SETS["walls10"] = replace(SETS["walls"], changes=(Only(TEN_WALLS),), repeats=80, epochs=6)
@@ -119,7 +124,7 @@ def build(study_set: StudySet, weights: WeightMap | None = None) -> Path:
     return data.prepare(source, DATA, changes=study_set.changes + ((weights,) if weights else ()))
 
 
-def augment(*tensors: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+def augment(*tensors: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
     """The eight symmetries, brightness and contrast, and the hue of colour images."""
     images, *others = transforms.random_symmetries(*tensors, generator=generator)
     if images.shape[1] == 3:
@@ -127,20 +132,7 @@ def augment(*tensors: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
     return transforms.random_intensity(images, gain=0.3, offset=0.3, generator=generator), *others
 
 
-LOSSES = {
-    "ce": "cross-entropy",
-    "weighted_ce": "cross-entropy, both classes of equal weight",
-    "border": "cross-entropy, weights by the distance to the border (b), stressed: w0 = 5, σ = 2",
-    "forgive": "the same, forgiven: w0 = −1, σ = 1",
-    "gaps": "cross-entropy, the U-Net paper's weights in the gaps between cells (b): w0 = 10, σ = 5",
-    "ce_dice": "cross-entropy + Dice",
-    "cldice": "cross-entropy + Dice + soft-clDice",
-    "topology": "cross-entropy + Dice + topology (c)",
-    "both": "the same, its cross-entropy with the weights of gaps, for walls of border (b and c)",
-}
-
-
-def make_loss(name: str, study_set: StudySet, path: Path, steps: int) -> Callable[..., Tensor]:
+def make_loss(name: str, study_set: StudySet, path: Path, steps: int) -> Callable[..., torch.Tensor]:
     """The loss of a name of `LOSSES`; "topology:3" and "both:3" have λ = 3, which rises from 0 over all steps."""
     if name not in LOSSES and not re.fullmatch(r"(topology|both):\d+(\.\d+)?", name):
         raise InputError(f"{name!r} is no loss of the study: {', '.join(LOSSES)}, topology:λ and both:λ (a number).")
@@ -241,32 +233,27 @@ def collect() -> None:
 
 
 def draw_examples(set_name: str, seed: int = 0, side: int = 160) -> None:
-    """Three test images, the square with the most errors of each, once the runs of "ce" and "both" are there.
-
-    Those where merges and splits fell most from "ce" to "both", like the median, and least.
-    """
+    """The worst square of three test images: where "both" gained most on "ce", like the median, and least."""
     files = {loss: file_of(set_name, loss, seed) for loss in ("ce", "both")}
     if not all(file.exists() for file in files.values()):
-        return
-    path = build(SETS[set_name])
-    images, labels = data.SegmentationDataset(path, "test"), labels_of(path, "test")
+        return  # until both runs are there
     errors, guesses = {}, {}
     for loss, file in files.items():
         run = json.loads(file.read_text())
         single = select(run["images"], views=1)
         errors[loss] = np.array([[row["merges"] + row["splits"], row["all_errors"]] for row in single])
         threshold = select(run["rows"], views=1, rule="validation")[0]["threshold"]
-        learner = make_learner(set_name, loss, seed)[0]
+        learner, path = make_learner(set_name, loss, seed)
         learner.fit(SETS[set_name].epochs)  # a finished run is only read
         guesses[loss] = [probs > threshold for probs in predict(learner, path, "test", views=1)]
     order = np.lexsort((errors["both"] - errors["ce"]).T[::-1])  # by merges and splits, then by all errors
-    rows = {"fell most": order[0], "median": order[len(order) // 2], "fell least": order[-1]}
+    images, labels = data.SegmentationDataset(path, "test"), labels_of(path, "test")
     plots.use_style()
     axes = plots.grid(3, 3, size=2.6)
-    for row, (title, index) in zip(axes, rows.items()):
+    for row, title, index in zip(axes, ("fell most", "median", "fell least"), order[[0, len(order) // 2, -1]]):
         regions = {loss: critical_regions(guess[index][None], labels[index][None]) for loss, guess in guesses.items()}
         marks = np.sum([found.weights()[0] for found in regions.values()], axis=0)
-        squares = sliding_window_view(marks, np.minimum(side, marks.shape))[::16, ::16]
+        squares = np.lib.stride_tricks.sliding_window_view(marks, np.minimum(side, marks.shape))[::16, ::16]
         y, x = 16 * np.array(np.unravel_index(squares.sum(axis=(2, 3)).argmax(), squares.shape[:2]))
         crop = slice(y, y + side), slice(x, x + side)
         plots.show_image(row[0], images[index][0].numpy()[(..., *crop)], f"merges and splits {title}")
