@@ -189,31 +189,29 @@ def tune(
 ) -> list[Row]:  # fmt: skip
     """Take part in the search until the minutes are over or all trials are done; return `trial_rows` of all so far.
 
-    Minutes (of training) and trials of earlier calls and of other processes count; a trial that runs at the end of
-    the minutes is pruned.  A seed of None is for a process that joins others, so that each proposes its own.
-    `InputError` if the study was begun with another plan.  A trial whose loss is not finite, or that needs too much
-    memory, is recorded as failed; any other error is raised.
+    Minutes (of training) and trials of earlier calls and other processes count; a trial that runs at the end is pruned.
+    Processes that join others take a seed of None, to propose their own.  `InputError` if the plan is another one now.
+    A trial whose loss is not finite, or that needs too much memory, is recorded as failed; other errors are raised.
     """
-    plan = spelled(factors) | {"epochs of a trial": str(epochs)}
-    begun = note(study, "plan", lambda: plan)
-    if changed := [name for name in {**begun, **plan} if begun.get(name) != plan.get(name)]:
-        raise InputError(
-            f"The study {study.study_name!r} was begun with another plan ({changed[0]}: {begun.get(changed[0])}, now "
-            f"{plan.get(changed[0])}); give the new one another name or storage."
-        )
+    new = spelled(factors) | {"epochs of a trial": str(epochs)}
+    old = note(study, "plan", lambda: new)
+    if changed := [f"{key}: {old.get(key)}, now {new.get(key)}" for key in old | new if old.get(key) != new.get(key)]:
+        name = study.study_name
+        raise InputError(f"Study {name!r} was begun with another plan ({changed[0]}); give another name or storage.")
     if default is not None:
         study.enqueue_trial(default, skip_if_exists=True)
     known = trial_rows(study)
     seconds = 60 * minutes - sum(row["seconds"] for row in known)
+    deadline = time.monotonic() + seconds
     left = trials - sum(row["state"] in ENDED.values() for row in known)
+    number = None if seed is None else seed + len(known)  # a search that goes on draws other numbers
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Optuna 4 calls two of the options experimental
-        number = None if seed is None else seed + len(known)  # a search that goes on draws other numbers
         # constant_liar: what another process tries is not proposed again
         study.sampler = optuna.samplers.TPESampler(multivariate=True, constant_liar=True, seed=number)
     study.pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
     study.optimize(
-        _objective(build, factors, epochs, deadline=time.monotonic() + seconds),
+        lambda trial: _train(trial, build, factors, epochs, deadline),
         n_trials=max(left, 0), timeout=max(seconds, 0), gc_after_trial=torch.cuda.is_available(),
         catch=(FloatingPointError, MemoryError, torch.OutOfMemoryError),  # any other is a bug
         callbacks=[optuna.study.MaxTrialsCallback(trials, states=tuple(ENDED))],
@@ -221,33 +219,29 @@ def tune(
     return trial_rows(study)
 
 
-def _objective(build: Build, factors: Sequence[Factor], epochs: int, deadline: float) -> Callable[[Any], float]:
-    """The training of one trial, as Optuna wants it: its score comes back, its epochs are kept with it."""
+def _train(trial: optuna.Trial, build: Build, factors: Sequence[Factor], epochs: int, deadline: float) -> float:
+    """Train one trial and return its score; its epochs are kept with it."""
+    seed, rows = FIRST_SEED + trial.number, list[Row]()
+    trial.set_user_attr("seed", seed)
+    trial.set_user_attr("epochs", rows)  # a trial that is run once more begins anew
+    settings = with_fixed(factors, {factor.name: factor.suggest(trial) for factor in searched(factors)})
 
-    def train(trial: optuna.Trial) -> float:
-        seed, rows = FIRST_SEED + trial.number, list[Row]()
-        trial.set_user_attr("seed", seed)
-        trial.set_user_attr("epochs", rows)  # a trial that is run once more begins anew
-        settings = with_fixed(factors, {factor.name: factor.suggest(trial) for factor in searched(factors)})
+    def after_epoch(row: Mapping[str, Any]) -> None:
+        epoch, value = int(row["epoch"]), float(row[SCORE])
+        rows.append({name: float(row[name]) for name in COLUMNS if name in row} | {"epoch": epoch})
+        trial.set_user_attr("epochs", rows)
+        if not math.isfinite(value):
+            raise FloatingPointError(f"{SCORE} is {value} after epoch {epoch}")
+        trial.report(value, epoch)
+        if epoch < epochs and (trial.should_prune() or time.monotonic() >= deadline):
+            raise optuna.TrialPruned
 
-        def after_epoch(row: Mapping[str, Any]) -> None:
-            epoch, value = int(row["epoch"]), float(row[SCORE])
-            rows.append({name: float(row[name]) for name in COLUMNS if name in row} | {"epoch": epoch})
-            trial.set_user_attr("epochs", rows)
-            if not math.isfinite(value):
-                raise FloatingPointError(f"{SCORE} is {value} after epoch {epoch}")
-            trial.report(value, epoch)
-            if epoch < epochs and (trial.should_prune() or time.monotonic() >= deadline):
-                raise optuna.TrialPruned
-
-        try:
-            build(settings, seed, None).fit(epochs, after_epoch=after_epoch)
-        except Exception as error:
-            trial.set_user_attr("reason", f"{type(error).__name__}: {error}".partition("\n")[0])
-            raise
-        return max(row[SCORE] for row in rows)
-
-    return train
+    try:
+        build(settings, seed, None).fit(epochs, after_epoch=after_epoch)
+    except Exception as error:
+        trial.set_user_attr("reason", f"{type(error).__name__}: {error}".partition("\n")[0])
+        raise
+    return max(row[SCORE] for row in rows)
 
 
 def trial_rows(study: optuna.Study) -> list[Row]:
@@ -276,5 +270,4 @@ def best_trials(rows: Sequence[Row], number: int) -> list[Row]:
 
 def best_so_far(rows: Sequence[Row]) -> list[float]:
     """After each trial, in their order: the highest score of a complete one; nan before the first."""
-    scores = [row["score"] if row["state"] == "complete" else math.nan for row in rows]
-    return np.fmax.accumulate(scores).tolist() if scores else []
+    return np.fmax.accumulate([row["score"] if row["state"] == "complete" else np.nan for row in rows]).tolist()
