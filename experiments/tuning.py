@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import time
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
@@ -38,6 +39,7 @@ from training.checkpoint import replacing
 from unet import UNet
 
 RUNS, FIGURES, DATA = Path("runs/tuning"), Path("figures"), Path("data")
+Candidates = Mapping[str, Settings]
 DEFAULT_SET = "dsb2018"
 EPOCHS = 9  # three rungs: after 1, 3 and 9 epochs
 CANDIDATES = 3  # so many of the best trials are confirmed, beside the default
@@ -120,21 +122,18 @@ def trained(build: Build, settings: Settings, seed: int, epochs: int, folder: Pa
     return learner
 
 
-def confirm(
-    build: Build, candidates: Mapping[str, Settings], *, epochs: int, seeds: Sequence[int], folder: Path
-) -> list[Row]:
+def confirm(build: Build, candidates: Candidates, *, epochs: int, seeds: Sequence[int], folder: Path) -> list[Row]:
     """Step 3: every candidate with every seed, as rows with candidate, seed, score (of its best epoch) and seconds."""
     rows = []
-    for seed in seeds:  # seed by seed: if this is cut off, all candidates have the same seeds
-        for name, settings in candidates.items():
-            history = trained(build, settings, seed, epochs, folder).history
-            best, seconds = max(row[hpo.SCORE] for row in history), sum(row["seconds"] for row in history)
-            rows.append({"candidate": name, "seed": seed, "score": best, "seconds": seconds})
+    for seed, (name, settings) in itertools.product(seeds, candidates.items()):  # if cut off, all have the same seeds
+        history = trained(build, settings, seed, epochs, folder).history
+        best, seconds = max(row[hpo.SCORE] for row in history), sum(row["seconds"] for row in history)
+        rows.append({"candidate": name, "seed": seed, "score": best, "seconds": seconds})
     return rows
 
 
 def final_test(
-    path: Path, build: Build, candidates: Mapping[str, Settings], *, epochs: int, seeds: Sequence[int], folder: Path
+    path: Path, build: Build, candidates: Candidates, *, epochs: int, seeds: Sequence[int], folder: Path
 ) -> tuple[list[Row], list[Row]]:  # fmt: skip
     """Step 4: the test images, for the candidates that were decided for, as rows of each run and of each image.
 
@@ -148,11 +147,10 @@ def final_test(
             raise InputError(f"The test set was opened before, for other candidates, seeds or data; see {record}.")
         return found["rows"], found["images"]
     rows, images = [], []
-    for name, settings in candidates.items():
-        for seed in seeds:
-            scores = judge_images(trained(build, settings, seed, epochs, folder), path)
-            rows.append({"candidate": name, "seed": seed, "test_mean_iou": scores.pop("")})
-            images += [{"candidate": name, "seed": seed, "image": i, "mean_iou": s} for i, s in scores.items()]
+    for (name, settings), seed in itertools.product(candidates.items(), seeds):
+        scores = judge_images(trained(build, settings, seed, epochs, folder), path)
+        rows.append({"candidate": name, "seed": seed, "test_mean_iou": scores.pop("")})
+        images += [{"candidate": name, "seed": seed, "image": i, "mean_iou": s} for i, s in scores.items()]
     with replacing(record) as part:
         part.write_text(json.dumps({"asked": asked, "rows": rows, "images": images}), encoding="utf-8")
     return rows, images
@@ -187,10 +185,8 @@ def run_set(set_name: str, options: Namespace, say: Callable[[str], object] = pr
     path, name = prepare(set_name, DATA), f"tuning-{Path(set_name).name}"
     runs, seeds = RUNS / name, range(options.seeds)
     say(f"{set_name}: search for {options.minutes:g} minutes on {pick_device().type}")
-    study, factors = search(
-        path, options.storage or runs / "search.db", name=name, minutes=options.minutes, trials=options.trials,
-        seed=None if options.worker else 0,
-    )  # fmt: skip
+    storage, seed = options.storage or runs / "search.db", None if options.worker else 0
+    study, factors = search(path, storage, name=name, minutes=options.minutes, trials=options.trials, seed=seed)
     rows = hpo.trial_rows(study)
     say(f"{set_name}: {len(rows)} trials, of which {dict(Counter(row['state'] for row in rows))}")
     if options.worker or not hpo.best_trials(rows, 1):
