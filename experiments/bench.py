@@ -14,14 +14,13 @@ from functools import partial
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
 import losses
 import metrics
 from geometry import boundary, defects, objects
-from geometry.defects import Map
 from geometry.topology import critical_regions
 from learner import Learner, pick_device, set_seed
 from losses import cross_entropy
@@ -85,17 +84,14 @@ def train_on_discs(loss: Loss, prevalence: float, seed: int, steps: int) -> Lear
     return learner
 
 
-def judge_discs(parts: Sequence[Part], threshold: float | None, candidates: ArrayLike) -> Scores:
-    """All scores on the test images, from the numbers (B, H, W) and the labels of validation and test images.
-
-    They hold at `threshold`, or (None) at the candidate with the highest F1 of the foreground on validation images.
-    """
-    validation, test = parts
+def judge_discs(parts: Sequence[Part], threshold: float | None, candidates: Iterable[float]) -> Scores:
+    """Scores of the test images at `threshold`, or (None) at the candidate of highest foreground F1 in validation."""
+    validation, test = parts  # of each the numbers to be cut, (B, H, W), and the labels
 
     def counts(part: Part, cut: float) -> Tensor:
         return metrics.confusion_matrix((part[0] > cut).long(), part[1], 2)
 
-    own = max(np.asarray(candidates), key=lambda cut: metrics.f1_per_class(counts(validation, cut))[1].item())
+    own = max(candidates, key=lambda cut: metrics.f1_per_class(counts(validation, cut))[1].item())
     found = counts(test, own if threshold is None else threshold)
     return {
         "accuracy": metrics.accuracy(found),
@@ -123,9 +119,8 @@ def compare_on_discs(prevalences: Iterable[float], seeds: Sequence[int], steps: 
         found["finding nothing", prevalence, seed] = judge_discs(nothing, 0.5, [0.5])
         found["threshold", prevalence, seed] = judge_discs(brightness, None, np.linspace(-1, 4, 51))
         for name, loss in losses_at(prevalence).items():
-            found[name, prevalence, seed] = judge_network(
-                train_on_discs(loss, prevalence, seed, steps), prevalence, seed
-            )
+            learner = train_on_discs(loss, prevalence, seed, steps)
+            found[name, prevalence, seed] = judge_network(learner, prevalence, seed)
     return found
 
 
@@ -144,17 +139,17 @@ STRENGTH = 0.3  # λ of the topology losses
 TOPOLOGY = losses.TopologyLoss(strength=STRENGTH)
 
 
-def shown() -> dict[str, Map]:
+def shown() -> dict[str, defects.Map]:
     """The predictions with a defect, by name."""
     return {name: pred for name, pred in defects.predictions().items() if name != "nothing wrong"}
 
 
-def broken() -> dict[str, Map]:
+def broken() -> dict[str, defects.Map]:
     """Those of them that leave room for neutral wrong pixels: all but the shift."""
     return {name: pred for name, pred in shown().items() if not name.startswith("shift")}
 
 
-def judge(pred: Map) -> dict[str, float]:
+def judge(pred: defects.Map) -> dict[str, float]:
     """All metrics of a prediction (H, W) of the truth, by name: pixels, borders, centre lines, objects, counts."""
     confusion = metrics.confusion_matrix(torch.from_numpy(pred)[None], TARGET, 2)
     borders = objects.boundary_distances(pred, TRUTH)
@@ -207,19 +202,18 @@ def bench_losses() -> dict[str, Loss]:
     }
 
 
-def as_logits(*maps: Map) -> Tensor:
+def as_logits(*maps: defects.Map) -> Tensor:
     """Predictions (H, W) as logits (B, 1, H, W): +2 on objects, −2 outside."""
     return torch.from_numpy(4.0 * np.stack(maps) - 2).float()[:, None]
 
 
-def selectivity(loss: Loss, pred: Map) -> float:
+def selectivity(loss: Loss, pred: defects.Map) -> float:
     """Cost of a wrong pixel, (loss − loss of the truth) / number of wrong pixels, over that of the control's."""
-
-    def cost(wrong: Map) -> float:
+    costs = []
+    for wrong in (pred, defects.control_for(pred)):
         above = loss(as_logits(wrong), TARGET) - loss(as_logits(TRUTH), TARGET)
-        return above.item() / np.count_nonzero(wrong != TRUTH)
-
-    return cost(pred) / cost(defects.control_for(pred))
+        costs.append(above.item() / np.count_nonzero(wrong != TRUTH))
+    return costs[0] / costs[1]
 
 
 def starts() -> NDArray[np.uint8]:
@@ -230,13 +224,8 @@ def starts() -> NDArray[np.uint8]:
 def repair(loss: Loss, steps: int) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:
     """Down the gradient on free logits, from `starts`, in steps of length ½: how many until all is right?
 
-    For each picture the steps until no region is critical, and until the neutral pixels are right (or ∞); the last
-    number is how many right pixels were at most wrong at once.
+    Per picture: steps until no region is critical, and until neutral pixels are right (or ∞); right pixels harmed.
     """
-
-    def first(done: NDArray[np.bool_]) -> NDArray[np.float64]:
-        return np.where(done.any(axis=0), done.argmax(axis=0), np.inf)
-
     logits, steps_taken = as_logits(*starts()).requires_grad_(), []
     for _ in range(steps + 1):
         steps_taken.append(logits.detach()[:, 0].numpy() > 0)
@@ -246,11 +235,12 @@ def repair(loss: Loss, steps: int) -> tuple[NDArray[np.float64], NDArray[np.floa
     truths = np.broadcast_to(TRUTH, masks.shape).reshape(-1, *TRUTH.shape)
     critical = critical_regions(masks.reshape(truths.shape), truths, strict=True).counts().sum(axis=(1, 2))
     right = masks == (TRUTH > 0)
-    harmed = int((right[0] & ~right).sum(axis=(2, 3)).max())
-    return first(critical.reshape(masks.shape[:2]) == 0), first(right[:, :, NEUTRAL].all(axis=2)), harmed
+    done = critical.reshape(masks.shape[:2]) == 0, right[:, :, NEUTRAL].all(axis=2)
+    topology, neutral = (np.where(ok.any(axis=0), ok.argmax(axis=0), np.inf) for ok in done)
+    return topology, neutral, int((right[0] & ~right).sum(axis=(2, 3)).max())
 
 
-def pushes(loss: Loss, pred: Map) -> list[float]:
+def pushes(loss: Loss, pred: defects.Map) -> list[float]:
     """Norm of the gradient, and its mean size on the defect, on neutral wrong pixels, and on right pixels."""
     logits = as_logits(pred).requires_grad_()
     (gradient,) = torch.autograd.grad(loss(logits, TARGET), logits)
