@@ -7,6 +7,7 @@ Sources: signed-rank test, Wilcoxon, 1945 (doi:10.2307/3001968), with ties at ze
 from __future__ import annotations
 
 import csv
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,8 +28,8 @@ def read_table(path: str | Path) -> list[Row]:
     if not Path(path).exists():
         return []
     with open(path, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    return [{key: value if key in TEXT else _number(value) for key, value in row.items()} for row in rows]
+        rows = csv.DictReader(file)
+        return [{key: value if key in TEXT else _number(value) for key, value in row.items()} for row in rows]
 
 
 def _number(text: str) -> Any:
@@ -69,10 +70,8 @@ def differences(rows: Sequence[Row], candidate: str, other: str, column: str = "
 
 def per_image(rows: Sequence[Row], column: str) -> dict[str, float]:
     """The mean of a column over all rows (seeds) of an image, by image."""
-    values: dict[str, list[float]] = {}
-    for row in sorted(rows, key=lambda row: row["image"]):
-        values.setdefault(row["image"], []).append(row[column])
-    return {image: float(np.mean(numbers)) for image, numbers in values.items()}
+    images = itertools.groupby(sorted(rows, key=lambda row: row["image"]), key=lambda row: row["image"])
+    return {image: float(np.mean([row[column] for row in part])) for image, part in images}
 
 
 def mean_sd(values: ArrayLike, digits: int = 3) -> str:
@@ -124,18 +123,15 @@ def groups(rows: Sequence[Row], factor: str, bins: int = 4) -> dict[str, list[Ro
         return {str(value): [row for row in rows if row[factor] == value] for value in values}
     ordered = sorted(rows, key=lambda row: row[factor])
     starts = [ordered[i][factor] for i in np.linspace(0, len(ordered), bins + 1).astype(int)[:-1]]
-    found: dict[str, list[Row]] = {}
-    for low, high in zip(starts, [*starts[1:], np.inf]):  # equal values stay together
-        if part := [row for row in ordered if low <= row[factor] < high]:
-            found[f"{part[0][factor]:.2g} … {part[-1][factor]:.2g}"] = part
-    return found
+    ranges = itertools.pairwise([*starts, np.inf])  # equal values stay together
+    parts = ([row for row in ordered if low <= row[factor] < high] for low, high in ranges)
+    return {f"{part[0][factor]:.2g} … {part[-1][factor]:.2g}": part for part in parts if part}
 
 
 def explained(rows: Sequence[Row], factor: str, score: str = "score", shuffles: int = 500) -> tuple[float, float]:
-    """The fraction of the variance of a score that one factor explains alone, and how far chance gets.
+    """The fraction of the variance that one factor explains, η² = Σ_groups n_g (mean_g − mean)² / Σ (score − mean)².
 
-    η² = Σ_groups n_g (mean_g − mean)² / Σ (score − mean)².  The second number is what a factor without any influence
-    passes once in twenty times: the scores are shuffled between the rows.
+    The second number is what a factor without any influence passes once in twenty times, found by shuffling the scores.
     """
     parts = [[row[score] for row in part] for part in groups(rows, factor).values()]
     values = np.array([value for part in parts for value in part], dtype=float)
