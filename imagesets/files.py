@@ -26,7 +26,6 @@ PARTS = ("train", "val", "test")
 FRACTIONS = {"train": 0.7, "val": 0.15, "test": 0.15}
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 SHOWN = 20  # problems in one message
-
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP")  # Pillow knows forty more, and one of them (EPS) starts a program
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 LOSSY, LOSSY_TIFF = ("JPEG", "MPO", "WEBP"), (6, 7, 34892, 50001)
@@ -35,9 +34,6 @@ MAX_NUMBERS = 2**28  # of one image, 8192 × 8192 × 4: a small file may declare
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # its remarks on odd tags are not for the reader
 
 LabelMap = Mapping[Any, int]  # value, or colour (red, green, blue) → class
-
-
-# --- problems ---
 
 
 @dataclass(frozen=True)
@@ -74,9 +70,6 @@ def _refused(path: Path, found: str, advice: str) -> BadFiles:
 def short_name(path: Path) -> str:
     """Folder and file name, for messages: no reader needs the long path."""
     return f"{path.parent.name}/{path.name}"
-
-
-# --- one file ---
 
 
 class Stored(NamedTuple):
@@ -117,10 +110,8 @@ def read_label(path: Path, label_map: LabelMap | None = None) -> np.ndarray:
         label = label[..., 0]  # grey that was stored as colour
     if label_map is None and label.ndim == 3:
         raise _refused(path, f"is a colour image: {list_values(label)}", "give label_map={(255, 0, 255): 1, …}")
-    return label if label_map is None else _mapped(label, label_map, path)
-
-
-def _mapped(label: np.ndarray, label_map: LabelMap, path: Path) -> np.ndarray:
+    if label_map is None:
+        return label
     classes = np.full(label.shape[:2], -1, np.int16)
     for value, number in label_map.items():
         classes[(np.atleast_3d(label) == value).all(axis=2)] = number  # the colour (7, 7, 7) is the grey 7, too
@@ -171,9 +162,8 @@ def _decode_with_pillow(path: Path, start: bytes) -> Stored:
             opened.verify()  # the checksums of a PNG; without them a flipped bit gives another mask, without a word
         with Image.open(path, formats=FORMATS) as opened:
             upright = ImageOps.exif_transpose(opened)  # cameras store a turned image and a note to turn it back
-            simple = {"P": "RGB", "CMYK": "RGB", "1": "L"}.get(upright.mode)
-            numbers = np.array(upright)
-            shown = np.array(upright.convert(simple)) if simple else numbers
+            numbers, mode = np.array(upright), upright.mode
+            shown = np.array(upright.convert({"P": "RGB", "CMYK": "RGB", "1": "L"}.get(mode, mode)))
     if is_png and start[24] in (2, 4) and start[25] == 0:  # bits of a grey value, which Pillow spreads over 0 … 255
         numbers = numbers // (255 // (2 ** start[24] - 1))
     return Stored(numbers, shown, "A" in upright.getbands(), is_lossy)
@@ -191,19 +181,15 @@ def _decode_tiff(path: Path) -> Stored:
         if colours not in (WHITE_IS_0, BLACK_IS_0, RGB, PALETTE) and not (colours == YCBCR and is_lossy):
             raise _refused(path, f"has the colours {getattr(colours, 'name', colours)}", "save it as grey or RGB")
         _check_size(path, *page.shape)
-        numbers = page.asarray()
+        numbers = page.asarray().astype(np.uint8) if page.dtype == bool else page.asarray()
         if numbers.ndim == 3 and page.planarconfig == 2:  # one channel behind the other
             numbers = np.moveaxis(numbers, 0, -1)
-        numbers = numbers.astype(np.uint8) if numbers.dtype == bool else numbers
         shown = numbers * np.uint8(255 // (2**page.bitspersample - 1)) if page.bitspersample < 8 else numbers
         if colours == PALETTE:
             shown = (page.colormap.T >> 8).astype(np.uint8)[numbers]
         elif colours == WHITE_IS_0:
             shown = -shown if shown.dtype.kind == "f" else np.invert(shown)
         return Stored(numbers, shown, any(kind in (1, 2) for kind in page.extrasamples), is_lossy)
-
-
-# --- a folder ---
 
 
 @dataclass(frozen=True, eq=False)
@@ -263,8 +249,7 @@ def _by_stem(folder: Path, problems: list[Problem]) -> dict[str, Path]:
         if path.suffix.lower() not in IMAGE_SUFFIXES:
             what = f"is none of {', '.join(IMAGE_SUFFIXES)}"
             problems.append(Problem(short_name(path), what, "move it to another place, or save it as PNG or TIFF"))
-        # macOS writes é as two characters, others as one
-        elif (other := found.setdefault(unicodedata.normalize("NFC", path.stem), path)) != path:
+        elif (other := found.setdefault(unicodedata.normalize("NFC", path.stem), path)) != path:  # on macOS é is e + ´
             what = f"and {other.name} have one name before the suffix"
             problems.append(Problem(short_name(path), what, "rename one of the two, or delete it"))
     return found
@@ -273,9 +258,6 @@ def _by_stem(folder: Path, problems: list[Problem]) -> dict[str, Path]:
 def is_junk(name: str) -> bool:
     """True for the files and folders that operating systems and Jupyter leave behind."""
     return name.startswith(".") or name.lower() in ("__macosx", "thumbs.db", "desktop.ini")
-
-
-# --- training, validation and test part ---
 
 
 def split_parts(
@@ -304,8 +286,7 @@ def split_parts(
     if left := sorted(set(hashes) - part_of.keys()):
         shares = {part: share for part, share in fractions.items() if share > 0 and part not in given} or fractions
         first, *others = shares
-        total = sum(shares.values())
-        row = [part for part in others for _ in range(max(1, round(len(left) * shares[part] / total)))]
+        row = [part for part in others for _ in range(max(1, round(len(left) * shares[part] / sum(shares.values()))))]
         if len(row) >= len(left):
             raise InputError(f"{len(left)} different images are too few for the parts {', '.join(shares)}; add some.")
         row = [first] * (len(left) - len(row)) + row
