@@ -35,23 +35,21 @@ def build_hdf5(
     `part`; the file has `contents`, a hash of the samples and their parts, and `source`, any text.  Raises one
     `InputError` with the problems of all samples; an older file at `path` then stays as it is.
     """
-    path = Path(path)
     if num_classes not in range(2, IGNORE_INDEX + 1):
         raise InputError(f"num_classes is {num_classes}; expected 2 … {IGNORE_INDEX}.")
     with _writing(path) as file:
-        names, given, hashes = zip(*_write_samples(file, samples, num_classes, path.name))
+        names, given, hashes = zip(*_write_samples(file, samples, num_classes, Path(path).name))
         parts = split_parts([arrays["image"] for arrays in hashes], FRACTIONS, seed, given, names)
         for key, name, part in zip(file["image"], names, parts):
             file["image"][key].attrs.update(name=name, part=part)
         contents = hashlib.sha256(json.dumps([num_classes, names, parts, hashes]).encode()).hexdigest()
         file.attrs.update(num_classes=num_classes, normalised=False, contents=contents, source=source)
-    return path
+    return Path(path)
 
 
 def _write_samples(file: Any, samples: Iterable[Sample], num_classes: int, where: str) -> list[tuple[Any, ...]]:
     """Write the sound samples; return the name, the given part, and the hashes of the arrays of each."""
-    rows: list[tuple[Any, ...]] = []
-    problems: list[Problem] = []
+    rows, problems = list[tuple[Any, ...]](), list[Problem]()
     first: Sample | None = None
     try:
         for sample in samples:
@@ -60,9 +58,11 @@ def _write_samples(file: Any, samples: Iterable[Sample], num_classes: int, where
                 continue
             first = first or sample
             arrays = {"image": sample.image, "label": sample.label.astype(np.uint8), **sample.extras}
-            for group, array in arrays.items():
-                _write_array(file, f"{group}/{len(rows):05d}", array)
-            rows.append((sample.name, sample.part, {group: _sha256(array) for group, array in arrays.items()}))
+            hashes = {}
+            for key, array in arrays.items():
+                _write_array(file, f"{key}/{len(rows):05d}", array)
+                hashes[key] = hashlib.sha256(f"{array.dtype.str} {array.shape}".encode() + array.tobytes()).hexdigest()
+            rows.append((sample.name, sample.part, hashes))
     except BadFiles as error:  # a reader lists its problems after its last sample
         problems += error.problems
     if not rows and not problems:
@@ -88,14 +88,12 @@ def sample_problems(sample: Sample, first: Sample | None, num_classes: int) -> l
         what = f"has {wrong.size} label pixels that are not in 0 … {num_classes - 1} and not 255: {list_values(wrong)}"
         found += [(what, "is num_classes right? soft edges? instance numbers? use label_map")]
     if not found and first is not None:
-        other = first.image
-        if (image.shape[2:], image.dtype.kind) != (other.shape[2:], other.dtype.kind):
-            what = f"has an image {image.shape} {image.dtype}, but the first is {other.shape} {other.dtype}"
+        if (image.shape[2:], image.dtype.kind) != (first.image.shape[2:], first.image.dtype.kind):
+            what = f"has an image {image.shape} {image.dtype}, but the first is {first.image.shape} {first.image.dtype}"
             found += [(what, "use one kind for all: grey or colour, integers or floats")]
         if sample.extras.keys() != first.extras.keys():
-            found += [
-                (f"has the maps {sorted(sample.extras)}, but the first has {sorted(first.extras)}", "add those missing")
-            ]
+            what = f"has the maps {sorted(sample.extras)}, but the first has {sorted(first.extras)}"
+            found += [(what, "add those that are missing")]
     return [Problem(sample.name, *problem) for problem in found]
 
 
@@ -105,7 +103,6 @@ def normalise_hdf5(source: str | Path, path: str | Path) -> Path:
     Integers are first divided by the largest value of their dtype.  `mean` and `std`, kept as attributes, are those of
     all pixels of the *training* part: the others would leak into the model that they judge.  Where std = 0 it is 1.
     """
-    source, path = Path(source), Path(path)
     with open_hdf5(source) as raw, _writing(path) as file:
         images = raw["image"]
         train = [images[key] for key in images if images[key].attrs["part"] == "train"]
@@ -119,7 +116,7 @@ def normalise_hdf5(source: str | Path, path: str | Path) -> Path:
             raw.copy(group, file)
         contents = f"normalised {raw.attrs['contents']}"
         file.attrs.update({**raw.attrs, "normalised": True, "mean": mean, "std": std, "contents": contents})
-    return path
+    return Path(path)
 
 
 def normalise_image(image: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
@@ -149,14 +146,10 @@ def _write_array(file: Any, key: str, array: np.ndarray) -> None:
     file.create_dataset(key, data=array, chunks=array.shape, compression="gzip", compression_opts=1)
 
 
-def _sha256(array: np.ndarray) -> str:
-    """The hash of dtype, shape and bytes of an array."""
-    return hashlib.sha256(f"{array.dtype.str} {array.shape}".encode() + array.tobytes()).hexdigest()
-
-
 @contextmanager
-def _writing(path: Path) -> Iterator[Any]:
+def _writing(path: str | Path) -> Iterator[Any]:
     """A new HDF5 file in a temporary folder, sealed and moved at the end; an error leaves and changes nothing."""
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:  # another kernel may build the same set
         temporary = Path(folder, path.name)
@@ -171,8 +164,7 @@ def _writing(path: Path) -> Iterator[Any]:
 @contextmanager
 def open_hdf5(path: str | Path) -> Iterator[Any]:
     """Open a file of `build_hdf5` or `normalise_hdf5`; it must be there, sound, and of this version."""
-    path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise InputError(f"{path} does not exist. Build it with data.prepare or build_hdf5.")
     with open(path, "rb") as stream:
         if stream.read(SEAL_BYTES) != _seal_of(path):
@@ -181,7 +173,7 @@ def open_hdf5(path: str | Path) -> Iterator[Any]:
         yield file
 
 
-def _seal_of(path: Path) -> bytes:
+def _seal_of(path: str | Path) -> bytes:
     """What must stand in the first block: version, and the SHA-256 of all that follows."""
     digest = hashlib.sha256()
     with open(path, "rb") as stream:
