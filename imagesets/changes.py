@@ -70,9 +70,8 @@ class Resize:
     width: int
 
     def __call__(self, sample: Sample) -> Sample:
-        pixels = np.atleast_3d(sample.image)
-        pixels = pixels.astype(np.float64 if pixels.dtype == np.float64 else np.float32)
-        channels = torch.from_numpy(pixels).permute(2, 0, 1)[None]
+        dtype = np.float64 if sample.image.dtype == np.float64 else np.float32
+        channels = torch.from_numpy(np.atleast_3d(sample.image).astype(dtype)).permute(2, 0, 1)[None]
         # antialias: all old pixels below a new one count; without it, thin stripes would come and go
         smooth = interpolate(channels, (self.height, self.width), mode="bilinear", antialias=True)
         image = smooth[0].permute(1, 2, 0).numpy().reshape(self.height, self.width, *sample.image.shape[2:])
@@ -112,13 +111,10 @@ class PartsByName:
 
 @dataclass(frozen=True)
 class HalfOfTestValidates:
-    """Lets all of train and val train, and half of the test part validate: for small sets with a large test part.
-
-    The hash of an image decides, so that its copies lie in the same half.
-    """
+    """Lets all of train and val train, and half of the test part validate: for small sets with a large test part."""
 
     def __call__(self, sample: Sample) -> Sample:
         if sample.part != "test":
             return replace(sample, part="train")
-        odd = hashlib.sha256(sample.image.tobytes()).digest()[0] % 2
+        odd = hashlib.sha256(sample.image.tobytes()).digest()[0] % 2  # so that copies of it lie in the same half
         return replace(sample, part="val" if odd else "test")
