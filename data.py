@@ -36,7 +36,6 @@ BUILT_IN: dict[str, Callable[[Path], Path]] = {
 }
 NAMES = (*BUILT_IN, *READERS)
 NUM_CLASSES = dict(zip(BUILT_IN, (2, 6, 2, 3))) | {name: reader.num_classes for name, reader in READERS.items()}
-EXTRA_FOLDERS = ("instances", "dead", "weights")  # maps that travel along if a folder holds them
 
 
 class _Arrays(list[list[np.ndarray]]):
@@ -141,8 +140,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
     def __init__(
         self, dataset: SegmentationDataset, batch_size: int, shuffle: bool = False, seed: int = 0, repeats: int = 1
     ) -> None:
-        self.batch_size, self.shuffle, self.seed, self.repeats = batch_size, shuffle, seed, repeats
-        self.epoch = 0
+        self.batch_size, self.shuffle, self.seed, self.repeats, self.epoch = batch_size, shuffle, seed, repeats, 0
         shapes = dataset.shapes if dataset.crop is None else [(dataset.crop, dataset.crop)] * len(dataset)
         draws = [(time, i) for time in range(repeats) for i in range(len(shapes))]
         self._groups = [[draw for draw in draws if shapes[draw[1]] == one] for one in sorted(set(shapes))]
@@ -152,7 +150,6 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         return self.shuffle and len(group) > self.batch_size and len(group) % self.batch_size == 1
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch that the next pass draws."""
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -164,8 +161,7 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         for group in self._groups:
             order = [group[i] for i in rng.permutation(len(group))] if self.shuffle else group
             order = order[:-1] if self._drops_one(group) else order
-            starts = range(0, len(order), self.batch_size)
-            batches += [order[start : start + self.batch_size] for start in starts]
+            batches += [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
         for number in rng.permutation(len(batches)) if self.shuffle else range(len(batches)):
             yield [(self.epoch * self.repeats + time, index) for time, index in batches[number]]
 
@@ -180,9 +176,6 @@ def make_loader(
         pin_memory=torch.cuda.is_available(),
         generator=torch.Generator().manual_seed(seed),  # else each pass would advance torch's global one
     )
-
-
-# --- all in one call ---
 
 
 def prepare(
@@ -202,8 +195,7 @@ def prepare(
     as `[separate_cells, WeightMap(5, 2)]`, are applied to every sample in turn; one that returns None leaves it out.
     A change is a function, known again by its source text, or an object, known by its `repr`.
     """
-    data_dir = Path(data_dir)
-    folder = source_folder(source, data_dir, say)
+    folder = source_folder(source, Path(data_dir), say)
     is_known = str(source) in READERS  # not the name: a folder of yours may be called like a data set
     samples = read_dataset(str(source), folder) if is_known else read_folder(folder, label_map, extra_maps(folder))
     for change in changes:
@@ -213,7 +205,7 @@ def prepare(
     num_classes = NUM_CLASSES.get(str(source), 2) if num_classes is None else num_classes
     settings = _sha256([name, num_classes, seed, _folder_state(folder), list((label_map or {}).items()), recipe])
     name += f"_{_sha256(recipe)[:8]}" if changes else ""
-    plain, normalised = data_dir / f"{name}.hdf5", data_dir / f"{name}_normalised.hdf5"
+    plain, normalised = Path(data_dir, f"{name}.hdf5"), Path(data_dir, f"{name}_normalised.hdf5")
     if not _is_current(plain, settings):
         say(f"Building {plain}: it is missing or damaged, or settings or files have changed.")
         build_hdf5(samples, plain, num_classes=num_classes, seed=seed, source=settings)
@@ -235,13 +227,12 @@ def source_folder(source: str | Path, data_dir: Path = Path("data"), say: Callab
 
 def extra_maps(folder: Path) -> tuple[str, ...]:
     """Names of the extra maps (`instances`, `dead`, `weights`) that a folder holds beside images and labels."""
-    return tuple(name for name in EXTRA_FOLDERS if (folder / name).is_dir())
+    return tuple(name for name in ("instances", "dead", "weights") if (folder / name).is_dir())
 
 
 def _folder_state(folder: Path) -> list[tuple[str, int, int]]:
     """Names, sizes and times of modification of all files in a folder, junk left out."""
-    paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
-    places = {path.relative_to(folder): path.stat() for path in paths}
+    places = {path.relative_to(folder): path.stat() for path in sorted(folder.rglob("*")) if path.is_file()}
     return [(str(p), s.st_size, s.st_mtime_ns) for p, s in places.items() if not any(map(is_junk, p.parts))]
 
 
