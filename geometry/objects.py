@@ -2,10 +2,8 @@
 
 Maps are (H, W) integer, else `InputError`.  In an instance map 0 is background, every other number is the name of one
 object.  In a class map 255 is ignored: background in truth and in prediction, and no border runs along it.
-
-Counts first, ratios after: `Counts` of images add up, and scores are read off the sum.  The absent-object rule: nothing
-in truth and nothing predicted has no score (NaN); something in one of the two only scores 0.  On the pitfalls of all
-these metrics: Reinke et al., 2024 (doi:10.1038/s41592-023-02150-0).
+Counts first, ratios after: `Counts` of images add up, and scores are read off the sum.  Nothing in truth and nothing
+predicted has no score (NaN); something in one of the two only scores 0.  Pitfalls: doi:10.1038/s41592-023-02150-0.
 """
 
 from __future__ import annotations
@@ -71,8 +69,7 @@ def class_masks(pred: ArrayLike, target: ArrayLike, of_class: int = 1) -> tuple[
 def class_objects(pred: ArrayLike, target: ArrayLike, of_class: int = 1, *, connectivity: int = 8) -> Maps:
     """The connected components of one class in two class maps, numbered: two instance maps (H, W) int64."""
     neighbours = ndimage.generate_binary_structure(2, connectivity // 4)
-    in_pred, in_target = class_masks(pred, target, of_class)
-    return ndimage.label(in_pred, neighbours, np.int64)[0], ndimage.label(in_target, neighbours, np.int64)[0]
+    return tuple(ndimage.label(mask, neighbours, np.int64)[0] for mask in class_masks(pred, target, of_class))
 
 
 @dataclass(frozen=True)
@@ -100,11 +97,10 @@ def overlaps(pred: ArrayLike, target: ArrayLike) -> Overlaps:
     length = np.diff(start, append=maps[0].size)
     # the 0 in front keeps the background 0, also where there is none
     pred_run, target_run = (np.unique(np.append(0, labels[start]), return_inverse=True)[1][1:] for labels in maps)
-    P, T = (int(run.max(initial=0)) for run in (pred_run, target_run))
-    key, pair = np.unique(target_run * (P + 1) + pred_run, return_inverse=True)
-    target_of, pred_of = np.divmod(key, P + 1)
-    sizes = (pair, key.size), (pred_run, P + 1), (target_run, T + 1)
-    return Overlaps(pred_of, target_of, *(np.bincount(index, length, n).astype(np.int64) for index, n in sizes))
+    columns = pred_run.max(initial=0) + 1
+    key, pair = np.unique(target_run * columns + pred_run, return_inverse=True)
+    sizes = (np.bincount(run, length, n).astype(np.int64) for run, n in ((pair, 0), (pred_run, 1), (target_run, 1)))
+    return Overlaps(key % columns, key // columns, *sizes)
 
 
 @dataclass(frozen=True)
@@ -168,12 +164,9 @@ class PartitionCounts(Counts):
     split_bits: float
     merge_bits: float
 
-    rand_precision = _score(lambda c: (c.joint_pairs, c.pred_pairs), "Of the pairs put together, those rightly so")
-    rand_recall = _score(lambda c: (c.joint_pairs, c.target_pairs), "Of the pairs that belong together, those found")
-    arand = _score(
-        lambda c: (c.pred_pairs + c.target_pairs - 2 * c.joint_pairs, c.pred_pairs + c.target_pairs),
-        "1 − F1 of `rand_precision` (lowered by merges) and `rand_recall` (by splits), 0 … 1",
-    )
+    rand_precision = _score(lambda c: (c.joint_pairs, c.pred_pairs), "Of the joined pairs, the right; merges lower it")
+    rand_recall = _score(lambda c: (c.joint_pairs, c.target_pairs), "Of the pairs to join, the found; splits lower it")
+    arand = _score(lambda c: ((n := c.pred_pairs + c.target_pairs) - 2 * c.joint_pairs, n), "1 − F1 of the two, 0 … 1")
     voi_split = _score(lambda c: (c.split_bits, c.pixels), "H(prediction | truth) in bits")
     voi_merge = _score(lambda c: (c.merge_bits, c.pixels), "H(truth | prediction) in bits")
     voi = _score(lambda c: (c.split_bits + c.merge_bits, c.pixels), "Variation of information, their sum; 0 is perfect")
@@ -212,8 +205,7 @@ def centre_lines(pred: ArrayLike, target: ArrayLike, of_class: int = 1) -> Centr
     """Count how much of the skeletons S_P, S_G of one class lies inside of the true mask G, the predicted mask P."""
     in_pred, in_target = class_masks(pred, target, of_class)
     of_pred, of_target = skeletonize(in_pred), skeletonize(in_target)
-    lengths = [int(np.count_nonzero(m)) for m in (of_pred & in_target, of_pred, of_target & in_pred, of_target)]
-    return CentreLineCounts(*lengths)
+    return CentreLineCounts(*(int(m.sum()) for m in (of_pred & in_target, of_pred, of_target & in_pred, of_target)))
 
 
 @dataclass(frozen=True)
@@ -248,9 +240,8 @@ def topology_counts(pred: ArrayLike, target: ArrayLike, of_class: int = 1, *, co
     """Count the topological errors of one class in class maps (H, W); `connectivity` as in `critical_regions`."""
     pred, target = check_maps(pred, target, "H, W")
     regions = critical_regions(pred[None], target[None], classes=(of_class,), connectivity=connectivity)
-    severities = regions.severities()[0, 0].tolist()  # in the order of `topology.KINDS`, as the fields above
-    betti_errors = np.abs(regions.betti_pred - regions.betti_target)[0, 0].tolist()
-    return TopologyCounts(connectivity, 1, *regions.betti_target[0, 0].tolist(), *severities, *betti_errors)
+    betti, betti_pred, severities = regions.betti_target, regions.betti_pred, regions.severities()  # order of `KINDS`
+    return TopologyCounts(connectivity, 1, *np.dstack([betti, severities, abs(betti_pred - betti)]).ravel().tolist())
 
 
 @dataclass(frozen=True)
@@ -303,15 +294,10 @@ def boundary_distances(pred: ArrayLike, target: ArrayLike, of_class: int | None 
     pred, target = check_maps(pred, target, "H, W")
     ignored = target == IGNORE_INDEX
     maps = (pred, target) if of_class is None else class_masks(pred, target, of_class)
-    in_pred, in_target = (find_cracks(np.where(ignored, IGNORE_INDEX, labels.astype(np.int64))) for labels in maps)
-    return BoundaryDistances(_middles_to(in_pred, in_target), _middles_to(in_target, in_pred))
-
-
-def _middles_to(cracks: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Distance of the middle of each crack to the other cracks; exact, since middles and ends lie on the lattice."""
-    points = np.argwhere(cracks)
-    middles = points[points.sum(axis=1) % 2 == 1]  # one coordinate is even, one odd
-    return cKDTree(np.argwhere(others)).query(middles)[0] / 2  # two steps on the lattice are one pixel
+    points = [np.argwhere(find_cracks(np.where(ignored, IGNORE_INDEX, labels.astype(np.int64)))) for labels in maps]
+    middles = [p[p.sum(axis=1) % 2 == 1] for p in points]  # one coordinate is even, one odd
+    # Exact, since middles and ends of all cracks lie on the lattice of half pixels
+    return BoundaryDistances(*(cKDTree(others).query(own)[0] / 2 for own, others in zip(middles, points[::-1])))
 
 
 def choose_threshold(probs: Maps, labels: Maps) -> tuple[float, list[Row]]:
