@@ -8,8 +8,7 @@ FN touches a predicted object alike.  Let it touch d objects:
 - d = 1 only moves a border: neutral.  All other components are *critical*.
 - The same rule on the background tells how holes, and the outside, were merged, invented, split or missed.
 
-Objects use the connectivity 4 or 8, their background the other one.  Ignored pixels, and all that lies outside of the
-image, are background in P and in G.
+Objects use the connectivity 4 or 8, their background the other one.  What is ignored or outside is background.
 
 How it works: all images stand in one long line of pixels, with background between rows and images.  The line is cut
 into *runs* of equal code (bit 0 = in P, bit 1 = in G).  A union-find joins runs to *patches* (one code, 4-connected),
@@ -74,8 +73,7 @@ class CriticalRegions:
         runs = np.flatnonzero(chosen[self.kind[self.run_region]])
         weight = (self.severity / self.size)[self.run_region[runs]].astype(np.float32)
         length = self.run_length[runs]
-        before = np.cumsum(length) - length
-        pixels = np.repeat(self.run_start[runs] - before, length) + np.arange(length.sum())  # run after run
+        pixels = np.repeat(self.run_start[runs] + length - np.cumsum(length), length) + np.arange(length.sum())
         out = np.zeros(self.shape, np.float32)
         np.add.at(out.reshape(-1), pixels, np.repeat(weight, length))
         return out
@@ -98,9 +96,8 @@ def critical_regions(
     Label maps (B, H, W), integer or boolean; a pixel with `target` 255 is ignored.  Each of the `classes` is a problem
     of its own, against the rest.  `connectivity` (4 or 8) is that of the objects.  Raises `InputError` for others.
 
-    With `strict` FP also touches objects through FN, and FN through FP, not only through T: a gap predicted one pixel
-    beside its place is then a merge and a split.  What touches nothing in T and at most one object in all stays
-    spurious or missed.
+    With `strict` FP also touches objects through FN, and FN through FP: a gap predicted one pixel beside its place is
+    then a merge and a split.  What touches nothing in T and at most one object in all stays spurious or missed.
 
     >>> target = np.array([[[1, 1, 0, 1, 1]]])
     >>> regions = critical_regions(np.ones_like(target), target)
@@ -177,7 +174,6 @@ def _cut_runs(line: np.ndarray, stride: int, strict: bool) -> _Runs:
     a, b, c, d = line[place_b - 1], line[place_b], line[place_d - 1], line[place_d]
     starts_b, starts_d, left, right = a != b, c != d, a == c, b == d
     run_b, run_d = np.cumsum(starts_b), np.cumsum(starts_d)  # number of a run = starts up to here
-
     alike = np.flatnonzero(right)
     below = np.flatnonzero(_matters(b, d, strict))
     # c-d is known already if a-b is the same pair, or if a and b are one run that goes on in c or in d
@@ -238,11 +234,9 @@ class _Patches:
 def _join_runs(runs: _Runs, eight: int) -> _Patches:
     """Join runs to patches, and patches to components: 8-connected where the bit is `eight`, 4-connected elsewhere."""
     root = _unite(runs.code.size, *runs.alike)
-    first_run = np.flatnonzero(root == np.arange(root.size))
-    patch = np.arange(first_run.size)
-    number = np.zeros_like(root)
-    number[first_run] = patch
-    of_run, code = number[root], runs.code[first_run]
+    is_first = root == np.arange(root.size)
+    first_run, of_run = np.flatnonzero(is_first), (np.cumsum(is_first) - 1)[root]
+    patch, code = np.arange(first_run.size), runs.code[first_run]
     x, y = of_run[runs.contact[0]], of_run[runs.contact[1]]
     code_x, difference, side = code[x], code[x] ^ code[y], ~runs.diagonal
 
@@ -279,9 +273,7 @@ def _find_touches(patches: _Patches, eight: int, strict: bool) -> tuple[np.ndarr
     return toucher, touched, ~_is_error(code[other])
 
 
-def _judge(
-    runs: _Runs, patches: _Patches, eight: int, strict: bool
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def _judge(runs: _Runs, patches: _Patches, eight: int, strict: bool) -> tuple[np.ndarray, ...]:
     """Kind, severity and first patch of each critical region (M,), and each run in a region with the row of this."""
     Q = patches.code.size
     toucher, touched, in_both = _find_touches(patches, eight, strict)
@@ -289,11 +281,9 @@ def _judge(
     pair = np.append(pair[:1], pair[1:][pair[1:] != pair[:-1]])
     degree = np.bincount(pair // Q, minlength=2 * Q)
     if strict:
-        alone = np.ones(2 * Q, np.bool_)
-        alone[toucher[in_both]] = False
+        alone = np.bincount(toucher[in_both], minlength=2 * Q) == 0
         degree[alone & (degree == 1)] = 0
-    exists = np.zeros(2 * Q, np.bool_)
-    exists[patches.region[:, np.flatnonzero(_is_error(patches.code))]] = True
+    exists = np.bincount(patches.region[:, _is_error(patches.code)].ravel(), minlength=2 * Q) > 0
     critical = np.flatnonzero(exists & (degree != 1))
     row = np.full(2 * Q, -1)
     row[critical] = np.arange(critical.size)
