@@ -164,12 +164,11 @@ class TopologyLoss(nn.Module):
 
     c runs over the critical regions of the predicted labels (see `topology`), found on the CPU and held fixed for the
     gradient.  N is the number of true objects (and `holes`, if they count) in the batch, at least 1: a bridge of three
-    pixels weighs as much as a missed cell.  A `weight` belongs to the CE alone.  `strength` is λ ≥ 0; by default all
-    `classes` but 0 count; `connectivity`, `strict` as in `topology.critical_regions`.
-
-    margin: m ≥ 0.  With m > 0 what is falsely predicted is looked for where the logit of the class exceeds the highest
-    other one by more than −m, what is missing where by less than m (m = 1: p = 0.27 and 0.73).
-    warm_up: training steps in which λ rises from 0 along a line; outside of training steps λ has its full value.
+    pixels weighs as much as a missed cell.  A `weight` belongs to the CE alone.  `strength` is λ ≥ 0; in the first
+    `warm_up` training steps it rises from 0 along a line.  By default all `classes` but 0 count; `connectivity` and
+    `strict` are those of `topology.critical_regions`.  With a `margin` m > 0 what is falsely predicted is looked for
+    where the logit of the class exceeds the highest other one by more than −m, what is missing where by less than m
+    (m = 1: p = 0.27 and 0.73).
 
     >>> cells = torch.tensor([[[1, 1, 0, 0, 0, 1, 1]]])  # N = 2 cells, that a bridge of three pixels merges
     >>> z = torch.tensor([[[[9.0, 9.0, 1.0, 1.0, 1.0, 9.0, 9.0]]]])  # logits of one channel
@@ -197,7 +196,10 @@ class TopologyLoss(nn.Module):
 
     def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
         logits, target = _prepare(logits, target, weight)
-        nats, strength = _nats(logits, target), self._advance(logits)
+        nats, strength = _nats(logits, target), self.strength
+        if self.training and torch.is_grad_enabled() and logits.requires_grad:  # a training step; others: full λ
+            self.step += 1
+            strength *= min(1.0, (int(self.step) - 1) / self.warm_up) if self.warm_up else 1.0
         loss = _weighted_mean(nats, target, weight)
         return loss + strength * (nats * self.region_weights(logits, target)).sum() if strength else loss
 
@@ -226,13 +228,6 @@ class TopologyLoss(nn.Module):
             weights = regions.weights(kinds)
         objects = regions.betti_target[..., : 1 + self.holes].sum()
         return torch.from_numpy(weights / np.float32(max(objects, 1))).to(logits.device)
-
-    def _advance(self, logits: Tensor) -> float:
-        """Strength of the term in this call, and one step further."""
-        if not (self.training and torch.is_grad_enabled() and logits.requires_grad):
-            return self.strength
-        self.step += 1
-        return self.strength * min(1.0, (int(self.step) - 1) / self.warm_up) if self.warm_up else self.strength
 
     def extra_repr(self) -> str:
         names = "strength", "classes", "connectivity", "holes", "strict", "margin", "warm_up"
