@@ -1,7 +1,6 @@
 """Joint transforms: an image, its label and every weight map move alike.
 
-- One sample, numpy: the protocol of the course sheet, with the names of `inferno.io.transform.Transform`.  A call draws
-  the random variables once, and applies the same ones to every array (H, W) or (C, H, W).
+- One sample, numpy: the protocol of the course sheet, with the names of `inferno.io.transform.Transform`.
 - A whole batch, torch, on its device: each sample gets its own draw.
 
 A random generator is always handed in, so a second run draws the same; for batches it is one of the CPU, so nothing
@@ -39,14 +38,12 @@ class BasicTransform2D:
         return type(self).build_random_variables is not BasicTransform2D.build_random_variables
 
     def __call__(self, *images: np.ndarray, rng: np.random.Generator | None = None) -> list[Any]:
-        """Draw once, then transform every image with the same random variables."""
         if wrong := [type(image).__name__ for image in images if not isinstance(image, np.ndarray)]:
             raise InputError(f"An input is a {wrong[0]}; expected a numpy array. ToTorchTensor must come last.")
         shapes = [image.shape for image in images]
         if len({shape[-2:] for shape in shapes}) > 1 or any(len(shape) not in (2, 3) for shape in shapes):
             raise InputError(f"The inputs have shapes {shapes}; expected (H, W) or (C, H, W), channels first, alike.")
-        own_rng = self.rng
-        self.rng = own_rng if rng is None else rng
+        own_rng, self.rng = self.rng, self.rng if rng is None else rng
         try:
             self._random_variables = {}
             self.build_random_variables()
@@ -153,8 +150,7 @@ class Compose(BasicTransform2D):
         return result
 
 
-# Symmetry k: mirror left-right if k ≥ 4, then k % 4 counter-clockwise quarter turns.  Every one of the eight
-# is "flip these axes, then, for odd k, swap the two axes": one copy and one view.
+# Each of the eight symmetries flips these axes and then, for odd k, swaps the two: one copy and one view.
 _FLIPPED_AXES: tuple[tuple[int, ...], ...] = ((), (-1,), (-2, -1), (-2,), (-1,), (), (-2,), (-2, -1))
 
 
