@@ -5,14 +5,15 @@ convolution of kernel k, stride s, padding p, dilation d reads the positions o·
 transposed one the i with i·s − p ≤ o ≤ i·s − p + (k−1)·d.  The record is walked backwards to the image; where branches
 meet, their ranges are joined.  What is not known here reads all of its input; normalisation counts as pixel by pixel.
 
-Sources: Dumoulin and Visin, 2016 (arXiv:1603.07285); Araujo, Norris and Sim, 2019 (doi:10.23915/distill.00021);
-effective receptive field: Luo, Li, Urtasun and Zemel, 2016 (arXiv:1701.04128).
+Sources: Dumoulin and Visin, 2016 (arXiv:1603.07285); Araujo et al., 2019 (doi:10.23915/distill.00021);
+effective receptive field: Luo et al., 2016 (arXiv:1701.04128).
 """
 
 from __future__ import annotations
 
 import copy
 import math
+from collections import namedtuple
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ from checks import InputError
 
 ROWS_OF_THEIR_OWN = (nn.Conv2d, nn.ConvTranspose2d, nn.MaxPool2d, nn.AvgPool2d, nn.Linear)
 POINTWISE = ("hardswish", "hardsigmoid", "prelu_kernel", "alias", "detach", "to_copy")  # beside what PyTorch tags so
+Stage = namedtuple("Stage", "name channels height width")  # a box of the drawn U: the map that a block puts out
 
 
 def count_parameters(model: nn.Module, *, biases: bool = True) -> int:
@@ -46,9 +48,7 @@ def parameters_by_formula(model: nn.Module, *, biases: bool = True) -> int:
     Convolution k_h·k_w·C_in·C_out / groups, dense layer in·out, normalisation C; and a bias for each output.
     """
     total = 0
-    for layer in model.modules():
-        if not list(layer.parameters(recurse=False)):
-            continue
+    for layer in (module for module in model.modules() if list(module.parameters(recurse=False))):
         if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
             outputs = layer.out_channels
             weights = math.prod(layer.kernel_size) * layer.in_channels * outputs // layer.groups
@@ -75,15 +75,6 @@ class Layer(NamedTuple):
     memory: int
 
 
-class Stage(NamedTuple):
-    """One box of the drawn U: the map that a block of the encoder or decoder puts out."""
-
-    name: str
-    channels: int
-    height: int
-    width: int
-
-
 def layer_table(model: nn.Module, input_shape: tuple[int, ...]) -> list[Layer]:
     """Rows for all convolutions, poolings and dense layers, in the order in which they run on (B, C, H, W).
 
@@ -97,20 +88,19 @@ def layer_table(model: nn.Module, input_shape: tuple[int, ...]) -> list[Layer]:
     names = {module: name or type(module).__name__ for name, module in record.model.named_modules()}
     rows, counted = list[Layer](), set[nn.Module]()
     for position, step in enumerate(record.steps):
-        layer: Any = step.layer
+        layer, shape = step.layer, tuple(step.output.shape)
         parameters = 0 if layer is None or layer in counted else count_parameters(layer)
         counted.add(layer)
         kind, weight = type(layer).__name__, getattr(layer, "weight", None)
         if isinstance(layer, ROWS_OF_THEIR_OWN) or (parameters and not rows):
             kind += " {}×{}".format(*_pair(layer.kernel_size)) if hasattr(layer, "kernel_size") else ""
             # An output value reads the whole kernel; in a transposed convolution, an input value meets it.
-            values = math.prod(step.input_shape if isinstance(layer, nn.ConvTranspose2d) else step.output_shape)
+            values = math.prod(step.input_shape if isinstance(layer, nn.ConvTranspose2d) else shape)
             products = values * weight[0].numel() if weight is not None and weight.ndim > 1 else 0
-            seen = record.field(position), tuple(map(float, step.stride)), 4 * math.prod(step.output_shape)
-            rows.append(Layer(names[layer], kind, step.output_shape, parameters, products, *seen))
+            seen = record.field(position), tuple(map(float, step.stride)), 4 * math.prod(shape)
+            rows.append(Layer(names[layer], kind, shape, parameters, products, *seen))
         elif parameters:
-            last = rows.pop()
-            rows.append(last._replace(kind=f"{last.kind} + {kind}", parameters=last.parameters + parameters))
+            rows[-1] = rows[-1]._replace(kind=f"{rows[-1].kind} + {kind}", parameters=rows[-1].parameters + parameters)
     return rows
 
 
@@ -135,7 +125,7 @@ def stages(model: nn.Module, input_shape: tuple[int, ...]) -> list[Stage]:
     return [Stage(name, *shape) for name, shape in found.items()]
 
 
-def receptive_field(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, int]:
+def receptive_field(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, ...]:
     """Height and width, in pixels of the image, of the largest receptive field of all output pixels, by formula.
 
     Padding counts, so it may be larger than the image.  Of several outputs, the first counts.
@@ -148,11 +138,7 @@ def receptive_field(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[int
 
 
 def reach(model: nn.Module, input_shape: tuple[int, ...]) -> int:
-    """How far, in pixels, an output pixel can lie from an image pixel that it depends on: the margin of a tile.
-
-    >>> reach(nn.Conv2d(1, 1, 3, padding=1), (1, 1, 8, 8))
-    1
-    """
+    """How far, in pixels, an output pixel can lie from an image pixel that it depends on: the margin of a tile."""
     record = Record(model, input_shape)
     ranges = [record.ranges(record.last, axis) for axis in (0, 1)]
     return max(int(max((np.arange(len(a)) - a).max(), (b - np.arange(len(b))).max())) for a, b in ranges)
@@ -197,69 +183,63 @@ class Step:
     """One operation: the maps that it reads (by id) through windows along both axes, and the map that it writes."""
 
     sources: list[tuple[int, list[Window]]]
-    output: int
+    output: Tensor
     stride: tuple[Fraction, ...]
     input_shape: tuple[int, ...]
-    output_shape: tuple[int, ...]
-    layer: nn.Module | None = None
+    layer: Any = None
 
 
 class Record(TorchDispatchMode):
-    """What happens to one image in a copy of a model: `steps`, of which number `last` made the output."""
+    """What happens to one image in a copy of a model: `steps`, the image first; number `last` made the output."""
 
     def __init__(self, model: nn.Module, input_shape: tuple[int, ...]) -> None:
         super().__init__()
-        self.model, self.steps = copy.deepcopy(model).cpu().eval(), list[Step]()
+        self.model = copy.deepcopy(model).cpu().eval()
         image = torch.zeros(input_shape).to(next(self.model.parameters(), torch.zeros(())))
-        self._alive = [image]  # the id of a tensor is unique only while it lives
-        self._strides: dict[int, tuple[Fraction, ...]] = {id(image): (Fraction(1), Fraction(1))}  # of all maps so far
-        for module in self.model.modules():
-            if not list(module.children()):
-                module.register_forward_hook(self._name_step)
+        self.steps = [Step([], image, (Fraction(1), Fraction(1)), ())]
+        self._writers = {id(image): self.steps[0]}  # last step of each map; it keeps it alive, so the id stays unique
+        for leaf in (module for module in self.model.modules() if not list(module.children())):
+            leaf.register_forward_hook(self._name_step)
         with self, torch.no_grad():
             output = _tensors(self.model(image))[0]
-        writers = [number for number, step in enumerate(self.steps) if step.output == id(output)]
-        if not writers:
+        self.last = max((number for number, step in enumerate(self.steps) if step.output is output), default=0)
+        if not self.last:
             raise InputError("The output cannot be followed back to the image: no float tensor is made from it.")
-        self.last = writers[-1]
 
-    def field(self, position: int) -> tuple[int, int]:
+    def field(self, position: int) -> tuple[int, ...]:
         """Height and width of the largest field of the pixels of one step's output."""
-        height, width = (int((high - low).max()) + 1 for low, high in (self.ranges(position, axis) for axis in (0, 1)))
-        return height, width
+        return tuple(int((high - low).max()) + 1 for low, high in (self.ranges(position, axis) for axis in (0, 1)))
 
     def ranges(self, position: int, axis: int) -> tuple[np.ndarray, np.ndarray]:
         """First and last image row or column that each output position of one step reads: walk back to the image."""
-        outputs = np.arange(_sizes(self.steps[position].output_shape)[axis])
-        needed = {self.steps[position].output: (outputs, outputs)}
-        for step in reversed(self.steps[: position + 1]):
-            if step.output not in needed:
+        outputs = np.arange(_sizes(self.steps[position].output.shape)[axis])
+        needed = {id(self.steps[position].output): (outputs, outputs)}
+        for step in self.steps[position:0:-1]:
+            if id(step.output) not in needed:
                 continue
-            low, high = needed.pop(step.output)
+            low, high = needed.pop(id(step.output))
             for source, windows in step.sources:
                 w = windows[axis]
                 first, last = -(-(w.step * low + w.first) // w.parts), (w.step * high + w.last) // w.parts
                 known = needed.get(source, (first, last))
                 needed[source] = np.minimum(first, known[0]), np.maximum(last, known[1])
-        return needed[id(self._alive[0])]
+        return needed[id(self.steps[0].output)]
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result, name = function(*args, **(kwargs or {})), function.overloadpacket.__name__
-        maps = [x for x in _tensors((args, kwargs)) if id(x) in self._strides]
+        maps = [x for x in _tensors((args, kwargs)) if id(x) in self._writers]
         if maps and name == "copy_":
             raise InputError("A map is written into another one, as by y[…] = x, which cannot be followed.")
         written = [y for y in _tensors(result) if maps and y.is_floating_point()]  # not the indices of pooling
         for y in written[:1] if "norm" in name else written:  # not the means and deviations
             sources = [(id(x), _windows(function, args, kwargs or {}, x, y)) for x in maps]
-            moves = [[j * Fraction(w.step, w.parts) for j, w in zip(self._strides[n], ws)] for n, ws in sources]
-            self._strides[id(y)] = stride = tuple(max(axis) for axis in zip(*moves))
-            self._alive.append(y)
-            self.steps.append(Step(sources, id(y), stride, tuple(maps[0].shape), tuple(y.shape)))
+            moves = [[j * Fraction(w.step, w.parts) for j, w in zip(self._writers[n].stride, ws)] for n, ws in sources]
+            self.steps.append(Step(sources, y, tuple(max(axis) for axis in zip(*moves)), tuple(maps[0].shape)))
+            self._writers[id(y)] = self.steps[-1]
         return result
 
     def _name_step(self, layer: nn.Module, _inputs: Any, result: Any) -> None:
-        output = id(_tensors(result)[0])
-        step = next((step for step in reversed(self.steps) if step.output == output), None)
+        step = self._writers.get(id(_tensors(result)[0]))
         if step and step.layer is None:
             step.layer = layer
 
@@ -276,17 +256,15 @@ def _windows(function: Any, args: Any, kwargs: Any, x: Tensor, y: Tensor) -> lis
         return [Window() if b == a else Window(0, 0, b - 1) for b, a in zip(before, after)]  # one row is repeated
     if name in ("convolution", "max_pool2d_with_indices", "avg_pool2d"):
         kernel = call["weight"].shape[2:] if "weight" in call else call["kernel_size"]
-        stride, padding, dilation = call["stride"] or kernel, call["padding"], call.get("dilation", [1])
-        spans = [(k - 1) * d for k, d in zip(kernel, (dilation[0], dilation[-1]))]
-        settings = list(zip((stride[0], stride[-1]), (padding[0], padding[-1]), spans))
+        numbers = call["stride"] or kernel, call["padding"], call.get("dilation", [1])
+        settings = [(s, p, (k - 1) * d) for k, s, p, d in zip(kernel, *((n[0], n[-1]) for n in numbers))]
         if call.get("transposed"):
             return [Window(1, p - span, p, s) for s, p, span in settings]
         return [Window(s, -p, span - p) for s, p, span in settings]
     if name in ("upsample_nearest2d", "upsample_bilinear2d") and not call.get("align_corners"):
         # By p/q input pixels an output pixel: ⌊o·p/q⌋, or the two around (o + ½)·p/q − ½.
         ratios = [Fraction(b, a).as_integer_ratio() for b, a in zip(before, after)]
-        scales = call["scales_h"], call["scales_w"]
-        if all(scale is None or b * scale == a for b, a, scale in zip(before, after, scales)):
+        if all(s is None or b * s == a for b, a, s in zip(before, after, (call["scales_h"], call["scales_w"]))):
             if name == "upsample_nearest2d":
                 return [Window(p, 1 - q, 0, q) for p, q in ratios]
             return [Window(2 * p, p - 3 * q + 1, p + q - 1, 2 * q) for p, q in ratios]
@@ -316,11 +294,9 @@ def receptive_field_measured(model: nn.Module, input_shape: tuple[int, ...], *, 
         if isinstance(module, nn.BatchNorm2d):
             module.reset_running_stats()
     for parameter in model.parameters():  # of a size that keeps values near 1
-        fan = parameter[0].numel() if parameter.ndim > 1 else 100
-        parameter.data.uniform_(0.5, 1.5, generator=generator).div_(fan)
+        parameter.data.uniform_(0.5, 1.5, generator=generator).div_(parameter[0].numel() if parameter.ndim > 1 else 100)
     images = [torch.rand(input_shape, generator=generator, dtype=torch.float64) for _ in range(trials)]
-    seen = torch.stack([_gradient(model, x).abs().sum(dim=(0, 1)) for x in images]).sum(dim=0)  # (H, W)
-    rows, columns = torch.nonzero(seen, as_tuple=True)
+    _, _, rows, columns = torch.nonzero(torch.cat([_gradient(model, x) for x in images]), as_tuple=True)
     return int(rows.max() - rows.min()) + 1, int(columns.max() - columns.min()) + 1
 
 
