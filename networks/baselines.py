@@ -51,9 +51,7 @@ class DilatedNet(nn.Module):
 
     Without a pooling the map stays twice as fine, and a convolution after it must reach twice as far to see the same
     pixels: taps 2, then 4 pixels apart.  The parameters stay what they were; the multiply-adds after it are fourfold.
-
-    Args:
-        output_stride: 8 or 4 (also 16, 2, 1): pixels for one value of the map before the bilinear upsampling.
+    `output_stride`: 8 or 4 (also 16, 2, 1) pixels for one value of the map before the bilinear upsampling.
     """
 
     def __init__(
@@ -68,8 +66,7 @@ class DilatedNet(nn.Module):
             layers.append(conv_stage(before, width, dilation=max(1, 2**level // output_stride)))
             if 2**level < output_stride:
                 layers.append(nn.MaxPool2d(2, ceil_mode=True))
-        layers.append(nn.Conv2d(widths[-1], num_classes, 1))
-        layers.append(nn.Upsample(scale_factor=output_stride, mode="bilinear"))
+        layers += [nn.Conv2d(widths[-1], num_classes, 1), nn.Upsample(scale_factor=output_stride, mode="bilinear")]
         self.layers = nn.Sequential(*layers)
         self.apply(initialise)
 

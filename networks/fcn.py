@@ -59,12 +59,8 @@ class FCN(nn.Module):
     Backbone and dense layers of `PatchClassifier`, the latter as convolutions, give a coarse map of one value for 32
     pixels.  FCN-32s brings it up at once.  FCN-16s goes up by 2, adds scores of the map of stride 16 (a *short-cut*:
     1×1 convolution and sum), then up by 16; FCN-8s does so once more.  Scores start at 0, so that a new short-cut
-    changes nothing yet.
-
-    Args:
-        stride: 32, 16 or 8.
-        upsampling: "transposed" convolution that starts as bilinear interpolation; "bilinear" is the same, not trained.
-        patch: side of the window of one value of the coarse map; see `PatchClassifier`.
+    changes nothing yet.  `upsampling` by "transposed" convolution starts as bilinear interpolation; "bilinear" is the
+    same, not trained.  `patch` is the side of the window of one value of the coarse map, as in `PatchClassifier`.
     """
 
     def __init__(

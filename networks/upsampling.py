@@ -85,11 +85,8 @@ def bilinear_upsampling(
     """A transposed convolution, a kernel each channel, that starts as interpolation: (B, C, H, W) → (B, C, f·H, f·W).
 
     Equal to `F.interpolate(x, scale_factor=f, mode="bilinear")` but in the outer ⌈(f − 1)/2⌉ pixels: there
-    `F.interpolate` repeats the value at the frame, and a transposed convolution finds nothing beyond it.
-
-    Args:
-        padding: rows and columns cut off at each side of the output; default ⌈(f − 1)/2⌉, which leaves f·H.
-        trainable: False keeps the interpolation as it is.
+    `F.interpolate` repeats the value at the frame, and a transposed convolution finds nothing beyond it.  `padding`
+    rows and columns are cut off at each side; default ⌈(f − 1)/2⌉, which leaves f·H.
     """
     kernel = bilinear_kernel(factor)
     padding = factor // 2 if padding is None else padding
