@@ -4,11 +4,7 @@ The loop is forward, loss, backward, stop if the loss is not finite, step.  Ever
 (seed, epoch) alone: the order of the samples, their crops, the augmentation, dropout.  So a run that was cut off needs
 only its weights, its optimiser and the number of its epoch to continue as if nothing had happened: bit for bit on a
 CPU, on a GPU up to the rounding of sums whose order is not fixed there.
-
-Within an epoch the host never waits for a GPU: losses and counts stay on the device until its end.
 """
-
-from __future__ import annotations
 
 import contextlib
 import copy
@@ -89,8 +85,7 @@ class Learner:
         verbose: bool = True,
     ):
         if schedule not in SCHEDULES or precision not in PRECISIONS:
-            choices = f"choose one of {SCHEDULES} and of {PRECISIONS}."
-            raise InputError(f"Learner: schedule={schedule!r}, precision={precision!r}; {choices}")
+            raise InputError(f"Learner: {schedule=}, {precision=}; choose one of {SCHEDULES} and of {PRECISIONS}.")
         self.device = parallel.local_device(torch.device(device) if device is not None else pick_device())
         self.model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.loss, self.train_loader, self.val_loader = loss, train_loader, val_loader
@@ -107,15 +102,14 @@ class Learner:
 
     # ---- training ---------------------------------------------------------------------------------------------------
 
-    def fit(self, epochs: int, after_epoch: Callable[[Row], object] | None = None) -> list[Row]:
+    def fit(self, epochs: int, after_epoch: Callable[[Row], object] = lambda row: None) -> list[Row]:
         """Train until `epochs` epochs are done in all, and leave the model with the best weights seen.
 
         The best epoch is the one of highest validation mean IoU (the last epoch if there is no validation).  A run
         found in `folder` with the same settings is continued, a finished one is not trained again.  If the memory
         does not hold a batch, it is cut into pieces whose gradients are added up.
 
-        `after_epoch` gets the row of each finished epoch: epoch, lr, train_loss, train_accuracy, …, val_loss, …,
-        seconds.  `history` is the list of all rows.
+        `after_epoch` gets the row of each epoch: epoch, lr, train_loss, …, val_loss, …, seconds; `history` has all.
 
         Raises:
             InputError: if there is no training data, another run uses the folder, or it cannot be written.
@@ -125,17 +119,17 @@ class Learner:
             raise InputError("Learner.fit: there is no training data; give a train_loader with at least one batch.")
         _keep_freed_memory()
         parallel.start()
-        if self.folder is None or parallel.rank() > 0:
-            return self._fit(epochs, after_epoch)
-        with checkpoint.locked(self.folder):
+        folder = self.folder if parallel.rank() == 0 else None
+        with checkpoint.locked(folder) if folder is not None else contextlib.nullcontext():
             return self._fit(epochs, after_epoch)
 
-    def _fit(self, epochs: int, after_epoch: Callable[[Row], object] | None) -> list[Row]:
+    def _fit(self, epochs: int, after_epoch: Callable[[Row], object]) -> list[Row]:
         line = parallel.LiveLine(self.verbose and parallel.rank() == 0)
-        state, note = self._start(epochs)
+        if self._initial is None:  # all processes begin, and begin again, with the same weights
+            self._initial = parallel.from_rank_0(lambda: _copy_to_cpu(self._learnt().state_dict()))
+        state, note = parallel.from_rank_0(lambda: self._find_state(epochs))
         self.number_format = state["number_format"]
-        options: dict[str, Any] = {"lr": self.lr, "weight_decay": self.weight_decay, "fused": True}
-        optimizer = torch.optim.AdamW(self.model.parameters(), **options)  # fused: one call for all weights
+        optimizer = torch.optim.AdamW(self.model.parameters(), self.lr, weight_decay=self.weight_decay, fused=True)
         scaler = GradScaler(self.device.type, enabled=self.number_format == "float16")
         self._learnt().load_state_dict(state["learnt"])
         if state["history"]:
@@ -154,8 +148,7 @@ class Learner:
                 row["seconds"] = time.perf_counter() - began
                 self._close_epoch(state, row, optimizer, scaler)
                 line.show(f"epoch {epoch + 1}/{epochs} · {self._summary(state)}")
-                if after_epoch is not None:
-                    after_epoch(row)
+                after_epoch(row)
         finally:  # also when the student presses stop, or the loss is not finite
             self._learnt().load_state_dict(state["best"])
             self.history = list(state["history"])
@@ -191,10 +184,7 @@ class Learner:
         return {"epoch": epoch + 1, "lr": lr} | {f"train_{name}": value for name, value in _scores(done).items()}
 
     def _backward(self, batch: Batch, scaler: GradScaler) -> tuple[Tensor, Tensor]:
-        """Leave the gradient of the batch in the weights; return its loss and its confusion matrix.
-
-        If the memory does not hold the batch, its halves (quarters, …) follow each other and add up their gradients.
-        """
+        """Leave the gradient of the batch in the weights; return its loss and its confusion matrix."""
         mine, weight = parallel.shared(batch), parallel.weight_of_share(len(batch[0]))
         counter = self.loss if isinstance(self.loss, nn.Module) else nn.Module()
         counted = copy.deepcopy(counter.state_dict())
@@ -204,8 +194,7 @@ class Learner:
                 losses, counts = [], []
                 for images, target, *maps in zip(*(tensor.chunk(self._pieces) for tensor in mine)):
                     counter.load_state_dict(counted)  # a loss that counts its steps counts this batch once
-                    with self.autocast():
-                        logits = self._train_model(images)
+                    logits = self._forward(self._train_model, images)
                     loss = self.loss(logits, target, *maps) * (len(images) / len(mine[0]))
                     scaler.scale(loss * weight).backward()
                     losses.append(loss.detach())
@@ -215,10 +204,8 @@ class Learner:
                 if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
                     raise  # on a CPU PyTorch has no class for a full memory, only a message
             if self._pieces >= len(mine[0]):
-                raise InputError(
-                    f"The memory of {self.device} does not hold one image of the batch.\n"
-                    "Take a smaller crop, or a model with smaller widths."
-                )
+                advice = "Take a smaller crop, or a model with smaller widths."
+                raise InputError(f"The memory of {self.device} does not hold one image of the batch.\n{advice}")
             self._pieces *= 2
 
     def _stop_if_not_finite(self, done: list[tuple[Tensor, Tensor]], epoch: int, step: int = 0) -> None:
@@ -265,10 +252,10 @@ class Learner:
         self._learnt().load_state_dict(before)
         return min(seconds, key=lambda name: seconds[name])
 
-    def autocast(self) -> torch.autocast:
-        """The context in which the forward pass runs in `number_format`."""
+    def _forward(self, model: nn.Module, images: Tensor) -> Tensor:
         lower = self.number_format != "float32"
-        return torch.autocast(self.device.type, getattr(torch, self.number_format) if lower else None, enabled=lower)
+        with torch.autocast(self.device.type, getattr(torch, self.number_format) if lower else None, enabled=lower):
+            return model(images)
 
     # ---- the run as it lies in memory and in the checkpoint ---------------------------------------------------------
 
@@ -302,14 +289,8 @@ class Learner:
             return None, f"{note}Another version of the program wrote the checkpoint: started over. "
         return state, note
 
-    def _start(self, epochs: int) -> tuple[dict[str, Any], str]:
-        """The state to start from (a new one, or that of an interrupted run) and what to say about it."""
-        if self._initial is None:  # all processes begin, and begin again, with the same weights
-            self._initial = parallel.from_rank_0(_copy_to_cpu(self._learnt().state_dict()))
-        state, note = parallel.from_rank_0(self._find_state(epochs) if parallel.rank() == 0 else None)
-        return dict(state), note
-
     def _find_state(self, epochs: int) -> tuple[dict[str, Any], str]:
+        """The state to start from (a new one, or that of an interrupted run) and what to say about it."""
         settings = self.settings()
         state, note = (self._state, "") if self._state is not None else self._read()
         if state is not None and state["settings"] != settings:
@@ -319,12 +300,11 @@ class Learner:
             chosen = self.fastest_precision() if self.precision == "auto" else self.precision
             state = {"version": VERSION, "settings": settings, "number_format": chosen, "epochs": epochs, "epoch": 0}
             state |= {"history": [], "best_score": -math.inf, "learnt": self._initial, "best": self._initial}
-            return state, note
-        if self._state is None:
+        elif self._state is None:
             note += f"continued after epoch {state['epoch']}. " if state["epoch"] < epochs else "trained before. "
         if state["epochs"] != epochs:
             note += f"begun as a run of {state['epochs']} epochs: its learning rate differs from one of {epochs}. "
-        return state, note
+        return dict(state), note
 
     def _close_epoch(self, state: dict[str, Any], row: Row, optimizer: Optimizer, scaler: GradScaler) -> None:
         """Note the finished epoch in `state`, all at once, and write it to the folder."""
@@ -345,7 +325,7 @@ class Learner:
             text += f" · validation mean IoU {best['val_mean_iou']:.3f} (best, epoch {state['best_epoch']})"
         return text
 
-    # ---- evaluation and prediction ----------------------------------------------------------------------------------
+    # ---- evaluation, prediction, explanation ------------------------------------------------------------------------
 
     @torch.no_grad()
     def evaluate(self, loader: Iterable[Batch]) -> dict[str, float]:
@@ -355,7 +335,7 @@ class Learner:
         for batch in loader:
             images, target, *maps = parallel.shared(self._to_device(batch))
             if len(images):
-                logits = self._forward(images)
+                logits = self._forward(self.model, images)
                 done.append((self.loss(logits, target, *maps), metrics.confusion_matrix(logits, target)))
         return _scores(done)
 
@@ -368,17 +348,14 @@ class Learner:
         check_images(images)
         self.model.eval()
         if flips:
-            axes: list[list[int]] = [[], [2], [3], [2, 3]]
-            views = [self.predict(images.flip(a), tile=tile).flip(a) for a in axes]
+            views = [self.predict(images.flip(axes), tile=tile).flip(axes) for axes in ((), (2,), (3,), (2, 3))]
             return torch.stack(views).mean(dim=0)
         margin = margin_of(self.model, images.shape[1]) if max(images.shape[2:]) > tile else None
         return predict_tiled(self._probs, images, tile=tile, margin=margin)
 
     def _probs(self, images: Tensor) -> Tensor:
         (images,) = self._to_device([images])
-        return two_or_more(self._forward(images)).float().softmax(dim=1).cpu()
-
-    # ---- explanation ------------------------------------------------------------------------------------------------
+        return two_or_more(self._forward(self.model, images)).float().softmax(dim=1).cpu()
 
     def explain(self, input_shape: tuple[int, ...] | None = None) -> None:
         """Print the layer table of the model and draw its U, for (B, C, H, W); default one image of the training."""
@@ -386,15 +363,9 @@ class Learner:
         layers = inspection.layer_table(self.model, shape)
         print(inspection.format_table(layers, shape))
         if hasattr(self.model, "encoder") and hasattr(self.model, "decoder"):
-            plots.draw_unet(
-                inspection.stages(self.model, shape),
-                input_channels=shape[1],
-                num_classes=layers[-1].output_shape[1],
-                skip=getattr(self.model, "skip", "none"),
-                upsampling=getattr(self.model, "upsampling", ""),
-            )
-
-    # ---- helpers ----------------------------------------------------------------------------------------------------
+            skip, upsampling = getattr(self.model, "skip", "none"), getattr(self.model, "upsampling", "")
+            channels = {"input_channels": shape[1], "num_classes": layers[-1].output_shape[1]}
+            plots.draw_unet(inspection.stages(self.model, shape), skip=skip, upsampling=upsampling, **channels)
 
     def _to_device(self, batch: Batch) -> list[Tensor]:
         images, *maps = batch
@@ -402,10 +373,6 @@ class Learner:
             check_images(images)
         images = images.to(self.device, torch.float32, non_blocking=True, memory_format=torch.channels_last)
         return [images, *(m.to(self.device, non_blocking=True) for m in maps)]
-
-    def _forward(self, images: Tensor) -> Tensor:
-        with self.autocast():
-            return self.model(images)
 
 
 def _scores(done: list[tuple[Tensor, Tensor]]) -> Row:

@@ -8,18 +8,14 @@ The recipe is that of the notebook.  A run that is cut off goes on when the comm
 part is scored once and the model is written as model.pt2, for `predict`.  Several machines need the same data.
 """
 
-from __future__ import annotations
-
-import argparse
+from argparse import ArgumentParser, Namespace, RawTextHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
 
 import data
-from checks import InputError
 from learner import Learner, set_seed
 from losses import cross_entropy
 from training import modelfile, parallel
@@ -33,7 +29,7 @@ def augment(*tensors: Tensor, generator: torch.Generator) -> Sequence[Tensor]:
     return random_intensity(images, gain=0.3, offset=0.3, generator=generator), *maps
 
 
-def make_learner(options: argparse.Namespace, path: Path) -> Learner:
+def make_learner(options: Namespace, path: Path) -> Learner:
     """The learner that the options describe, for a normalised .hdf5."""
     part = data.SegmentationDataset(path, "train", crop=options.crop, seed=options.seed)
     loader = data.make_loader(part, options.batch, shuffle=True, seed=options.seed, repeats=options.repeats)
@@ -44,39 +40,9 @@ def make_learner(options: argparse.Namespace, path: Path) -> Learner:
     return Learner(model, cross_entropy, loader, val, lr=options.lr, augment=augment, folder=folder, seed=options.seed)
 
 
-def prepared(options: argparse.Namespace) -> Path:
-    """The data set, built by one process while the others wait."""
-    try:
-        answer: Any = parallel.rank() == 0 and data.prepare(options.source, options.data, num_classes=options.classes)
-    except InputError as error:
-        answer = error
-    answer = parallel.from_rank_0(answer)  # a problem too: else the others would wait for ever
-    if not isinstance(answer, Path):
-        raise answer
-    return answer
-
-
 def main(arguments: list[str]) -> int:
     """What `run.py train` does; `InputError` if something is wrong with the data."""
-    options = _parse(arguments)
-    parallel.start()
-    try:
-        learner = make_learner(options, prepared(options))
-        learner.fit(options.epochs)
-        dataset = learner.train_loader.dataset
-        tests = data.SegmentationDataset(dataset.path, "test") if dataset.parts["test"] else None
-        scores = learner.evaluate(data.make_loader(tests, options.batch)) if tests else {}
-        if parallel.rank() == 0:
-            print("".join(f"test {name} {scores[name]:.4f}\n" for name in ("mean_iou", "accuracy") if scores), end="")
-            modelfile.save(learner.model, options.output / "model.pt2", mean=dataset.mean, std=dataset.std)
-    finally:
-        parallel.stop()
-    return 0
-
-
-def _parse(arguments: list[str]) -> argparse.Namespace:
-    layout = argparse.RawTextHelpFormatter
-    parser = argparse.ArgumentParser(prog="run.py train", description=__doc__, formatter_class=layout)
+    parser = ArgumentParser("run.py train", description=__doc__, formatter_class=RawTextHelpFormatter)
     parser.add_argument("source", help=f"a folder with images and labels, or one of {', '.join(data.NAMES)}")
     parser.add_argument("--output", type=Path, help="gets checkpoints and model.pt2; default: runs/NAME")
     parser.add_argument("--data", type=Path, default=Path("data"), help="where the .hdf5 files are kept; default: data")
@@ -90,4 +56,17 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
     options.output = options.output or Path("runs") / Path(options.source).resolve().name
-    return options
+    parallel.start()
+    try:
+        path = parallel.from_rank_0(lambda: data.prepare(options.source, options.data, num_classes=options.classes))
+        learner = make_learner(options, path)
+        learner.fit(options.epochs)
+        dataset = learner.train_loader.dataset
+        tests = data.SegmentationDataset(dataset.path, "test") if dataset.parts["test"] else None
+        scores = learner.evaluate(data.make_loader(tests, options.batch)) if tests else {}
+        if parallel.rank() == 0:
+            print("".join(f"test {name} {scores[name]:.4f}\n" for name in ("mean_iou", "accuracy") if scores), end="")
+            modelfile.save(learner.model, options.output / "model.pt2", mean=dataset.mean, std=dataset.std)
+    finally:
+        parallel.stop()
+    return 0

@@ -8,13 +8,11 @@ Several models: on a CPU, `fit_all` gives each small network a core of its own, 
 other after every layer: two networks on two cores took 1.6 times less time than one after the other.
 """
 
-from __future__ import annotations
-
 import contextlib
 import multiprocessing
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import timedelta
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
@@ -39,7 +37,6 @@ class LiveLine:
         self._active, self._notebook = active, "ipykernel" in sys.modules
 
     def show(self, text: str) -> None:
-        """Put `text` in the place of the line before."""
         if self._active and not self._notebook:
             print(text)
         elif self._active and self._handle is None:
@@ -100,9 +97,17 @@ def gathered(values: list[Any]) -> list[Any]:
     return [value for one in lists for value in one]
 
 
-def from_rank_0(value: Any) -> Any:
-    """What rank 0 has in `value`, in every process."""
-    return gathered([value])[0]
+def from_rank_0(make: Callable[[], Any]) -> Any:
+    """What `make` returns in rank 0, in every process; its `InputError` too, else the others would wait for ever."""
+    answer: Any = None
+    try:
+        answer = make() if rank() == 0 else None
+    except InputError as error:
+        answer = error
+    answer = gathered([answer])[0]
+    if isinstance(answer, InputError):
+        raise answer
+    return answer
 
 
 def together(model: nn.Module, device: torch.device) -> nn.Module:
