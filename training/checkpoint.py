@@ -6,8 +6,6 @@ when it loads, so they are compared here first, and loading runs no code that a 
 Source: Pillai et al., "All file systems are not created equal", OSDI 2014.
 """
 
-from __future__ import annotations
-
 import contextlib
 import io
 import os
@@ -26,10 +24,7 @@ LATEST, PREVIOUS, LOCK = "latest.ckpt", "previous.ckpt", "in-use.lock"
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """Give the path of a temporary file to write; at the end of the block it becomes `path`, whole or not at all.
-
-    `InputError` if the disk is full or the folder read-only; the old file is still there.
-    """
+    """Give a file to write; after the block it becomes `path`, or the old one stays and an `InputError` says why."""
     part = path.with_name(f"{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -58,7 +53,7 @@ def _cannot_write(path: Path, error: OSError) -> InputError:
     return InputError(f"{what}\nMake room, or choose a folder where you may write; then run the same cell again.")
 
 
-def save(folder: Path, state: dict[str, Any]) -> Path:
+def save(folder: Path, state: dict[str, Any]) -> None:
     """Write `state` (nested tensors, numbers, texts) as the latest checkpoint of `folder`; the one there is kept."""
     latest, buffer = folder / LATEST, io.BytesIO()
     torch.save(state, buffer)  # in memory first: torch hides the reason why a disk refuses
@@ -66,7 +61,6 @@ def save(folder: Path, state: dict[str, Any]) -> Path:
         part.write_bytes(buffer.getbuffer())
         if latest.exists() and not is_damaged(latest.read_bytes()):  # else it must not push out the one before
             os.replace(latest, folder / PREVIOUS)
-    return latest
 
 
 def load(folder: Path) -> tuple[dict[str, Any] | None, str]:

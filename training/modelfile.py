@@ -8,8 +8,6 @@ name.  PyTorch's reader may run code that a file brings: open only files that yo
 bounded; if the margin is as wide as the receptive field reaches (`margin_of`), the result is that of the whole image.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import io
@@ -24,6 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.export.passes import move_to_device_pass
 
 from checks import InputError
 from networks.inspection import Record, is_norm, reach
@@ -32,7 +31,6 @@ from training.checkpoint import is_damaged, replacing
 CARD = "segmentation.json"
 TOLERANCE = 1e-4  # largest difference of a file's logits from those of the model, relative to the largest logit (or 1)
 GRID = 64  # pieces begin at multiples of this, so that the windows of up to six poolings by 2 lie as in the whole image
-
 # B, H, W of the traced image: 193 → 97 → 49 → 25 → 13 → 7 is odd on every level of a network.  What Python decides in
 # `forward` is fixed by it, such as "this map has the right size, nothing to cut"; here every cut is a real one.
 _EXAMPLE = (2, 193, 129)
@@ -74,14 +72,10 @@ def save(
     """Write `path` (NAME.pt2) from a trained model for images (B, C, H, W), and return `path`.
 
     `mean` and `std` of each channel are those of the training (`SegmentationDataset.mean`); `class_names` are by
-    default "background", "class 1", …
-
-    Raises:
-        InputError: if the settings do not fit the model, it cannot be traced, or the file differs from it.
+    default "background", "class 1", …  `InputError` if they do not fit, the model cannot be traced, or the file errs.
     """
     path = Path(path)
-    network = copy.deepcopy(model).cpu().float().eval()
-    network = network.to(memory_format=torch.contiguous_format)
+    network = copy.deepcopy(model).cpu().float().eval().to(memory_format=torch.contiguous_format)
     program, buffer = _trace(network, len(mean)), io.BytesIO()
     card = json.dumps(asdict(_make_card(network, mean, std, class_names)))
     with _quiet():
@@ -164,8 +158,6 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> ExportedModel:
         with _quiet():
             program = torch.export.load(io.BytesIO(content), extra_files=files)
             if torch.device(device).type != "cpu":
-                from torch.export.passes import move_to_device_pass
-
                 program = move_to_device_pass(program, device)
         names, mean, std, margin = json.loads(files[CARD]).values()
     except Exception as error:  # torch.export raises nearly everything
