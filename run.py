@@ -176,6 +176,16 @@ def run_tests(options: argparse.Namespace) -> None:
     continue_as([sys.executable, "-m", "pytest", *workers, *options.rest])
 
 
+def help_text(command: str) -> str:
+    """What a command does and its options, as the text of its module says: nothing has to be installed for it."""
+    if command == "test":
+        return f"{run_tests.__doc__}"
+    source = (ROOT / f"{COMMANDS[command][0].replace('.', '/')}.py").read_text(encoding="utf-8")
+    options = re.findall(r'parser\.add_argument\("([\w-]+)"(?:.*help=f?"(.*?)")?', source)
+    lines = [f"  {name:<12}{re.sub('{.*?}', '…', text)}" for name, text in options]
+    return "\n".join([source.split('"""')[1], *lines])
+
+
 def run_module(options: argparse.Namespace) -> int:
     """`main` of the command's module gets all that follows on the command line."""
     module, from_root, _ = COMMANDS[options.command]
@@ -213,6 +223,9 @@ def main(arguments: list[str]) -> int:
     options = parse(arguments)
     needed = NEEDS_ONLY.get(options.command)
     if needed is None or not all(map(importlib.util.find_spec, needed)):
+        if {"-h", "--help"} & {*options.rest} and missing_packages():
+            print(help_text(options.command))
+            return 0
         ensure_environment(arguments)
     return options.action(options) or 0
 

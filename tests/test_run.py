@@ -10,6 +10,7 @@ import os
 import re
 import runpy
 import shutil
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -266,6 +267,18 @@ def test_a_module_gets_the_arguments_after_its_command(command, code, tmp_path, 
     monkeypatch.chdir(tmp_path)
     assert run.main([command, *rest]) == (code or 0)
     assert got == [(rest, ROOT if from_root else tmp_path)]  # paths of a user are seen from where the user stands
+
+
+@pytest.mark.parametrize("command", [*run.COMMANDS, "test", "reopen"])
+def test_the_help_of_a_command_needs_no_package_and_names_its_options(command, capsys):
+    bare = [sys.executable, "-E", "-S", "-s", run.__file__, command, "-h"]  # nothing that is installed is seen
+    said = subprocess.run(bare, capture_output=True, check=True, encoding="utf-8", timeout=60).stdout
+    if command in run.COMMANDS:
+        with pytest.raises(SystemExit):
+            importlib.import_module(run.COMMANDS[command][0]).main(["-h"])
+        assert set(re.findall(r"--\w+", capsys.readouterr().out)) <= set(re.findall(r"--\w+", f"{said} --help"))
+    else:
+        assert "what follows is for pytest" in said or "the hand-in" in said
 
 
 def test_a_wrong_input_of_a_command_is_its_sentence_alone(monkeypatch):
