@@ -9,15 +9,13 @@ batch: if it learns the labels of other images as well as the right ones, they m
 Source: Karpathy, 2019, https://karpathy.github.io/2019/04/25/recipe (overfit one batch).
 """
 
-from __future__ import annotations
-
-import argparse
 import hashlib
+from argparse import ArgumentParser, RawTextHelpFormatter
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -94,10 +92,8 @@ def _samples(source: str | Path, label_map: LabelMap | None) -> Iterator[Sample 
 def describe(report: Report) -> list[str]:
     """The report as lines: the problems, those with one advice together, then what the sound samples are like."""
     lines = [f"{report.source}: {report.sizes.total()} sound pairs, {len(report.problems)} problems"]
-    by_advice: dict[str, list[Problem]] = defaultdict(list)
-    for problem in report.problems:
-        by_advice[problem.advice].append(problem)
-    for advice, same in by_advice.items():
+    for advice in dict.fromkeys(problem.advice for problem in report.problems):
+        same = [problem for problem in report.problems if problem.advice == advice]
         lines.append(f"- {advice or 'correct this, then check again'}:")
         lines += [f"    {problem.file or report.source}: {problem.found}" for problem in same[:SHOWN]]
         lines += [f"    … and {len(same) - SHOWN} more"] if len(same) > SHOWN else []
@@ -156,23 +152,19 @@ def _entropy(label: np.ndarray) -> float:
 
 def learn_one_batch(images: Tensor, targets: Tensor, num_classes: int, seed: int = 0) -> OneBatch:
     """Train a tiny network on one batch, and two more with labels of other images in it; NaN if of one class only."""
-    chance = _entropy(targets.numpy()) or float("nan")
-    own, *others = (_late_loss(images, targets.roll(k, 0), num_classes, seed) / chance for k in range(3))
-    return OneBatch(own, float(np.mean(others)))
-
-
-def _late_loss(images: Tensor, targets: Tensor, num_classes: int, seed: int) -> float:
-    """Mean loss in the second half of the steps; the last one alone differs much by chance."""
-    set_seed(seed)
-    model, batches = UNet(images.shape[1], num_classes, WIDTHS), [(images, targets)]
-    learner = Learner(model, cross_entropy, batches, lr=0.02, schedule="constant", precision="float32", verbose=False)
-    return float(np.mean([row["train_loss"] for row in learner.fit(STEPS)[STEPS // 2 :]]))
+    chance, shares = _entropy(targets.numpy()) or float("nan"), []
+    settings: dict[str, Any] = {"lr": 0.02, "schedule": "constant", "precision": "float32", "verbose": False}
+    for shift in range(3):
+        set_seed(seed)
+        model, batches = UNet(images.shape[1], num_classes, WIDTHS), [(images, targets.roll(shift, 0))]
+        late = Learner(model, cross_entropy, batches, **settings).fit(STEPS)[STEPS // 2 :]  # one step differs by chance
+        shares.append(float(np.mean([row["train_loss"] for row in late])) / chance)
+    return OneBatch(shares[0], float(np.mean(shares[1:])))
 
 
 def main(arguments: Sequence[str]) -> int:
     """What `run.py check` does; 1 if there are problems."""
-    layout = argparse.RawTextHelpFormatter
-    parser = argparse.ArgumentParser(prog="run.py check", description=__doc__, formatter_class=layout)
+    parser = ArgumentParser("run.py check", description=__doc__, formatter_class=RawTextHelpFormatter)
     parser.add_argument("source", metavar="FOLDER|NAME", help="images/ and labels/ lie in it, or a known data set")
     parser.add_argument("--classes", type=int, choices=range(2, 256), metavar="N", help="default: as data.prepare")
     parser.add_argument("--map", type=parse_map, metavar="VALUE=CLASS,…", help="the class of each value in the masks")
@@ -197,9 +189,6 @@ def parse_map(text: str) -> dict[int | tuple[int, ...], int]:
     >>> parse_map("0=0,255=1"), parse_map("255-0-255=1")
     ({0: 0, 255: 1}, {(255, 0, 255): 1})
     """
-    result: dict[int | tuple[int, ...], int] = {}
-    for entry in text.split(","):
-        value, number = entry.split("=")
-        colour = tuple(map(int, value.split("-")))
-        result[colour if len(colour) > 1 else colour[0]] = int(number)
-    return result
+    pairs = (entry.split("=") for entry in text.split(","))
+    classes = {tuple(map(int, value.split("-"))): int(number) for value, number in pairs}
+    return {value if len(value) > 1 else value[0]: number for value, number in classes.items()}

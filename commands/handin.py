@@ -7,9 +7,6 @@ included, in one `.zip`.  Each rule is a generator that yields one line for each
 Standard library only.  Source: "General Regulations" of the exercise sheets.
 """
 
-from __future__ import annotations
-
-import argparse
 import ast
 import contextlib
 import importlib.util
@@ -17,6 +14,7 @@ import json
 import re
 import sys
 import zipfile
+from argparse import ArgumentParser
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -208,6 +206,6 @@ def hand_in(notebook: Path, root: Path, failure: Callable[[Path], str] | None = 
 
 def main(arguments: list[str]) -> int:
     """What `run.py handin` does; 1 if a rule does not hold."""
-    parser = argparse.ArgumentParser(prog="run.py handin", description=__doc__.partition("\n")[0])
+    parser = ArgumentParser("run.py handin", description=__doc__.partition("\n")[0])
     parser.add_argument("notebook", type=Path, help="the executed notebook")
     return hand_in(parser.parse_args(arguments).notebook, ROOT)

@@ -8,9 +8,7 @@ in colour on the image.  Images are normalised as in training, by the numbers in
 tiles.  A bad image does not stop the others: all problems are listed at the end.
 """
 
-from __future__ import annotations
-
-import argparse
+from argparse import ArgumentParser, RawTextHelpFormatter
 from pathlib import Path
 
 import numpy as np
@@ -45,8 +43,7 @@ def predict_folder(
     paths = [path for path in entries if path.suffix.lower() in IMAGE_SUFFIXES and not is_junk(path.name)]
     if not paths:
         raise InputError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)}); folders inside are not looked at.")
-    masks: list[Path] = []
-    problems: list[Problem] = []
+    masks, problems = list[Path](), list[Problem]()
     for number, path in enumerate(paths, start=1):
         mask = output / "masks" / f"{path.stem}.png"
         try:
@@ -90,8 +87,7 @@ def _write_png(path: Path, array: np.ndarray) -> None:
 
 def main(arguments: list[str]) -> int:
     """What `run.py predict` does; `InputError` if something could not be done."""
-    layout = argparse.RawTextHelpFormatter
-    parser = argparse.ArgumentParser(prog="run.py predict", description=__doc__, formatter_class=layout)
+    parser = ArgumentParser("run.py predict", description=__doc__, formatter_class=RawTextHelpFormatter)
     parser.add_argument("model", type=Path, help="NAME.pt2, written by modelfile.save")
     parser.add_argument("folder", type=Path, help="a folder of images")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="default: FOLDER_predicted beside the images")
