@@ -155,10 +155,9 @@ def _rounded(value: float, towards: Callable[[float], int]) -> float:
 
 
 def open_study(storage: str | Path | None = None, name: str = "tuning") -> optuna.Study:
-    """The study of this name, new or as it was left; its score is to be maximised.
+    """The study of this name, new or as it was left: in memory (None), or for several processes in an SQLite file.
 
-    Its storage is memory (None), an SQLite file (a path, for processes of one machine), or the address of a database
-    (for several machines), like "postgresql+psycopg://user:password@host/database".
+    For several machines it is in a database, of an address like "postgresql+psycopg://user:password@host/database".
     """
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)  # failures stand in the rows
     kept, address = None, str(storage)

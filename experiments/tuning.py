@@ -135,10 +135,7 @@ def confirm(build: Build, candidates: Candidates, *, epochs: int, seeds: Sequenc
 def final_test(
     path: Path, build: Build, candidates: Candidates, *, epochs: int, seeds: Sequence[int], folder: Path
 ) -> tuple[list[Row], list[Row]]:  # fmt: skip
-    """Step 4: the test images, for the candidates that were decided for, as rows of each run and of each image.
-
-    What was seen once is only read again; asked for other candidates, seeds or data, it raises `InputError`.
-    """
+    """Step 4: rows of each run and each test image, made once, then read; `InputError` if asked for others later."""
     record, fingerprint = folder / "test-opened.json", SegmentationDataset(path, "test").fingerprint
     asked = {"candidates": candidates, "seeds": list(seeds), "epochs": epochs, "data": fingerprint}
     if record.exists():
