@@ -8,6 +8,7 @@ O. M. Parkhi, A. Vedaldi, A. Zisserman, C. V. Jawahar, CVPR 2012, doi 10.1109/CV
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,35 +17,30 @@ from numpy import ndarray
 from numpy.random import Generator
 from scipy import ndimage
 
-from imagesets.streets import LAYERS, palette, photograph, pick_colour, soft_noise
+from imagesets.streets import palette, photograph, pick_colour, soft_noise
 from imagesets.yeast import Scene, write_set
 
 VERSION = 2  # raise it when the pictures change, so that an older set on disk is not taken for this one
-SPECIES = ("dog", "cat")
 FUR = palette("CC8542 734D30 2A2827 E6DED1 807D7D DBC294 AD855C 4D4540")
 CLOTH = palette("8C332E 334D6B 9E8C6B 596B4D BFB8A8 6B4D38 807A80 D9B366 4D425C")
 GREEN = palette("5F8038 7E8C45 4D6B2E 9C9960 6F8050")
 EYES = palette("BFAD33 73A659 598CBF")
 MUZZLE = -3  # the last parts are skull, muzzle, ear, ear
 
-Part = tuple[float, ...]  # a row of swept_balls
-
 
 class _Pose(NamedTuple):
-    """A body without head and tail, and where these belong."""
+    """The head of an animal: its place, size and turn."""
 
-    parts: list[Part]
     head: tuple[float, float]  # y, x
     size: float  # radius of the head
     turn: float  # how far the head is turned to the right, −1 … 1
-    tail: tuple[float, float]  # y, x
 
 
 def write_pets(folder: Path, num_images: int = 160, seed: int = 0, height: int = 160, width: int = 160) -> Path:
     """Write `dog_000.png`, `cat_001.png`, `dog_002.png` … of `pet_scene`, as `write_yeast` does; return `folder`."""
-    settings = ("pets", VERSION, num_images, seed, height, width)
-    names = [f"{SPECIES[i % 2]}_{i:03d}.png" for i in range(num_images)]
-    return write_set(folder, settings, LAYERS, names, lambda i, rng, h, w: pet_scene(rng, h, w, SPECIES[i % 2]))
+    kinds = ("dog", "cat")
+    scenes = {f"{kinds[i % 2]}_{i:03d}.png": partial(pet_scene, species=kinds[i % 2]) for i in range(num_images)}
+    return write_set(folder, ("pets", VERSION, num_images, seed, height, width), scenes)
 
 
 def pet_scene(rng: Generator, height: int = 160, width: int = 160, species: str | None = None) -> Scene:
@@ -98,43 +94,35 @@ def lit(height: ndarray, seen: ndarray, sigma: float, light: ndarray) -> ndarray
 
 def _pet(rng: Generator, cat: bool) -> tuple[_Pose, ndarray]:
     """Put an animal together: a body in some pose, and its parts (n, 7) with a tail and a head of its kind."""
-    pose = (_standing, _sitting, _lying)[rng.choice(3, p=(0.35, 0.4, 0.25))](rng, rng.uniform(0.85, 1.15))
-    body = np.array(pose.parts + _tail(rng, pose.tail, cat))
+    kind, fat = rng.choice(3, p=(0.35, 0.4, 0.25)), rng.uniform(0.85, 1.15)
+    parts: list[tuple]  # rows of `swept_balls`
+    if kind == 0:  # standing, seen from its side
+        parts = [(0, -0.5, -0.03, 0.42, 0.25 * fat, 0.28 * fat, 0), (-0.05, 0.45, -0.38, 0.72, 0.22, 0.17, 0)]
+        foot_y = 0.64 + rng.uniform(0, 0.3)
+        for x, near in ((0.4, 0.05), (0.52, -0.12), (-0.52, 0.05), (-0.4, -0.12)):
+            foot = x + rng.normal(0, 0.08)
+            parts += [(0.1, x, foot_y, foot, 0.13, 0.07, near)]
+            parts += [(foot_y, foot, foot_y + 0.02, foot + 0.08, 0.065, 0.055, near)]
+        pose, tail = _Pose((-0.5, 0.78), 0.28, rng.uniform(0.2, 0.7)), (-0.1, -0.7)
+    elif kind == 1:  # sitting, seen from the front
+        parts = [(0.55, 0, 0, 0, 0.38 * fat, 0.25 * fat, 0), (0, 0, -0.3, 0, 0.25, 0.2, 0.02)]
+        for s in (-1, 1):
+            parts += [(0.62, 0.27 * s * fat, 0.9, 0.38 * s * fat, 0.22, 0.09, 0.05)]
+            parts += [(0.1, 0.14 * s, 0.88, 0.16 * s, 0.12, 0.085, 0.2)]
+        turn = rng.uniform(-0.6, 0.6)
+        pose, tail = _Pose((-0.52, 0.05 * turn), 0.32, turn), (0.75, 0.45 - 0.9 * rng.integers(2))
+    else:  # lying on its belly, seen from its side
+        parts = [(0.38, -0.55, 0.36, 0.3, 0.32 * fat, 0.27 * fat, 0), (0.45, -0.55, 0.5, -0.4, 0.27, 0.2, 0.08)]
+        parts += [(0.3, 0.3, 0, 0.52, 0.24, 0.2, 0.05), (0.5, 0.3, 0.65, 0.9, 0.1, 0.07, 0.12)]
+        pose, tail = _Pose((-0.16, 0.6), 0.28, rng.uniform(-0.2, 0.7)), (0.5, -0.8)
+    body = np.array(parts + _tail(rng, tail, cat))
     body[:, :4] += rng.normal(0, 0.02, (len(body), 4))
     return pose, np.vstack([body, _head(rng, pose, cat)])
 
 
-def _standing(rng: Generator, fat: float) -> _Pose:
-    """An animal seen from its side."""
-    parts: list[Part] = [(0, -0.5, -0.03, 0.42, 0.25 * fat, 0.28 * fat, 0), (-0.05, 0.45, -0.38, 0.72, 0.22, 0.17, 0)]
-    foot_y = 0.64 + rng.uniform(0, 0.3)
-    for x, near in ((0.4, 0.05), (0.52, -0.12), (-0.52, 0.05), (-0.4, -0.12)):
-        foot = x + rng.normal(0, 0.08)
-        parts += [(0.1, x, foot_y, foot, 0.13, 0.07, near)]
-        parts += [(foot_y, foot, foot_y + 0.02, foot + 0.08, 0.065, 0.055, near)]
-    return _Pose(parts, (-0.5, 0.78), 0.28, rng.uniform(0.2, 0.7), (-0.1, -0.7))
-
-
-def _sitting(rng: Generator, fat: float) -> _Pose:
-    """An animal seen from the front."""
-    parts: list[Part] = [(0.55, 0, 0, 0, 0.38 * fat, 0.25 * fat, 0), (0, 0, -0.3, 0, 0.25, 0.2, 0.02)]
-    for s in (-1, 1):
-        parts += [(0.62, 0.27 * s * fat, 0.9, 0.38 * s * fat, 0.22, 0.09, 0.05)]
-        parts += [(0.1, 0.14 * s, 0.88, 0.16 * s, 0.12, 0.085, 0.2)]
-    turn = rng.uniform(-0.6, 0.6)
-    return _Pose(parts, (-0.52, 0.05 * turn), 0.32, turn, (0.75, 0.45 - 0.9 * rng.integers(2)))
-
-
-def _lying(rng: Generator, fat: float) -> _Pose:
-    """An animal on its belly, seen from its side."""
-    parts: list[Part] = [(0.38, -0.55, 0.36, 0.3, 0.32 * fat, 0.27 * fat, 0), (0.45, -0.55, 0.5, -0.4, 0.27, 0.2, 0.08)]
-    parts += [(0.3, 0.3, 0, 0.52, 0.24, 0.2, 0.05), (0.5, 0.3, 0.65, 0.9, 0.1, 0.07, 0.12)]
-    return _Pose(parts, (-0.16, 0.6), 0.28, rng.uniform(-0.2, 0.7), (0.5, -0.8))
-
-
-def _tail(rng: Generator, root: tuple[float, float], cat: bool) -> list[Part]:
+def _tail(rng: Generator, root: tuple[float, float], cat: bool) -> list[tuple]:
     """Chain short pieces away from the body, each turned a little further; a cat has more of them."""
-    (y, x), parts = root, list[Part]()
+    (y, x), parts = root, list[tuple]()
     angle, curl, thick = rng.uniform(-0.4, 1.1), rng.uniform(-0.1, 0.25), rng.uniform(0.045, 0.085)
     for _ in range(6 if cat else rng.integers(3, 6)):
         end_y, end_x = y - 0.14 * np.sin(angle), x + 0.14 * np.cos(angle) * np.sign(root[1])
@@ -202,7 +190,8 @@ def _background(rng: Generator, shape: tuple[int, int], light: ndarray) -> ndarr
     side, garden = min(shape), rng.random() < 0.45
     edge, wide = int(shape[0] * rng.uniform(0.3, 0.65)), shape[1] / side  # where the ground begins
     ground = GREEN if garden else np.vstack([FUR, CLOTH, CLOTH])
-    image = cloth(rng, shape, np.vstack([GREEN, FUR]) if garden else ground, grown=garden)
+    colours = np.vstack([GREEN, FUR]) if garden else ground
+    image = cloth(rng, shape, colours, grown=garden)
     image[edge:] = rng.uniform(0.9, 1.2) * cloth(rng, shape, ground, grown=garden)[edge:]
     things = []  # 1 is the shorter side of the picture
     for x in rng.uniform(0, wide, rng.integers(1, 4)):  # bushes, or what is heaped on a sofa
@@ -215,8 +204,7 @@ def _background(rng: Generator, shape: tuple[int, int], light: ndarray) -> ndarr
         end = start + rng.normal(0, (0.04, 0.12))
         things.append(np.array([(*start, *end, width, width * rng.uniform(0.7, 1.1), 0)]))
     for parts in things:
-        place = np.array((edge, 0, edge, 0, 0, 0, 0))
-        paint_balls(rng, image, place + side * parts, np.vstack([GREEN, FUR]) if garden else ground, light)
+        paint_balls(rng, image, side * parts + (edge, 0, edge, 0, 0, 0, 0), colours, light)
     return image if rng.random() < 0.3 else ndimage.gaussian_filter(image, (1, 1, 0), truncate=2)
 
 

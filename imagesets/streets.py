@@ -20,12 +20,10 @@ from PIL import Image
 from scipy import ndimage
 
 from checks import IGNORE_INDEX
-from imagesets.yeast import Scene, write_set
+from imagesets.yeast import Box, Scene, write_set
 
 VERSION = 2  # raise it when the pictures change, so that an older set on disk is not taken for this one
-Box = tuple[slice, slice]
-LAYERS = {"images": "image", "labels": "label"}
-SKY, BUILDING, TREE, ROAD, PAVEMENT, CAR = range(6)  # TREE is all that is green: grass too
+SKY, BUILDING, TREE, ROAD, PAVEMENT, CAR = range(6)  # TREE is all that is green; poles and the own bonnet are void
 
 
 def palette(codes: str) -> ndarray:
@@ -41,28 +39,23 @@ PAINTS = palette("141417 D9D9DB 7A7D82 4D4F54 991414 1A3373 9EA1A6 265240 BF9926
 
 def write_streets(folder: Path, num_images: int = 60, seed: int = 0, height: int = 256, width: int = 256) -> Path:
     """Write `images/street_000.png` … and `labels/` of `street_scene`, as `write_yeast` does; return `folder`."""
-    settings = ("streets", VERSION, num_images, seed, height, width)
-    names = [f"street_{i:03d}.png" for i in range(num_images)]
-    return write_set(folder, settings, LAYERS, names, lambda _, *rest: street_scene(*rest))
+    scenes = {f"street_{i:03d}.png": street_scene for i in range(num_images)}
+    return write_set(folder, ("streets", VERSION, num_images, seed, height, width), scenes)
 
 
 def write_roads(folder: Path, num_images: int = 120, seed: int = 0, height: int = 256, width: int = 256) -> Path:
     """Write the pictures of `write_streets` as `road_000.png` …, labels 1 road, 0 all else, 255 void."""
 
-    def draw(_: int, *rest: Any) -> Scene:
-        scene = street_scene(*rest)
-        label = np.where(scene.label == IGNORE_INDEX, IGNORE_INDEX, scene.label == ROAD)
-        return replace(scene, label=label.astype(np.uint8))
+    def draw(*camera: Any) -> Scene:
+        scene = street_scene(*camera)
+        return replace(scene, label=np.where(scene.label == IGNORE_INDEX, scene.label, scene.label == ROAD))
 
-    settings = ("roads", VERSION, num_images, seed, height, width)
-    return write_set(folder, settings, LAYERS, [f"road_{i:03d}.png" for i in range(num_images)], draw)
+    scenes = {f"road_{i:03d}.png": draw for i in range(num_images)}
+    return write_set(folder, ("roads", VERSION, num_images, seed, height, width), scenes)
 
 
 def street_scene(rng: Generator, height: int = 256, width: int = 256) -> Scene:
-    """Draw one street: image (height, width, 3), label (height, width).
-
-    Classes: 0 sky, 1 building, 2 tree or grass, 3 road, 4 pavement, 5 car; 255 for poles and the own bonnet.
-    """
+    """Draw a street: image (H, W, 3), label 0 sky, 1 building, 2 green, 3 road, 4 pavement, 5 car, 255 void."""
     street = _Street(rng, height, width)
     things = _layout(street)
     _paint_sky(street)
@@ -70,8 +63,11 @@ def street_scene(rng: Generator, height: int = 256, width: int = 256) -> Scene:
     painters = {BUILDING: _paint_building, TREE: _paint_tree, CAR: _paint_car, IGNORE_INDEX: _paint_pole}
     for thing in sorted(things, key=lambda thing: (thing.kind != BUILDING, -thing.z)):  # the near ones last
         painters[thing.kind](street, thing)
-    if rng.random() < 0.5:
-        _paint_bonnet(street)
+    if rng.random() < 0.5:  # the bonnet of the own car
+        y, x = np.arange(height)[:, None] / height, np.linspace(-1, 1, width)
+        deep = y - 1 + rng.uniform(0.04, 0.12) - rng.uniform(0.03, 0.1) * (x - rng.normal(0, 0.1)) ** 2
+        colour = pick_colour(rng, PAINTS) * (0.55 + 6 * np.clip(deep, 0, 0.06))[..., None]
+        street.paint((slice(height), slice(width)), deep > 0, colour, IGNORE_INDEX, 0)
     return Scene(photograph(rng, street.image), street.label)
 
 
@@ -130,8 +126,7 @@ class _Street:
         self.image, self.label = np.zeros((*shape, 3), dtype=np.float32), np.zeros(shape, dtype=np.uint8)
         self.fine, self.coarse = (soft_noise(rng, shape, cell) for cell in (2.2, 6))  # for leaves and plaster
 
-    def centre(self, z: Any) -> Any:
-        """Return x of the middle of the road at z."""
+    def centre(self, z: Any) -> Any:  # x of the middle of the road
         return self.start + self.bend * np.sin(z / self.reach + self.phase)
 
     def face(self, x: tuple[float, float], z: tuple[float, float], top: float) -> tuple[Box, ndarray, ndarray, ndarray]:
@@ -140,8 +135,7 @@ class _Street:
         rows = slice(*np.searchsorted(self.y[:, 0], ((self.eye - top) / z[0], self.eye / z[0])))
         slope = self.x[columns]
         depth = x[0] / slope if x[0] == x[1] else np.full_like(slope, z[0])
-        height = self.eye - self.y[rows] * depth
-        x_seen, z_seen, height = np.broadcast_arrays(slope * depth, depth, height)
+        x_seen, z_seen, height = np.broadcast_arrays(slope * depth, depth, self.eye - self.y[rows] * depth)
         return (rows, columns), x_seen, z_seen, height
 
     def paint(self, box: Box, where: ndarray, colour: ndarray, number: int, z: ndarray | float) -> None:
@@ -179,7 +173,6 @@ def _layout(street: _Street) -> list[_Thing]:
 
 
 def _paint_sky(street: _Street) -> None:
-    """Paint the sky with its clouds, and woods and roofs far away."""
     rng, (H, W) = street.rng, street.label.shape
     horizon = int(np.searchsorted(street.y[:, 0], 0))
     blue = 0.84 + street.sun * (np.array((0.30, 0.50, 0.82), np.float32) - 0.84)
@@ -187,6 +180,7 @@ def _paint_sky(street: _Street) -> None:
     street.image[:] = 0.86 + (blue - 0.86) * rise
     cloud = sum(8 / n * soft_noise(rng, (H, W), (H / n, 2 * W / n)) for n in (12, 30)) + rng.uniform(-1, 0.4)
     street.image += 0.8 * np.clip(cloud, 0, 1)[..., None] * (rng.uniform(0.8, 0.98) - street.image)
+    # woods and roofs far away
     for kind, colours, rough in ((BUILDING, WALLS, 0), (TREE, LEAVES, 0.15)):
         ridge = 1 + 0.6 * soft_noise(rng, (1, W), (1, rng.uniform(W / 25, W / 6)))
         ridge = ridge + rough * soft_noise(rng, (1, W), (1, 3)) if rough else np.repeat(ridge[:, ::9], 9, axis=1)[:, :W]
@@ -196,7 +190,6 @@ def _paint_sky(street: _Street) -> None:
 
 
 def _paint_ground(street: _Street, things: list[_Thing]) -> None:
-    """Paint road, pavement, grass, the marks on the road, and the shadows."""
     rng, (H, W) = street.rng, street.label.shape
     top = int(np.searchsorted(street.y[:, 0], 0.004))  # a row above would be half a kilometre away
     z = street.eye / street.y[top:]  # (h, 1)
@@ -242,7 +235,6 @@ def _shadows(street: _Street, things: list[_Thing], x: ndarray, z: ndarray, roug
 
 
 def _paint_building(street: _Street, thing: _Thing) -> None:
-    """Paint the front and the side along the street: a plinth, storeys, bays with windows."""
     rng, inner = street.rng, thing.x - np.sign(thing.x) * thing.width / 2
     wall, glass = pick_colour(rng, WALLS), pick_colour(rng, GLASS)
     colours = np.array([wall, wall * rng.uniform(0.6, 1.1), np.minimum(1.25 * wall, 1), glass])
@@ -285,8 +277,7 @@ def _paint_pole(street: _Street, thing: _Thing) -> None:
 
 def _paint_car(street: _Street, thing: _Thing) -> None:
     """Paint the end of a car that we see, before it the side, if we see one."""
-    ours = thing.x > street.centre(thing.z)  # on our side we see the tail, on the other one the front
-    lamp = (0.75, 0.08, 0.06) if ours else (0.95, 0.93, 0.8)
+    lamp = (0.75, 0.08, 0.06) if thing.x > street.centre(thing.z) else (0.95, 0.93, 0.8)  # tail or head lamps
     body = pick_colour(street.rng, PAINTS)
     colours = np.array([body, 0.7 * body, (0.12, 0.15, 0.19), lamp, (0.06, 0.06, 0.06)], np.float32)  # 2 glass, 4 tyre
     inner = thing.x - np.sign(thing.x) * thing.width / 2
@@ -306,11 +297,3 @@ def _paint_car(street: _Street, thing: _Thing) -> None:
     code = np.select([pane, lamps, tyres & (h < 0.16), h < 0.28], [2, 3, 4, 1], 0)
     where = (s < outline) & ((h > 0.14) | tyres) & (h > 0)
     street.paint(box, where, colours[code] * (0.75 + 0.35 * h)[..., None], CAR, thing.z)
-
-
-def _paint_bonnet(street: _Street) -> None:
-    rng, (H, W) = street.rng, street.label.shape
-    y, x = np.arange(H)[:, None] / H, np.linspace(-1, 1, W)
-    deep = y - 1 + rng.uniform(0.04, 0.12) - rng.uniform(0.03, 0.1) * (x - rng.normal(0, 0.1)) ** 2
-    colour = pick_colour(rng, PAINTS) * (0.55 + 6 * np.clip(deep, 0, 0.06))[..., None]
-    street.paint((slice(H), slice(W)), deep > 0, colour, IGNORE_INDEX, 0)

@@ -12,7 +12,6 @@ Biometrika 35 (1948) 246, doi 10.1093/biomet/35.3-4.246.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,7 +28,9 @@ from checks import InputError
 
 VERSION = 1  # raise it when the pictures change, so that an older set on disk is not taken for this one
 MARGIN = 24  # drawn around the frame and cut off at the end, so that cells and halos may cross the frame
-YEAST_LAYERS = {"images": "image", "labels": "label", "instances": "instances", "dead": "dead"}
+LAYERS = {"images": "image", "labels": "label"}
+YEAST_LAYERS = {**LAYERS, "instances": "instances", "dead": "dead"}
+Box = tuple[slice, slice]
 
 
 @dataclass(frozen=True)
@@ -59,12 +60,11 @@ def yeast_scene(rng: Generator, height: int = 256, width: int = 256) -> YeastSce
     phase += _yeast_debris(rng, shape) * (owner == 0)
     interior, cover = _yeast_interior(rng, centre, radius, alive, owner, depth)
     amplitude = (1 - cover) * _phase_contrast(phase, defocus=rng.uniform(-8, 8)) + cover * interior
-    frame = slice(MARGIN, -MARGIN), slice(MARGIN, -MARGIN)
-    image, owner = _camera(rng, amplitude)[frame], owner[frame]
+    image, owner = (array[MARGIN:-MARGIN, MARGIN:-MARGIN] for array in (_camera(rng, amplitude), owner))
     seen = alive & (np.bincount(owner.ravel(), minlength=len(alive)) >= 10)  # the frame leaves slivers
     living = np.unique(owner * seen[owner], return_inverse=True)[1].reshape(height, width)  # no gaps in 0 … n
-    dead = (owner > 0) & ~alive[owner]
-    return YeastScene(image, (living > 0).astype(np.uint8), living.astype(np.uint16), dead)
+    label, dead = (living > 0).astype(np.uint8), (owner > 0) & ~alive[owner]
+    return YeastScene(image, label, living.astype(np.uint16), dead)
 
 
 def write_yeast(folder: Path, num_images: int = 18, seed: int = 0, height: int = 256, width: int = 256) -> Path:
@@ -72,15 +72,12 @@ def write_yeast(folder: Path, num_images: int = 18, seed: int = 0, height: int =
 
     Image i depends on `seed`, i and the size only.  A folder that holds this very set is kept, another is refused.
     """
-    settings = ("yeast", VERSION, num_images, seed, height, width)
-    names = [f"yeast_{i:02d}.png" for i in range(num_images)]
-    return write_set(folder, settings, YEAST_LAYERS, names, lambda _, *rest: yeast_scene(*rest))
+    scenes = {f"yeast_{i:02d}.png": yeast_scene for i in range(num_images)}
+    return write_set(folder, ("yeast", VERSION, num_images, seed, height, width), scenes, YEAST_LAYERS)
 
 
-def write_set(
-    folder: Path, settings: tuple[Any, ...], layers: dict[str, str], names: list[str], draw: Callable[..., Scene]
-) -> Path:
-    """Write the `layers` {sub-folder: attribute} of the scenes `draw(i, rng, height, width)` under `names` as PNG."""
+def write_set(folder: Path, settings: tuple[Any, ...], scenes: dict[str, Any], layers: dict[str, str] = LAYERS) -> Path:
+    """Write the `layers` {sub-folder: attribute} of `scenes` {file name: what draws it (rng, height, width)} as PNG."""
     note = json.dumps(dict(zip(("set", "version", "num_images", "seed", "height", "width"), settings)))
     seed, height, width = settings[3:]
     if folder.exists():
@@ -94,21 +91,18 @@ def write_set(
         part = Path(temporary, "set")
         for layer in layers:
             (part / layer).mkdir(parents=True)
-        for i, name in enumerate(names):
-            scene = draw(i, np.random.default_rng([seed, i]), height, width)
+        for i, (name, draw) in enumerate(scenes.items()):
+            scene = draw(np.random.default_rng([seed, i]), height, width)
             for layer, attribute in layers.items():
-                array = getattr(scene, attribute)
-                Image.fromarray(array.astype(np.uint8) if array.dtype == bool else array).save(part / layer / name)
+                array = getattr(scene, attribute) + np.uint8(0)  # bool → 0, 1
+                Image.fromarray(array).save(part / layer / name)
         (part / "settings.json").write_text(note, encoding="utf-8")
         part.rename(folder)
     return folder
 
 
 def _yeast_colonies(rng: Generator, height: int, width: int) -> tuple[ndarray, ndarray, ndarray]:
-    """Choose colonies, buds on mothers, dead cells: centre (n + 1, 2), radius, alive (n + 1,); entry 0 is the medium.
-
-    Each is drawn to its target, until they touch: a bud to its mother, others to the first cell of their colony.
-    """
+    """Choose colonies, buds on mothers, dead cells: centre (n + 1, 2), radius, alive (n + 1,); entry 0 is medium."""
     area = height * width / 256**2
     num_dead, num_colonies = (max(1, round(area * rng.uniform(1, most))) for most in (3.6, 4))
     count = num_dead + max(5, round(area * rng.uniform(12, 25)))
@@ -117,6 +111,7 @@ def _yeast_colonies(rng: Generator, height: int, width: int) -> tuple[ndarray, n
     radius = np.where(alive, np.clip(rng.normal(11.5, 2.2, count), 8, 17), rng.uniform(8, 12, count))
     radius[bud] = rng.uniform(4, 7.5, bud.sum())
     alone = (index < num_dead + num_colonies) & (alive | (rng.random(count) < 0.65))
+    # each is drawn to its target until they touch: a bud to its mother, others to the first cell of their colony
     target = np.where(alone, index, num_dead + rng.integers(num_colonies, size=count))
     target[bud] = np.resize(rng.permutation(index[alive & ~bud]), bud.sum())  # one bud each, while they last
     position = rng.uniform(0.12, 0.88, (count, 2)) * (height, width)
@@ -135,9 +130,7 @@ def _yeast_colonies(rng: Generator, height: int, width: int) -> tuple[ndarray, n
     return np.vstack([(0, 0), position + MARGIN]), np.array([1, *radius]), np.array([False, *alive])
 
 
-def _wavy_disc(
-    rng: Generator, centre: ndarray, radius: float, rough: float, shape: tuple[int, ...]
-) -> tuple[tuple[slice, slice], ndarray]:
+def _disc(rng: Generator, centre: ndarray, radius: float, rough: float, shape: tuple[int, ...]) -> tuple[Box, ndarray]:
     """Draw a disc with a wavy outline: the box around it, and in there the distance to it, < 0 inside."""
     reach = 1.4 * radius + 3
     rows, columns = (np.clip([c - reach, c + reach + 2], 0, n).astype(int) for c, n in zip(centre, shape))
@@ -153,7 +146,7 @@ def _yeast_regions(
     """Give each pixel to the nearest cell: `owner` (its number, 0 outside) and `depth` below its surface."""
     nearest, second, owner = np.full(shape, 99.0), np.full(shape, 99.0), np.zeros(shape, dtype=np.int64)
     for number in range(1, len(alive)):
-        box, distance = _wavy_disc(rng, centre[number], radius[number], 1.0 if alive[number] else 1.4, shape)
+        box, distance = _disc(rng, centre[number], radius[number], 1.0 if alive[number] else 1.4, shape)
         closer = distance < nearest[box]
         second[box] = np.where(closer, nearest[box], np.minimum(distance, second[box]))
         owner[box] = np.where(closer, number, owner[box])
@@ -175,7 +168,7 @@ def _yeast_interior(
             size, turn = radius[number] * rng.uniform(0.3, 0.6), rng.uniform(0, 2 * np.pi)
             shift = rng.uniform(0, max(0.0, 0.72 * radius[number] - size))
             middle = centre[number] + shift * np.array([np.sin(turn), np.cos(turn)])
-            box, distance = _wavy_disc(rng, middle, size, 1.0, owner.shape)
+            box, distance = _disc(rng, middle, size, 1.0, owner.shape)
             inside, rim = np.clip(0.5 - distance / 1.5, 0, 1), np.exp(-(((distance - 1.5) / 2) ** 2))
             bright = rng.uniform(1.15, 1.65) * (1 + 0.07 * fine[box])
             filled = (1 - inside) * (1 - 0.35 * rim) * interior[box] + inside * bright
@@ -192,9 +185,8 @@ def _yeast_debris(rng: Generator, shape: tuple[int, int]) -> ndarray:
     phase = np.zeros(shape)
     for centre in rng.uniform(0, shape, size=(rng.poisson(shape[0] * shape[1] / 15000), 2)):
         radius = rng.uniform(0.8, 2.4)
-        box, distance = _wavy_disc(rng, centre, radius, 4.0, shape)
-        fall = np.clip(distance / radius + 1, 0, None)
-        phase[box] += rng.uniform(-0.3, 0.5) * np.exp(-1.5 * fall**2)
+        box, distance = _disc(rng, centre, radius, 4.0, shape)
+        phase[box] += rng.uniform(-0.3, 0.5) * np.exp(-1.5 * np.clip(distance / radius + 1, 0, None) ** 2)
     return phase
 
 
@@ -224,6 +216,5 @@ def _camera(rng: Generator, amplitude: ndarray) -> ndarray:
     (slope_y, slope_x), (centre_y, centre_x) = rng.normal(0, 0.25, 2), rng.normal(0, 0.4, 2)
     fall = rng.uniform(0, 0.3) * ((y[:, None] - centre_y) ** 2 + (x - centre_x) ** 2)
     amplitude = amplitude * np.sqrt(np.exp(slope_y * y[:, None] + slope_x * x - fall))
-    noise = rng.uniform(3, 5.5) * _smooth_noise(rng, amplitude.shape, 0.7)
-    noise += 1.5 * rng.standard_normal(amplitude.shape)
+    noise = rng.uniform(3, 5.5) * _smooth_noise(rng, amplitude.shape, 0.7) + 1.5 * rng.standard_normal(amplitude.shape)
     return np.clip(np.rint(rng.uniform(70, 95) * amplitude + noise), 0, 255).astype(np.uint8)

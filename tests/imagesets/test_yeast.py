@@ -14,7 +14,7 @@ from PIL import Image
 from scipy import ndimage
 
 from checks import InputError
-from imagesets import streets, yeast
+from imagesets import yeast
 from imagesets.pets import pet_scene, write_pets
 from imagesets.streets import street_scene, write_roads, write_streets
 from imagesets.yeast import YEAST_LAYERS, Scene, YeastScene, write_yeast, yeast_scene
@@ -143,7 +143,7 @@ def scene_of(writer: Writer, i: int) -> Scene:
 @every_set
 def test_written_files_are_the_scenes(writer: Writer, tmp_path: Path) -> None:
     folder = writer(tmp_path / "set", **SMALL)
-    layers = YEAST_LAYERS if writer is write_yeast else streets.LAYERS
+    layers = YEAST_LAYERS if writer is write_yeast else yeast.LAYERS
     expected = [f"{layer}/{name}" for layer in layers for name in WRITERS[writer]]
     assert sorted(content(folder)) == sorted([*expected, "settings.json"])
     for i, name in enumerate(WRITERS[writer]):
