@@ -284,17 +284,16 @@ def _judge(runs: _Runs, patches: _Patches, eight: int, strict: bool) -> tuple[np
         alone = np.bincount(toucher[in_both], minlength=2 * Q) == 0
         degree[alone & (degree == 1)] = 0
     exists = np.bincount(patches.region[:, _is_error(patches.code)].ravel(), minlength=2 * Q) > 0
-    critical = np.flatnonzero(exists & (degree != 1))
-    row = np.full(2 * Q, -1)
-    row[critical] = np.arange(critical.size)
+    is_critical = exists & (degree != 1)
+    critical = np.flatnonzero(is_critical)
     degree = degree[critical]
     hole, first = np.divmod(critical, Q)
     lacking = patches.code[first] & 1 == hole  # FN, or in holes FP
     kind = 4 * hole + 2 * lacking + (degree == 0)
     run = np.flatnonzero(_is_error(runs.code))
-    region = row[patches.region[:, patches.of_run[run]]].reshape(-1)
-    kept = np.flatnonzero(region >= 0)
-    return kind, np.abs(degree - 1), first, np.tile(run, 2)[kept], region[kept]
+    region = patches.region[:, patches.of_run[run]].ravel()
+    kept = np.flatnonzero(is_critical[region])
+    return kind, np.abs(degree - 1), first, np.tile(run, 2)[kept], (np.cumsum(is_critical) - 1)[region[kept]]
 
 
 def _locate(position: np.ndarray, shape: tuple[int, ...]) -> tuple[np.ndarray, np.ndarray]:
