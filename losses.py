@@ -140,7 +140,7 @@ class BoundaryWeightedLoss(nn.Module):
     ):
         super().__init__()
         self.w0, self.sigma, self.separation = w0, sigma, separation
-        self.class_weight = class_weight and tuple(class_weight)
+        self.class_weight: Any = class_weight and tuple(class_weight)
         self._map(np.zeros((1, 1), np.int64))  # wrong settings are refused here, not in the first step
 
     def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -149,9 +149,8 @@ class BoundaryWeightedLoss(nn.Module):
         return _weighted_mean(_nats(logits, target), target, weight)
 
     def _map(self, label: np.ndarray) -> np.ndarray:
-        class_weight = None if self.class_weight is None else np.array(self.class_weight)
         make, label = (separation_weights, find_cells(label)) if self.separation else (boundary_weights, label)
-        return make(label, self.w0, self.sigma, class_weight=class_weight)
+        return make(label, self.w0, self.sigma, class_weight=self.class_weight)
 
     def extra_repr(self) -> str:
         return f"w0={self.w0}, sigma={self.sigma}, class_weight={self.class_weight}, separation={self.separation}"
