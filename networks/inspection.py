@@ -169,13 +169,8 @@ def pixel_field(
     return int(tops[row]), int(lefts[column]), int(bottoms[row]), int(rights[column])
 
 
-class Window(NamedTuple):
-    """Output position o reads the input positions ⌈(step·o + first) / parts⌉ … ⌊(step·o + last) / parts⌋."""
-
-    step: int = 1
-    first: int = 0
-    last: int = 0
-    parts: int = 1
+# Output position o reads the input positions ⌈(step·o + first) / parts⌉ … ⌊(step·o + last) / parts⌋.
+Window = namedtuple("Window", "step first last parts", defaults=(1, 0, 0, 1))
 
 
 @dataclass
