@@ -110,10 +110,8 @@ class Learner:
         does not hold a batch, it is cut into pieces whose gradients are added up.
 
         `after_epoch` gets the row of each epoch: epoch, lr, train_loss, …, val_loss, …, seconds; `history` has all.
-
-        Raises:
-            InputError: if there is no training data, another run uses the folder, or it cannot be written.
-            FloatingPointError: if the loss is not finite; the best weights so far stay.
+        `InputError` if there is no training data, another run uses the folder, or it cannot be written;
+        `FloatingPointError` if the loss is not finite: the best weights so far stay.
         """
         if not self.train_loader:
             raise InputError("Learner.fit: there is no training data; give a train_loader with at least one batch.")

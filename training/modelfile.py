@@ -22,7 +22,6 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
-from torch.export.passes import move_to_device_pass
 
 from checks import InputError
 from networks.inspection import Record, is_norm, reach
@@ -48,7 +47,6 @@ class Card:
 
     @property
     def channels(self) -> int:
-        """C of the images."""
         return len(self.mean)
 
 
@@ -158,6 +156,8 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> ExportedModel:
         with _quiet():
             program = torch.export.load(io.BytesIO(content), extra_files=files)
             if torch.device(device).type != "cpu":
+                from torch.export.passes import move_to_device_pass
+
                 program = move_to_device_pass(program, device)
         names, mean, std, margin = json.loads(files[CARD]).values()
     except Exception as error:  # torch.export raises nearly everything

@@ -99,7 +99,6 @@ def gathered(values: list[Any]) -> list[Any]:
 
 def from_rank_0(make: Callable[[], Any]) -> Any:
     """What `make` returns in rank 0, in every process; its `InputError` too, else the others would wait for ever."""
-    answer: Any = None
     try:
         answer = make() if rank() == 0 else None
     except InputError as error:
