@@ -32,10 +32,9 @@ def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int | None
         # the first maximum, as by `argmax`, which takes ten times as long across an outer axis
         prediction = (logits[:, 1] > logits[:, 0]).long() if num_classes == 2 else logits.max(dim=1).indices
     elif num_classes is None or prediction.shape != target.shape:
-        raise InputError(
-            f"prediction has shape {tuple(prediction.shape)}, target {tuple(target.shape)}, {num_classes=}.\n"
-            "Expected logits (B, C, H, W), or labels in the shape of target together with num_classes."
-        )
+        shapes = f"prediction has shape {tuple(prediction.shape)}, target {tuple(target.shape)}, {num_classes=}"
+        advice = "Expected logits (B, C, H, W), or labels in the shape of target together with num_classes."
+        raise InputError(f"{shapes}.\n{advice}")
     elif target.device.type == "cpu":
         check_labels(prediction.where(target != IGNORE_INDEX, IGNORE_INDEX), num_classes)
     count = _count if target.device.type == "cpu" else _count_without_waiting

@@ -24,8 +24,11 @@ BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
 PALETTE = (BLUE, VERMILION, GREEN, ORANGE, PURPLE, SKY, BLACK, YELLOW)
 GREY = "#777777"
+ERROR_COLOURS = {"false alarm": ORANGE, "missed": BLUE}
 CLASS_COLOURS = (*PALETTE, "#999999", "#882255", "#DDDDDD")  # up to eleven classes
 REGION_COLOURS = {"merge": VERMILION, "split": BLUE, "spurious": ORANGE, "missed": PURPLE, "hole": GREEN}
+LABEL_LINE = {"outline of the label": (SKY, "-")}
+FIELD_LINES = {"theoretical field": (VERMILION, "--"), "effective field": (ORANGE, "-")}
 Array = np.ndarray
 Rows = Sequence[Mapping[str, Any]]
 Measured = tuple[Sequence[float], tuple[float, float]]  # the numbers; mean, half the width of its interval
@@ -158,19 +161,18 @@ def show_classes(ax: Axes, label: Array, title: str = "", num_classes: int = 2) 
     return show_image(ax, shown, title, cmap=colours, vmin=-0.5, vmax=num_classes - 0.5)
 
 
-def _legend_below(ax: Axes, handles: Sequence[Any]) -> Axes:
+def legend(ax: Axes, areas: Mapping[str, str], lines: Mapping[str, tuple[str, Any]] | None = None) -> Axes:
+    """Explain colours of areas, name → colour, and of lines, name → (colour, style), below the figure of `ax`."""
+    handles: list[Any] = [Patch(color=colour, label=name) for name, colour in areas.items()]
+    for name, (colour, style) in (lines or {}).items():
+        handles.append(plt.Line2D([], [], color=colour, linestyle=style, label=name))
     ax.figure.legend(handles=handles, loc="outside lower left", ncols=min(len(handles), 6), fontsize=8)
     return ax
 
 
 def class_legend(ax: Axes, names: Sequence[str]) -> Axes:
-    """Name the colours of `show_classes` below the figure that `ax` belongs to."""
-    return _legend_below(ax, [Patch(facecolor=colour, label=name) for name, colour in zip(names, CLASS_COLOURS)])
-
-
-def error_legend(ax: Axes) -> Axes:
-    """Explain the colours of `show_errors` below the figure that `ax` belongs to."""
-    return region_legend(ax, {"false alarm": ORANGE, "missed": BLUE})
+    """Name the colours of `show_classes`."""
+    return legend(ax, dict(zip(names, CLASS_COLOURS)))
 
 
 def show_regions(ax: Axes, image: Array, regions: Mapping[str, Array], title: str = "", **options: Any) -> Axes:
@@ -181,12 +183,6 @@ def show_regions(ax: Axes, image: Array, regions: Mapping[str, Array], title: st
         ax.imshow(np.where(mask, 0, np.nan), cmap=ListedColormap([colour]), vmin=0, vmax=1, interpolation="nearest")
         draw_contours(ax, mask, colour, width=1.2)
     return ax
-
-
-def region_legend(ax: Axes, colours: Mapping[str, str] = REGION_COLOURS) -> Axes:
-    """Explain the colours of `show_regions` below the figure that `ax` belongs to."""
-    handles = [Patch(color=colour, label=kind) for kind, colour in colours.items()]
-    return _legend_below(ax, [*handles, plt.Line2D([], [], color=SKY, label="outline of the label")])
 
 
 def curves(axes: Sequence[Axes], histories: Mapping[str, Rows], metric: str = "mean_iou") -> Sequence[Axes]:
@@ -228,12 +224,6 @@ def show_receptive_field(ax: Axes, image: Array, field: Array, box: Sequence[int
     top, left, bottom, right = np.clip(box, 0, np.tile(share.shape, 2) - 1) + (-0.5, -0.5, 0.5, 0.5)
     ax.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=VERMILION, linestyle="--"))
     return ax
-
-
-def field_legend(ax: Axes) -> Axes:
-    """Explain the lines of `show_receptive_field` below the figure that `ax` belongs to."""
-    frame = plt.Line2D([], [], color=VERMILION, linestyle="--", label="theoretical field")
-    return _legend_below(ax, [frame, plt.Line2D([], [], color=ORANGE, label="effective field")])
 
 
 def contact_sheet(images: Sequence[Array], labels: Sequence[Array], names: Sequence[str], num_classes: int) -> Array:

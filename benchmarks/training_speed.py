@@ -88,9 +88,7 @@ def ours_and_plain(images: Tensor, target: Tensor) -> dict[str, Candidate]:
     precision = Learner(unet, cross_entropy, batches, device=images.device).fastest_precision()
     found = {
         f"**ours**: {precision}": Candidate(unet, cross_entropy, images, target, precision, torch.optim.AdamW),
-        "our net, plain loop: float32": Candidate(
-            UNet(1, 2, WIDTHS), nn.CrossEntropyLoss(), images, target, "float32"
-        ),
+        "our net, plain loop: float32": Candidate(UNet(1, 2, WIDTHS), nn.CrossEntropyLoss(), images, target, "float32"),
     }
     if images.device.type == "cuda":
         found["our net, plain loop: AMP"] = Candidate(UNet(1, 2, WIDTHS), nn.CrossEntropyLoss(), images, target, AMP)

@@ -30,7 +30,6 @@ ENDINGS = "csv|gif|h5|hdf5|html|ipynb|jpe?g|json|md|np[yz]|pdf|png|pt|py|svg|tif
 FILE_NAME = re.compile(rf"(\.\.?/)*[\w-][\w./ -]*\.({ENDINGS})", re.IGNORECASE)
 POINTER = re.compile(r"`([^`\n]+)`|\]\(<?([^)>\s]+)|<(?:img|a)\b[^>]*?\b(?:src|href)=[\"']([^\"']+)")
 MACHINE_PATH = re.compile(r"((?<![\w.~/-])|(?<=file://))/(home|Users|root|tmp)/\w[^\s'\"]*|\b[A-Z]:\\+Users\\\S*", re.I)
-TOKEN = re.compile(r"\b(gh[pousr]_|hf_|AKIA|github_pat_)[A-Za-z\d]{16}|(BEGIN (?:[A-Z]+ )*PRIVATE KEY)")
 DRAWS = re.compile(r"^(plots\.show|plt\.(show|plot|imshow))\(", re.MULTILINE)
 EMPTY_TIME = re.compile(r"needed the following time[^:\n]*:[^\d\n]*$", re.MULTILINE)
 NAMES = re.compile(r"\b(?:group|names?|partners?)\b[^:\n]*:(?!.*name \d)(?:[^\w\n]|_)*[^\W_\n]", re.IGNORECASE)
@@ -110,7 +109,7 @@ def problems(notebook: Path, root: Path) -> list[str]:
         report = read_report(notebook, root)
     except ValueError as error:
         return [str(error)]
-    rules = (unfinished_cells, missing_files, missing_modules, secrets, wrong_files)
+    rules = (unfinished_cells, missing_files, missing_modules, machine_paths, wrong_files)
     return [" ".join(problem.split())[:300] for rule in rules for problem in rule(report)]
 
 
@@ -156,23 +155,19 @@ def missing_modules(report: Report) -> Iterator[str]:
                 yield f"{where} imports {name}, but there is no {name}.py and no such package: add the file"
 
 
-def secrets(report: Report) -> Iterator[str]:
-    """No token, and no path of this machine, in the notebook or in another text of the zip."""
+def machine_paths(report: Report) -> Iterator[str]:
+    """No path of this machine in the notebook or in another text of the zip."""
     texts = [(cell.where, text) for cell in report.cells for text in (cell.source, cell.printed)]
     texts += [(name, _text(path)) for name, path in report.contents.items() if path.suffix in (".csv", ".md", ".py")]
     own = re.compile(rf"(?<![\w.-]){re.escape(str(report.root.resolve()))}(?![\w-])[^\s'\"]*")  # it may lie anywhere
     for where, text in texts:
-        if token := TOKEN.search(text):
-            yield f"{where} holds a secret ({token[1] or token[2]}…): remove it, and revoke it at its source"
         if place := MACHINE_PATH.search(text) or own.search(text):
             yield f"{where} holds a path of this machine ({place[0][:50]}): write it relative to the project"
 
 
 def wrong_files(report: Report) -> Iterator[str]:
-    """README and requirements are there, no second notebook is, and the size allows an upload."""
+    """README and requirements are there, and the size allows an upload."""
     yield from (f"{name} is missing: put it back" for name in TEXTS[:2] if name not in report.contents)
-    for name in sorted({path.name for path in report.root.glob("*.ipynb")} - {report.notebook.name}):
-        yield f"{name} is a second notebook: move it to another folder"
     megabytes = sum(path.stat().st_size for path in report.contents.values()) / 1e6
     if megabytes > MAX_MEGABYTES:
         yield f"{megabytes:.1f} MB are too much (allowed: {MAX_MEGABYTES}): make the figures smaller"

@@ -67,8 +67,8 @@ def predict_folder(
 def predict_image(model: ExportedModel, image: np.ndarray, *, tile: int = TILE) -> np.ndarray:
     """Classes, uint8 (H, W), of one image (H, W) or (H, W, C) as it is stored: uint8, uint16 or float."""
     card, channels = model.card, image.shape[2] if image.ndim == 3 else 1
-    if channels != card.channels:
-        raise InputError(f"the image has {channels} channels, but the model was trained on images with {card.channels}")
+    if channels != (known := len(card.mean)):
+        raise InputError(f"the image has {channels} channels, but the model was trained on images with {known}")
     if not np.isfinite(image).all():
         raise InputError("the image holds NaN or Inf; a model needs finite numbers")
     images = torch.from_numpy(normalise_image(image, np.array(card.mean), np.array(card.std)))[None]

@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import torch
 
-import plots
 from checks import InputError
 from learner import Learner
 
@@ -85,12 +84,6 @@ def with_fixed(factors: Sequence[Factor], chosen: Mapping[str, Any]) -> Settings
 def spelled(factors: Sequence[Factor]) -> dict[str, str]:
     """The values of every factor as text: what must be the same for a search to be continued."""
     return {f.name: ", ".join(map(str, f.values)) if isinstance(f.values, tuple) else str(f.values) for f in factors}
-
-
-def plan_table(factors: Sequence[Factor]) -> plots.Table:
-    """The plan as a table, in the order scientific, nuisance, fixed."""
-    rows, values = sorted(factors, key=lambda factor: KINDS.index(factor.kind)), spelled(factors)
-    return plots.table([(f.name, f.kind, values[f.name], f.why) for f in rows], ("factor", "role", "values", "why"))
 
 
 def range_test(learner: Learner, steps: int = 80, low: float = 1e-6, high: float = 1.0) -> list[Row]:
@@ -265,8 +258,3 @@ def epoch_rows(study: optuna.Study) -> list[Row]:
 def best_trials(rows: Sequence[Row], number: int) -> list[Row]:
     """The complete trials of highest score, best first."""
     return sorted((row for row in rows if row["state"] == "complete"), key=lambda row: -row["score"])[:number]
-
-
-def best_so_far(rows: Sequence[Row]) -> list[float]:
-    """After each trial, in their order: the highest score of a complete one; nan before the first."""
-    return np.fmax.accumulate([row["score"] if row["state"] == "complete" else np.nan for row in rows]).tolist()

@@ -153,9 +153,3 @@ def pareto_front(costs: Sequence[float], scores: Sequence[float]) -> list[int]:
         if not front or scores[index] > scores[front[-1]]:
             front.append(index)
     return front
-
-
-def rank_agreement(first: Sequence[float], second: Sequence[float]) -> float:
-    """Spearman's rank correlation: 1 if both order alike, 0 if unrelated, nan if one of them does not order at all."""
-    flat = len(set(first)) < 2 or len(set(second)) < 2
-    return float("nan") if flat else float(stats.spearmanr(first, second).statistic)

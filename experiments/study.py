@@ -45,27 +45,16 @@ RULES = ("fixed", "validation")  # the threshold 0.5, or the one chosen
 CURVE = ("threshold", "dice", "all_errors", "merges", "splits", "beta0_error", "beta1_error")
 
 
-@dataclass(frozen=True)
-class Parts:
-    """Change of a sample: the first images of a numbered set train, the next ones validate, the others test."""
-
-    train: int
-    val: int
-
-    def __call__(self, sample: Sample) -> Sample:
-        number = int(sample.name.rpartition("_")[2])
-        part = "train" if number < self.train else "val" if number < self.train + self.val else "test"
-        return replace(sample, part=part)
+def parts_of_yeast(sample: Sample) -> Sample:
+    """Of the 72 numbered images the first 24 train, the next 8 validate, the others test."""
+    number = int(sample.name.rpartition("_")[2])
+    return replace(sample, part="train" if number < 24 else "val" if number < 32 else "test")
 
 
-@dataclass(frozen=True)
-class Only:
-    """Change of a sample: training images that are not named are left out."""
-
-    names: tuple[str, ...]
-
-    def __call__(self, sample: Sample) -> Sample | None:
-        return sample if sample.part != "train" or sample.name in self.names else None
+def ten_walls(sample: Sample) -> Sample | None:
+    """Of the training images those ten stay that the authors use (their `splits_small.yaml`)."""
+    ten = ("001", "009", "011", "024", "036", "041", "043", "045", "048", "049")
+    return sample if sample.part != "train" or sample.name in ten else None
 
 
 LOSSES = {
@@ -104,16 +93,15 @@ class StudySet:
     losses: tuple[str, ...] = tuple(LOSSES)
 
 
-TEN_WALLS = ("001", "009", "011", "024", "036", "041", "043", "045", "048", "049")  # the authors' splits_small.yaml
 SETS = {
-    "yeast": StudySet("study_yeast", 1, seeds=5, repeats=18, epochs=20, changes=(Parts(24, 8), separate_cells)),
+    "yeast": StudySet("study_yeast", 1, seeds=5, repeats=18, epochs=20, changes=(parts_of_yeast, separate_cells)),
     "nuclei": StudySet("dsb2018", 1, seeds=3, repeats=2, epochs=16, changes=(separate_cells,)),
     "walls": StudySet(
         "topomortar", 0, seeds=3, repeats=24, epochs=8, widths=(8, 16, 32, 64, 128), shrink=2, crop=256, batch=8,
         thickness=10, strength=0.3, both="border", losses=tuple(n for n in LOSSES if n not in ("forgive", "gaps")),
     ),
 }  # fmt: skip
-SETS["walls10"] = replace(SETS["walls"], changes=(Only(TEN_WALLS),), repeats=80, epochs=6)
+SETS["walls10"] = replace(SETS["walls"], changes=(ten_walls,), repeats=80, epochs=6)
 
 
 def build(study_set: StudySet, weights: WeightMap | None = None) -> Path:
@@ -152,16 +140,10 @@ def make_loss(name: str, study_set: StudySet, path: Path, steps: int) -> Callabl
     return cross_entropy  # weighted, where the data hold weights
 
 
-def weights_of(name: str, study_set: StudySet) -> WeightMap | None:
-    """The weights by the distance to borders that belong to a loss."""
-    kind = name.partition(":")[0]
-    return MAPS.get(study_set.both if kind == "both" else kind)
-
-
 def make_learner(set_name: str, loss_name: str, seed: int) -> tuple[Learner, Path]:
     """The learner of one run, not trained yet, and the file of its data."""
-    study_set = SETS[set_name]
-    weights = weights_of(loss_name, study_set)
+    study_set, kind = SETS[set_name], loss_name.partition(":")[0]
+    weights = MAPS.get(study_set.both if kind == "both" else kind)  # by the distance to borders
     path, maps = build(study_set, weights), ("weights",) if weights else ()
     dataset = data.SegmentationDataset(path, "train", crop=study_set.crop, maps=maps, seed=seed)
     loader = data.make_loader(dataset, study_set.batch, shuffle=True, seed=seed, repeats=study_set.repeats)
@@ -263,7 +245,7 @@ def draw_examples(set_name: str, seed: int = 0, side: int = 160) -> None:
             text = f"{loss}: {found.severity.sum()} errors in the image"
             cmap = ListedColormap(["white", "#CCCCCC"])
             plots.show_regions(ax, guesses[loss][index][crop], kinds, text, cmap=cmap, vmin=0, vmax=1)
-    plots.region_legend(axes[0, 0])
+    plots.legend(axes[0, 0], plots.REGION_COLOURS, plots.LABEL_LINE)
     plots.save(FIGURES / f"study_{set_name}.png")
 
 

@@ -29,7 +29,7 @@ from checks import InputError
 from data import SegmentationDataset, make_loader, prepare
 from experiments import search as hpo
 from experiments.search import Build, Factor, LogRange, Row, Settings, searched, with_fixed
-from experiments.statistics import interval, read_table, scores_of, select, write_table
+from experiments.statistics import interval, read_table, scores_of, write_table
 from experiments.study import augment
 from learner import Learner, pick_device, set_seed
 from losses import cross_entropy
@@ -170,11 +170,6 @@ def save_rows(table: str, set_name: str, rows: Sequence[Row]) -> None:
     new = [dict.fromkeys(columns, "") | row | {"set": set_name} for row in rows]
     others = [row for row in read_table(path) if row["set"] != set_name and list(row) == columns]
     write_table(path, [*others, *new])
-
-
-def load_rows(table: str, set_name: str) -> list[Row]:
-    """The rows of one data set from `figures/tuning_TABLE.csv`."""
-    return select(read_table(FIGURES / f"tuning_{table}.csv"), set=set_name)
 
 
 def run_set(set_name: str, options: Namespace, say: Callable[[str], object] = print) -> None:

@@ -8,7 +8,6 @@ Sources: W3C, Portable Network Graphics, third edition, https://www.w3.org/TR/pn
 from __future__ import annotations
 
 import logging
-import math
 import unicodedata
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,7 +29,6 @@ FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP")  # Pillow knows forty more, and 
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 LOSSY, LOSSY_TIFF = ("JPEG", "MPO", "WEBP"), (6, 7, 34892, 50001)
 WHITE_IS_0, BLACK_IS_0, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6  # photometric interpretations of a TIFF
-MAX_NUMBERS = 2**28  # of one image, 8192 × 8192 × 4: a small file may declare more than the memory holds
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # its remarks on odd tags are not for the reader
 
 LabelMap = Mapping[Any, int]  # value, or colour (red, green, blue) → class
@@ -146,16 +144,10 @@ def decode(path: Path) -> Stored:
         raise _refused(path, f"cannot be read as an image ({reason})", "copy or download it again") from error
 
 
-def _check_size(path: Path, *shape: int) -> None:
-    if math.prod(shape) > MAX_NUMBERS:
-        raise _refused(path, f"is too large: {' × '.join(map(str, shape))} numbers", "cut it into tiles")
-
-
 def _decode_with_pillow(path: Path, start: bytes) -> Stored:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # broken notes of a camera, and large sizes, do not matter
         with Image.open(path, formats=FORMATS) as opened:
-            _check_size(path, *opened.size, len(opened.getbands()))
             is_png, is_lossy = opened.format == "PNG", opened.format in LOSSY
             if is_png and start[24] == 16 and start[25] != 0:  # bits and colours stand in the header
                 raise _refused(path, "is a 16-bit colour PNG, of which Pillow reads 8 bits", "save it as TIFF")
@@ -180,7 +172,6 @@ def _decode_tiff(path: Path) -> Stored:
         colours, is_lossy = page.photometric, page.compression in LOSSY_TIFF
         if colours not in (WHITE_IS_0, BLACK_IS_0, RGB, PALETTE) and not (colours == YCBCR and is_lossy):
             raise _refused(path, f"has the colours {getattr(colours, 'name', colours)}", "save it as grey or RGB")
-        _check_size(path, *page.shape)
         numbers = page.asarray().astype(np.uint8) if page.dtype == bool else page.asarray()
         if numbers.ndim == 3 and page.planarconfig == 2:  # one channel behind the other
             numbers = np.moveaxis(numbers, 0, -1)

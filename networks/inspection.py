@@ -327,11 +327,6 @@ def _gradient(model: nn.Module, images: Tensor) -> Tensor:
     return gradient
 
 
-def is_norm(module: nn.Module) -> bool:
-    """Whether the layer is a normalisation of PyTorch: BatchNorm, GroupNorm, LayerNorm, InstanceNorm, …"""
-    return type(module).__module__.endswith(("modules.batchnorm", "modules.instancenorm", "modules.normalization"))
-
-
 def _tensors(values: Any) -> list[Tensor]:
     """All tensors of a nested list, tuple or dict, in their order."""
     return [value for value in tree_leaves(values) if isinstance(value, Tensor)]

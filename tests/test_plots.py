@@ -29,7 +29,7 @@ def test_errors_are_told_apart(ax):
 def test_regions_have_the_colour_of_their_kind_objects_above_holes(ax):
     merge, hole = np.array([[1, 0, 0]], dtype=bool), np.array([[1, 1, 0]], dtype=bool)
     plots.show_regions(ax, np.zeros((1, 3)), {"merge": merge, "hole_split": hole})
-    plots.region_legend(ax)
+    plots.legend(ax, plots.REGION_COLOURS, plots.LABEL_LINE)
     drawn = [image.to_rgba(image.get_array())[0] for image in ax.images[1:]]
     colours = [tuple(np.round(255 * layer[0, :3]).astype(int)) for layer in drawn]
     assert colours == [(0x00, 0x9E, 0x73), (0xD5, 0x5E, 0x00)]  # the hole first, the merge upon it
@@ -71,7 +71,7 @@ def test_the_receptive_field_is_framed_and_its_effective_part_outlined(ax):
     field = np.zeros((6, 8))
     field[2:4, 3:6], field[0, 0] = 0.2, 0.001  # the corner has less than 4.55 % of the largest
     plots.show_receptive_field(ax, np.zeros((6, 8)), field, (-2, 1, 4, 9), "field")
-    plots.field_legend(ax)
+    plots.legend(ax, {}, plots.FIELD_LINES)
     assert ax.patches[0].get_bbox().extents.tolist() == [0.5, -0.5, 7.5, 4.5]  # x, y; cut off at the top and right
     x, y = np.concatenate([p.vertices for p in ax.collections[0].get_paths()]).T
     assert (x.min(), x.max(), y.min(), y.max()) == pytest.approx((2.5, 5.5, 1.5, 3.5), abs=0.13)

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from checks import InputError
-from networks.inspection import Record, is_norm, reach
+from networks.inspection import Record, reach
 from training.checkpoint import is_damaged, replacing
 
 CARD = "segmentation.json"
@@ -44,10 +44,6 @@ class Card:
     mean: tuple[float, ...]  # of each channel, for images with integers scaled to 0 … 1
     std: tuple[float, ...]
     margin: int | None = None  # how far the receptive field reaches; None: large images must stay whole
-
-    @property
-    def channels(self) -> int:
-        return len(self.mean)
 
 
 @dataclass(frozen=True)
@@ -123,7 +119,7 @@ def _difference(found: ExportedModel, network: nn.Module) -> float:
     """The largest relative difference of two models' logits, on random images; NaN if one is not finite."""
     generator, differences = torch.Generator().manual_seed(0), [torch.zeros(())]
     for B, H, W in _SIZES:
-        images = torch.randn(B, found.card.channels, H, W, generator=generator)
+        images = torch.randn(B, len(found.card.mean), H, W, generator=generator)
         try:
             wanted = network(images)
         except RuntimeError:  # a network may have a least size of its own
@@ -208,7 +204,10 @@ def margin_of(model: nn.Module, channels: int) -> int | None:
     (1, None)
     """
     for module in model.modules():  # BatchNorm in eval mode has the numbers of the training, not of the image
-        if is_norm(module) and getattr(module, "running_mean", None) is None:
+        is_norm = type(module).__module__.endswith(
+            ("modules.batchnorm", "modules.instancenorm", "modules.normalization")
+        )
+        if is_norm and getattr(module, "running_mean", None) is None:
             return None
     try:
         small, large = (reach(model, (1, channels, side, side)) for side in (2 * GRID, 3 * GRID))

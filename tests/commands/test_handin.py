@@ -16,7 +16,6 @@ from commands import handin
 
 Cells = list[dict[str, Any]]
 PNG = {"output_type": "display_data", "data": {"image/png": "iVBORw0KGgo=", "text/plain": "<Figure>"}}
-GITHUB_TOKEN = "gh" + "p_" + "a1" * 18  # put together here, so that no scanner takes this file for a leak
 
 
 def text(source: str) -> dict[str, Any]:
@@ -95,14 +94,9 @@ DEFECTS: dict[str, tuple[Callable[[Cells, Path], object], str]] = {
     "file outside": (add_text("![](../shared/x.png)"), "points to ../shared/x.png"),
     "module missing": (delete("mynet.py"), "cell 2 (Report) imports mynet, but there is no mynet.py"),
     "module of a module missing": (delete("helper.py"), "mynet.py imports helper, but there is no helper.py"),
-    "token in a source": (add_text(f"token = {GITHUB_TOKEN}"), "(A1.1a U-Net) holds a secret (ghp_"),
-    "token in an output": (add_output(3, printed("hf_" + "Zz9" * 9)), "cell 4 (A1.1a U-Net) holds a secret"),
-    "private key": (add_text("-----BEGIN RSA " + "PRIVATE KEY-----"), "a secret (BEGIN RSA PRIVATE KEY"),
-    "token in a module": (write("helper.py", f"KEY = '{GITHUB_TOKEN}'"), "helper.py holds a secret"),
     "home in an output": (add_output(1, printed("File /home/ada/x.py")), "this machine (/home/ada/x.py)"),
     "windows home": (add_output(3, printed(r"C:\Users\ada\x")), "cell 4 (A1.1a U-Net) holds a path"),
     "no readme": (delete("README.md"), "README.md is missing"),
-    "second notebook": (write("mine.ipynb", "{}"), "mine.ipynb is a second notebook"),
 }
 
 
@@ -121,7 +115,7 @@ def test_one_defect_is_one_line(root, defect):
 def test_the_path_of_the_project_is_found_wherever_it_lies(root):
     there = Path("/data/course").resolve()
     (cell,) = handin.read_report(save(root, [code(1, "1", printed(f"File {there}/unet.py, not {there}s"))]), root).cells
-    (problem,) = handin.secrets(handin.Report(root / "report.ipynb", there, [cell], {}))
+    (problem,) = handin.machine_paths(handin.Report(root / "report.ipynb", there, [cell], {}))
     assert problem.startswith(f"{cell.where} holds a path of this machine ({there}/unet.py")
 
 
@@ -153,7 +147,6 @@ def test_over_the_limit(root, monkeypatch):
         "Type `python3 run.py`, then look at `handin/report.zip` and `data/yeast.hdf5`.",  # what a run makes
         "[paper](https://arxiv.org/pdf/1505.04597.pdf) ![](attachment:a.png) [above](#A1.1a) `./mynet.py`",
         "https://example.org/home/page, either/Users/or, and 1/tmp/2 are no paths of a machine",
-        "hf_hub_download_to_this_folder and ghp_ alone are no tokens",
         "```\n# not a heading\n```",
     ],
 )

@@ -18,11 +18,9 @@ from experiments import search
 from experiments.search import (
     Factor,
     LogRange,
-    best_so_far,
     best_trials,
     epoch_rows,
     open_study,
-    plan_table,
     range_test,
     smoothed,
     suggested_range,
@@ -34,13 +32,6 @@ from tests import tuning_helpers
 from tests.tuning_helpers import DEFAULT, PLAN, Fake, quality, start_worker
 
 SHORT = {"epochs": 3, "minutes": 1.0}
-
-
-def test_the_table_has_every_factor_sorted_by_role() -> None:
-    lines = plan_table(PLAN).splitlines()
-    assert lines[0] == "| factor | role | values | why |"
-    assert [line.split(" | ")[1] for line in lines[2:]] == ["scientific", "nuisance", "fixed"]
-    assert "none, concat | links" in lines[2]
 
 
 def rows_of(losses: list[float]) -> list[dict[str, float]]:
@@ -99,7 +90,7 @@ def test_it_comes_close_to_the_optimum_and_records_everything() -> None:
     assert len(rows) == 40 and {row["state"] for row in rows} == {"complete", "pruned"}
     assert {key: rows[0][key] for key in DEFAULT} == DEFAULT  # the default comes first
     best = best_trials(rows, 1)[0]
-    assert quality(best) > 0.85 > quality(DEFAULT) and best_so_far(rows)[-1] == best["score"]
+    assert quality(best) > 0.85 > quality(DEFAULT)
     for row in rows:
         assert row["seed"] == search.FIRST_SEED + row["trial"]
         assert row["epochs"] == 3 if row["state"] == "complete" else row["epochs"] in (1, 2)

@@ -18,7 +18,6 @@ from experiments.statistics import (
     paired_test,
     pareto_front,
     per_image,
-    rank_agreement,
     read_table,
     scores_of,
     select,
@@ -118,8 +117,3 @@ def test_pareto_front() -> None:
     costs, scores = [5.0, 1.0, 2.0, 2.0, 4.0, 1.0], [0.9, 0.3, 0.5, 0.6, 0.6, 0.3]
     assert pareto_front(costs, scores) == [1, 3, 0]
     assert pareto_front([], []) == []
-
-
-def test_an_order_of_equal_values_agrees_with_none() -> None:
-    assert rank_agreement([1, 2, 3], [10, 30, 20]) == pytest.approx(0.5)  # 1 − 6·Σd² / (n(n² − 1)) = 1 − 6·2 / 24
-    assert np.isnan(rank_agreement([1.0], [2.0])) and np.isnan(rank_agreement([1, 1], [1, 2]))

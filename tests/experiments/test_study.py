@@ -14,17 +14,22 @@ from PIL import Image
 from checks import InputError
 from experiments import study
 from experiments.statistics import read_table
-from experiments.study import LOSSES, SETS, Parts, StudySet, file_of, make_loss
-from imagesets.changes import WeightMap, separate_cells
+from experiments.study import LOSSES, SETS, StudySet, file_of, make_loss
+from imagesets.changes import separate_cells
 from imagesets.yeast import write_yeast
 from losses import TopologyLoss
+
+
+def three_train_one_validates(sample):
+    number = int(sample.name[-2:])
+    return replace(sample, part="train" if number < 3 else "val" if number < 4 else "test")
 
 
 @pytest.fixture
 def tiny(tmp_path, monkeypatch) -> StudySet:
     monkeypatch.chdir(tmp_path)
     folder = write_yeast(tmp_path / "tiny", num_images=6, height=64, width=64)
-    changes = (Parts(train=3, val=1), separate_cells)
+    changes = (three_train_one_validates, separate_cells)
     small = {"widths": (4, 8), "crop": 32, "batch": 4, "thickness": 2, "repeats": 2, "epochs": 2}
     study_set = StudySet(str(folder), 1, seeds=1, changes=changes, **small)
     monkeypatch.setitem(SETS, "tiny", study_set)
@@ -110,8 +115,8 @@ def test_losses_of_one_seed_start_from_the_same_weights_and_crops(tiny) -> None:
         first.append((next(learner.model.parameters()), images, target))
     for found in first[1:]:
         assert all(torch.equal(tensor, wanted) for tensor, wanted in zip(found, first[0], strict=True))
-    recipes = {(repr(study.make_learner("tiny", loss, 3)[0].loss), study.weights_of(loss, tiny)) for loss in LOSSES}
-    assert len(recipes) == len(LOSSES)
+    made = [study.make_learner("tiny", loss, 3) for loss in LOSSES]
+    assert len({(repr(learner.loss), path) for learner, path in made}) == len(LOSSES)
 
 
 def test_names_of_losses_carry_their_strength(tiny) -> None:
@@ -129,13 +134,12 @@ def test_names_of_losses_carry_their_strength(tiny) -> None:
 
 
 def test_weights_by_distance_come_with_the_data_of_the_losses_that_have_them(tiny) -> None:
-    stored = {name: study.weights_of(name, SETS["yeast"]) for name in LOSSES}
-    assert {name for name, weights in stored.items() if weights} == {"border", "forgive", "gaps", "both"}
-    assert study.weights_of("both:3", SETS["yeast"]) == stored["gaps"] == WeightMap(10, 5, separation=True)
-    assert study.weights_of("both", SETS["walls"]) == stored["border"] == WeightMap(5, 2)
-    for name in ("ce", "forgive"):
-        learner = study.make_learner("tiny", name, 0)[0]
-        batch = next(iter(learner.train_loader))
-        assert len(batch) == 2 + bool(stored[name])
-    weights = batch[2]
+    made = {name: study.make_learner("tiny", name, 0) for name in (*LOSSES, "both:3")}
+    weighted = {name for name, (learner, _) in made.items() if learner.train_loader.dataset.maps == ("weights",)}
+    assert weighted == {"border", "forgive", "gaps", "both", "both:3"}
+    assert made["both"][1] == made["both:3"][1] == made["gaps"][1] != made["border"][1]
+    assert (SETS["yeast"].both, SETS["walls"].both) == ("gaps", "border")
+    batches = {name: next(iter(made[name][0].train_loader)) for name in ("ce", "forgive")}
+    assert len(batches["ce"]) == 2
+    weights = batches["forgive"][2]
     assert 0 <= weights.min() < 0.5 < weights.max()  # nearly nothing at the border

@@ -120,5 +120,3 @@ def test_rows_of_other_sets_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     tuning.save_rows("test", "b", [{"x": 2}])
     tuning.save_rows("test", "a", [{"x": 3}, {"x": 4}])
     assert [row["x"] for row in read_table("figures/tuning_test.csv")] == [2, 3, 4]
-    assert tuning.load_rows("test", "a") == [{"set": "a", "x": 3}, {"set": "a", "x": 4}]
-    assert tuning.load_rows("nothing", "a") == []
