@@ -1,23 +1,40 @@
-"""The networks that a U-Net is compared with: the simple road net, a dilated net, a classifier of images.
+"""The networks that a U-Net is compared with: the road net, a dilated net, FCN-32s, 16s, 8s, and classifiers.
 
-All but the last map images (B, C, H, W) to logits (B, K, H, W) for every H, W ≥ 1, as the U-Net does: convolutions are
-padded, pooling rounds up, and the map is cut back to the image at its far end.
+Those that segment map images (B, C, H, W) to logits (B, K, H, W) for every H, W ≥ 1, as the U-Net does: convolutions
+are padded, pooling rounds up, and the map is cut back to the image at its far end.
 
-Sources: Yu and Koltun, 2016 (arXiv:1511.07122), and Chen et al., 2017 (arXiv:1606.00915), dilation.
+An FCN is a classifier of patches that reads a whole image.  A dense layer on a k×k map is a k×k convolution that has
+one place to be.  On a larger image it has many, and answers once for each; upsampling turns these answers into one for
+each pixel.  No convolution of the classifier is padded, so the FCN with its weights gives exactly its answers.
+
+Sources: Long, Shelhamer and Darrell, 2015 (arXiv:1411.4038), FCN;  Simonyan and Zisserman, 2015 (arXiv:1409.1556), VGG;
+Yu and Koltun, 2016 (arXiv:1511.07122), and Chen et al., 2017 (arXiv:1606.00915), dilation.
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any, Literal, get_args
 
+import torch
 from torch import Tensor, nn
 
 from checks import InputError
-from networks.fcn import conv_stage
+from networks.upsampling import bilinear_upsampling
 from unet import UNet, check_input, check_settings, initialise
 
 WIDTHS = (16, 32, 64, 64, 64)
+FCN_WIDTHS = (16, 32, 64, 128, 128)
+LEVELS = 5  # poolings in the backbone: its map has one value for 2⁵ = 32 pixels
+Upsampling = Literal["transposed", "bilinear"]
+SKIPS = {32: (), 16: (3,), 8: (3, 2)}  # FCN-16s and 8s add the scores of these levels: of strides 16 and 8
+
+
+def conv_stage(in_channels: int, out_channels: int, *, padding: int = 1, dilation: int = 1) -> nn.Sequential:
+    """3×3 convolution, BatchNorm, ReLU."""
+    conv = nn.Conv2d(in_channels, out_channels, 3, padding=padding * dilation, dilation=dilation, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels), nn.ReLU(inplace=True))
 
 
 class RoadNet(nn.Module):
@@ -75,13 +92,144 @@ class DilatedNet(nn.Module):
         return self.layers(x)[..., : x.shape[2], : x.shape[3]]
 
 
+class PatchClassifier(nn.Module):
+    """A small VGG that names the class of a patch: (B, in_channels, patch, patch) → (B, num_classes).
+
+    Five times (3×3 convolution *without padding*, BatchNorm, ReLU, 2×2 max pooling), which needs 94 pixels for one
+    value and 32 more for the next; then two dense layers on the k×k map, k = (patch − 62) / 32; patch: 94, 126, 158, …
+    """
+
+    def __init__(
+        self, in_channels: int = 3, num_classes: int = 2, widths: Sequence[int] = FCN_WIDTHS, *, patch: int = 126
+    ):
+        super().__init__()
+        kernel = _check_backbone("PatchClassifier", in_channels, num_classes, widths, patch)
+        self.in_channels, self.num_classes, self.widths, self.patch = in_channels, num_classes, tuple(widths), patch
+        self.stages = nn.ModuleList(conv_stage(a, b, padding=0) for a, b in zip((in_channels, *widths), widths))
+        self.pool = nn.MaxPool2d(2)
+        hidden = nn.Linear(widths[-1] * kernel**2, widths[-1])
+        self.dense = nn.Sequential(nn.Flatten(), hidden, nn.ReLU(inplace=True), nn.Linear(widths[-1], num_classes))
+        self.apply(initialise)
+        nn.init.kaiming_normal_(hidden.weight, nonlinearity="relu")
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_input("PatchClassifier", x, self.in_channels)
+        if x.shape[2:] != (self.patch, self.patch):
+            sizes = f"images {tuple(x.shape[2:])}, its dense layers fit {self.patch}"
+            raise InputError(f"PatchClassifier: {sizes}; FCN.from_classifier makes a network for every size.")
+        for stage in self.stages:
+            x = self.pool(stage(x))
+        return self.dense(x)  # (B, K)
+
+
+class FCN(nn.Module):
+    """FCN-32s, 16s, 8s: images (B, in_channels, H, W) → logits (B, num_classes, H, W), for every H, W ≥ 1.
+
+    Backbone and dense layers of `PatchClassifier`, the latter as convolutions, give a coarse map of one value for 32
+    pixels.  FCN-32s brings it up at once.  FCN-16s goes up by 2, adds scores of the map of stride 16 (a *short-cut*:
+    1×1 convolution and sum), then up by 16; FCN-8s does so once more.  Scores start at 0, so that a new short-cut
+    changes nothing yet.  `upsampling` by "transposed" convolution starts as bilinear interpolation; "bilinear" is the
+    same, not trained.  `patch` is the side of the window of one value of the coarse map, as in `PatchClassifier`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 3,
+        num_classes: int = 2,
+        widths: Sequence[int] = FCN_WIDTHS,
+        *,
+        stride: int = 8,
+        upsampling: Upsampling = "transposed",
+        patch: int = 126,
+    ):
+        super().__init__()
+        choices = {"stride": (stride, tuple(SKIPS)), "upsampling": (upsampling, get_args(Upsampling))}
+        kernel = _check_backbone("FCN", in_channels, num_classes, widths, patch, **choices)
+        self.in_channels, self.num_classes, self.widths, self.patch = in_channels, num_classes, tuple(widths), patch
+        self.stride, self.upsampling = stride, upsampling
+        self.stages = nn.ModuleList(conv_stage(a, b) for a, b in zip((in_channels, *widths), widths))
+        self.pool = nn.MaxPool2d(2, ceil_mode=True)
+        dense = nn.Conv2d(widths[-1], widths[-1], kernel, padding=kernel // 2)
+        self.head = nn.Sequential(dense, nn.ReLU(inplace=True), nn.Conv2d(widths[-1], num_classes, 1))
+        self.scores = nn.ModuleList(nn.Conv2d(widths[level], num_classes, 1) for level in SKIPS[stride])
+        self.apply(initialise)
+        for parameter in self.scores.parameters():
+            nn.init.zeros_(parameter)
+        self.ups = nn.ModuleList()
+        for factor in (*(2 for _ in self.scores), stride):
+            # An even kernel has its middle between two pixels: the map begins half a step before the image.
+            early = factor // 2 if not self.ups and kernel % 2 == 0 else 0
+            up = bilinear_upsampling(num_classes, factor, padding=factor // 2 + factor + early)  # for a repeated frame
+            self.ups.append(up.requires_grad_(upsampling == "transposed"))
+
+    @classmethod
+    @torch.no_grad()
+    def from_classifier(cls, of: PatchClassifier, stride: int = 32, upsampling: Upsampling = "transposed") -> FCN:
+        """The FCN with a copy of the weights of a classifier; its dense layers become convolutions."""
+        net = cls(of.in_channels, of.num_classes, of.widths, stride=stride, upsampling=upsampling, patch=of.patch)
+        net.to(next(of.parameters()))  # its device and dtype
+        net.stages.load_state_dict(of.stages.state_dict())
+        weights = of.dense.state_dict()
+        for name, value in net.head.state_dict().items():  # layers 0 and 2, in the classifier 1 and 3
+            value.copy_(weights[f"{int(name[0]) + 1}{name[1:]}"].reshape(value.shape))  # (out, C, k, k)
+        return net
+
+    def extra_repr(self) -> str:
+        """What the list of layers does not show: a learner knows a model again by its repr."""
+        return f"stride={self.stride}, upsampling={self.upsampling!r}"
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_input("FCN", x, self.in_channels)
+        maps = self._pooled(x)
+        z = self.head(maps[-1])  # (B, K, ⌈H/32⌉, ⌈W/32⌉), one more each with an even kernel
+        for up, score, level in zip(self.ups, self.scores, SKIPS[self.stride]):
+            added = score(maps[level])
+            z = _rise(up, z)[..., : added.shape[2], : added.shape[3]] + added
+        return _rise(self.ups[-1], z)[..., : x.shape[2], : x.shape[3]]
+
+    def coarse_map(self, x: Tensor) -> Tensor:
+        """The classifier's answer, in test mode, for the patches of x (B, C, H, W) whose corners are at [32·i, 32·j].
+
+        (B, K, ⌊(H − patch)/32⌋ + 1, ⌊(W − patch)/32⌋ + 1); `InputError` if the image is smaller than one patch.
+        """
+        check_input("FCN", x, self.in_channels)
+        if min(x.shape[2:]) < self.patch:
+            raise InputError(f"FCN.coarse_map: an image of {tuple(x.shape[2:])} pixels; expected ≥ {self.patch}.")
+        # One row and column of zeros bring the windows to the corner; all that see padding are cut off again.
+        z = self.head(self._pooled(nn.functional.pad(x, (1, 0, 1, 0)))[-1])
+        first = (self.patch - 62) // 64 + 1  # the padding k // 2 of the dense layer, and this row
+        rows, columns = ((side - self.patch) // 2**LEVELS + 1 for side in x.shape[2:])
+        return z[..., first : first + rows, first : first + columns]
+
+    def _pooled(self, x: Tensor) -> list[Tensor]:
+        """The maps after each pooling, of strides 2, 4, 8, 16, 32."""
+        return [x := self.pool(stage(x)) for stage in self.stages]
+
+
+def _rise(up: nn.Module, z: Tensor) -> Tensor:
+    """Upsampling with the frame repeated, else the logits would fade there; float32, as CPUs are slow in bfloat16."""
+    with torch.autocast(z.device.type, enabled=False):
+        z = z.to(next(up.parameters()).dtype)
+        return up(nn.functional.pad(z, (1, 1, 1, 1), mode="replicate"))
+
+
+def _check_backbone(
+    model: str, in_channels: int, num_classes: int, widths: Sequence[int], patch: int, **choices: Any
+) -> int:
+    """Check the settings of classifier and FCN; returns the side k of the map that the dense layer meets."""
+    check_settings(model, in_channels, num_classes, widths, **choices)
+    kernel, rest = divmod(patch - 62, 2**LEVELS)
+    if len(widths) != LEVELS or kernel < 1 or rest:
+        raise InputError(f"{model}: widths={tuple(widths)}, patch={patch}; expected five, and 94, 126, 158, …")
+    return kernel
+
+
 class Shrunk(nn.Module):
     """A network that looks at an image of a lower resolution, and gives its logits in the full one.
 
     Averages of factor×factor pixels go in, logits are interpolated: 1/factor² of the cost, and a receptive field factor
     times as wide.  The factor is 1, 2, 4 or 8, so that tiles of a large image fit onto its grid.
 
-    >>> import torch
     >>> Shrunk(UNet(3, 2, (4, 8)), 2)(torch.zeros(1, 3, 17, 31)).shape
     torch.Size([1, 2, 17, 31])
     """
@@ -101,7 +249,6 @@ class Shrunk(nn.Module):
 class ImageClassifier(nn.Module):
     """One class for the whole image: a U-Net's encoder, mean over the map, dense layer; (B, C, H, W) → (B, K).
 
-    >>> import torch
     >>> ImageClassifier(UNet(3, 2, (4, 8)), num_classes=5)(torch.zeros(2, 3, 17, 31)).shape
     torch.Size([2, 5])
     """

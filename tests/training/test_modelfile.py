@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from checks import InputError
-from networks.baselines import DilatedNet, RoadNet, Shrunk
-from networks.fcn import FCN
+from networks.baselines import FCN, DilatedNet, RoadNet, Shrunk
 from tests.data_helpers import refused
 from tests.net_helpers import random, trained_looking
 from training import modelfile
