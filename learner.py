@@ -11,6 +11,7 @@ import copy
 import ctypes
 import hashlib
 import math
+import platform
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -115,7 +116,8 @@ class Learner:
         """
         if not self.train_loader:
             raise InputError("Learner.fit: there is no training data; give a train_loader with at least one batch.")
-        _keep_freed_memory()
+        _glibc("mallopt", -3, 1 << 30)  # M_MMAP_THRESHOLD: tensors up to 1 GiB come from the heap …
+        _glibc("mallopt", -1, 1 << 29)  # M_TRIM_THRESHOLD: … which keeps half a GiB for the next step: a tenth of it
         parallel.start()
         folder = self.folder if parallel.rank() == 0 else None
         with checkpoint.locked(folder) if folder is not None else contextlib.nullcontext():
@@ -148,6 +150,7 @@ class Learner:
                 line.show(f"epoch {epoch + 1}/{epochs} · {self._summary(state)}")
                 after_epoch(row)
         finally:  # also when the student presses stop, or the loss is not finite
+            _glibc("malloc_trim", 0)
             self._learnt().load_state_dict(state["best"])
             self.history = list(state["history"])
             if self.history:
@@ -392,12 +395,10 @@ def _image_names(loader: Any, step: int) -> list[str]:
     return [names[draw[1] if isinstance(draw, tuple) else draw] for draw in list(batches)[step]]
 
 
-def _keep_freed_memory() -> None:
-    """Let glibc keep freed memory for the next step instead of asking Linux anew: a tenth of a step on a CPU."""
-    with contextlib.suppress(OSError, AttributeError):  # another C library has no mallopt
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD: tensors up to 1 GiB come from the heap …
-        mallopt(-1, 1 << 29)  # M_TRIM_THRESHOLD: … which keeps half a GiB at most for later
+def _glibc(function: str, *numbers: int) -> None:
+    """Tell glibc how to keep memory; other C libraries cannot be told."""
+    if platform.libc_ver()[0] == "glibc":
+        getattr(ctypes.CDLL(None), function)(*numbers)
 
 
 def _copy_to_cpu(value: Any) -> Any:
