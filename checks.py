@@ -17,6 +17,22 @@ class InputError(ValueError):
     """Something handed in is wrong; the message says what, where, what was expected, and what to do."""
 
 
+def memory_is_full(error: BaseException) -> bool:
+    """Whether the error of a library says so: for a full memory, few have a class of their own."""
+    signs = "allocate memory", "out of memory", "allocation failed", "filter returned failure"  # PyTorch, zip, HDF5
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(sign in str(error) for sign in signs)
+
+
+def reason_of(error: BaseException) -> str:
+    """Why the machine could not do something, in its own words, one line.
+
+    >>> reason_of(MemoryError()), reason_of(PermissionError(13, "Permission denied"))
+    ('the memory is full', 'Permission denied')
+    """
+    reason = str(getattr(error, "strerror", None) or error or type(error).__name__).strip().partition("\n")[0]
+    return "the memory is full" if memory_is_full(error) else reason
+
+
 def check_images(images: Tensor) -> None:
     """Raise `InputError` unless `images` is a finite float tensor (B, C, H, W).
 

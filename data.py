@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import inspect
 import itertools
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -21,11 +21,12 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from checks import IGNORE_INDEX, InputError
 from imagesets.files import PARTS, LabelMap, Sample, is_junk, read_folder
-from imagesets.hdf5 import build_hdf5, normalise_hdf5, open_hdf5
+from imagesets.hdf5 import Damaged, build_hdf5, normalise_hdf5, open_hdf5
 from imagesets.pets import write_pets
 from imagesets.real import READERS, locate, read_dataset
 from imagesets.streets import write_roads, write_streets
 from imagesets.yeast import write_yeast
+from training.checkpoint import identity
 
 SYNTHETIC = "synthetic_yeast"
 BUILT_IN: dict[str, Callable[[Path], Path]] = {
@@ -55,6 +56,8 @@ class SegmentationDataset(Dataset[tuple[Tensor, ...]]):
     `names`, `shapes` (H, W) of the part; `parts`, {part: number of samples}; `num_classes`, `channels`, `mean`, `std`;
     `fingerprint` of the content.
     """
+
+    determined_by = ("fingerprint", "part", "crop", "maps", "transform", "seed")  # for `training.checkpoint.identity`
 
     def __init__(
         self,
@@ -137,6 +140,8 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
     cannot learn from one sample: `dropped` counts them.  With `repeats`, an epoch draws every sample so often.
     """
 
+    determined_by = ("batch_size", "shuffle", "seed", "repeats")  # and by the data set, which the loader has too
+
     def __init__(
         self, dataset: SegmentationDataset, batch_size: int, shuffle: bool = False, seed: int = 0, repeats: int = 1
     ) -> None:
@@ -191,25 +196,30 @@ def prepare(
     """Return the path of the normalised .hdf5 of `source`; build it first if it must be.
 
     `source` is one of `NAMES` or a folder (`read_folder`), which has 2 classes unless `num_classes` says more.  Files
-    in `data_dir` are used again if settings and names, sizes and times of the source files are the same.  `changes`,
-    as `[separate_cells, WeightMap(5, 2)]`, are applied to every sample in turn; one that returns None leaves it out.
-    A change is a function, known again by its source text, or an object, known by its `repr`.
+    in `data_dir` are used again if the settings, the code of changes and reader (`training.checkpoint.identity`), and
+    names, sizes and times of the source files are the same.  `changes`, as `[separate_cells, WeightMap(5, 2)]`, are
+    applied to every sample in turn; one that returns None leaves it out.  Raises `InputError` where a file that the
+    course did not write is in the way.
     """
     folder = source_folder(source, Path(data_dir), say)
     is_known = str(source) in READERS  # not the name: a folder of yours may be called like a data set
-    samples = read_dataset(str(source), folder) if is_known else read_folder(folder, label_map, extra_maps(folder))
-    for change in changes:
-        samples = filter(None, map(change, samples))
-    name = str(source) if str(source) in NAMES else folder.resolve().name
-    recipe = " ".join(inspect.getsource(each) if inspect.isfunction(each) else repr(each) for each in changes)
+    own = partial(read_folder, label_map=label_map, extras=extra_maps(folder))
+    read: Callable[[Path], Iterator[Sample]] = partial(read_dataset, str(source)) if is_known else own
     num_classes = NUM_CLASSES.get(str(source), 2) if num_classes is None else num_classes
-    settings = _sha256([name, num_classes, seed, _folder_state(folder), list((label_map or {}).items()), recipe])
-    name += f"_{_sha256(recipe)[:8]}" if changes else ""
+    code = identity(read=read, build=[build_hdf5, normalise_hdf5], changes=list(changes))
+    made_by = _sha256([code, num_classes, seed, _folder_state(folder)])
+    # A folder of yours is known by its place: two may have one name, or that of a data set
+    name = str(source) if str(source) in NAMES else f"{folder.resolve().name[:40]}_{_sha256(folder.resolve())[:8]}"
+    known = {key: text for key, text in identity(changes=list(changes)).items() if not text.startswith("unknown")}
+    name += f"_{_sha256(known)[:8]}" if changes else ""
     plain, normalised = Path(data_dir, f"{name}.hdf5"), Path(data_dir, f"{name}_normalised.hdf5")
-    if not _is_current(plain, settings):
-        say(f"Building {plain}: it is missing or damaged, or settings or files have changed.")
-        build_hdf5(samples, plain, num_classes=num_classes, seed=seed, source=settings)
-    if not _is_current(normalised, settings):
+    if not _is_current(plain, made_by):
+        say(f"Building {plain}: it is missing or damaged, or settings, code or files have changed.")
+        samples = read(folder)
+        for change in changes:
+            samples = filter(None, map(change, samples))
+        build_hdf5(samples, plain, num_classes=num_classes, seed=seed, source=made_by)
+    if not _is_current(normalised, made_by):
         normalise_hdf5(plain, normalised)
     return normalised
 
@@ -240,7 +250,10 @@ def _sha256(value: object) -> str:
     return hashlib.sha256(str(value).encode()).hexdigest()
 
 
-def _is_current(path: Path, settings: str) -> bool:
-    with contextlib.suppress(InputError), open_hdf5(path) as file:  # else it is missing or damaged
-        return bool(file.attrs["source"] == settings)
+def _is_current(path: Path, made_by: str) -> bool:
+    """Whether the file need not be built again; an `InputError` if it cannot be read, or is not of this course."""
+    if not path.exists():
+        return False
+    with contextlib.suppress(Damaged), open_hdf5(path) as file:
+        return bool(file.attrs["source"] == made_by)
     return False

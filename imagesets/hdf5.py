@@ -18,11 +18,16 @@ from typing import Any
 import h5py
 import numpy as np
 
-from checks import IGNORE_INDEX, InputError
+from checks import IGNORE_INDEX, InputError, reason_of
 from imagesets.files import FRACTIONS, BadFiles, Problem, Sample, list_values, raise_problems, split_parts
 
 VERSION = 4  # raise it when the content of the files changes: older ones are built again
 SEAL_BYTES = 512  # the smallest user block
+MARK = b"segmentation "  # how the seal begins: without it a file is not ours
+
+
+class Damaged(InputError):
+    """A file of this course does not hold the bytes that were written, or is of another version: build it again."""
 
 
 def build_hdf5(
@@ -150,27 +155,49 @@ def _write_array(file: Any, key: str, array: np.ndarray) -> None:
 def _writing(path: str | Path) -> Iterator[Any]:
     """A new HDF5 file in a temporary folder, sealed and moved at the end; an error leaves and changes nothing."""
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:  # another kernel may build the same set
-        temporary = Path(folder, path.name)
-        with h5py.File(temporary, "w", userblock_size=SEAL_BYTES, locking=False) as file:  # Google Drive has no locks
-            yield file
-        seal = _seal_of(temporary)
-        with open(temporary, "r+b") as stream:
-            stream.write(seal)
-        os.replace(temporary, path)
+    if path.exists() and _start_of(path, len(MARK)) not in (MARK, b""):
+        raise InputError(f"{path} was not written by this course, so it stays. Move it away, or choose another folder.")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:  # another kernel may build it, too
+            temporary = Path(folder, "new.hdf5")
+            with h5py.File(
+                temporary, "w", userblock_size=SEAL_BYTES, locking=False
+            ) as file:  # no locks on Google Drive
+                yield file
+            seal = _seal_of(temporary)
+            with open(temporary, "r+b") as stream:
+                stream.write(seal)
+            os.replace(temporary, path)
+    except OSError as error:
+        if "read data" in str(error):  # HDF5 means the file that is copied from
+            raise
+        raise InputError(f"{path} cannot be written: {reason_of(error)}. What was there stays.") from error
 
 
 @contextmanager
 def open_hdf5(path: str | Path) -> Iterator[Any]:
-    """Open a file of `build_hdf5` or `normalise_hdf5`; it must be there, sound, and of this version."""
+    """Open a file of `build_hdf5` or `normalise_hdf5`; it must be there, sound (else `Damaged`), and of this version.
+
+    Where the system cannot read it (memory, rights, disk), also later in the block, an `InputError` tells its reason.
+    """
     if not os.path.isfile(path):
         raise InputError(f"{path} does not exist. Build it with data.prepare or build_hdf5.")
+    try:
+        seal = _start_of(path, SEAL_BYTES)
+        if seal and not seal.startswith(MARK):
+            raise InputError(f"{path} was not written by this course, or its first bytes are damaged. Move it away.")
+        if seal != _seal_of(path):
+            raise Damaged(f"{path} is damaged, cut off, or of another version. Delete it and build it again.")
+        with h5py.File(path, "r", locking=False) as file:
+            yield file
+    except (MemoryError, OSError) as error:
+        raise InputError(f"{path} cannot be read: {reason_of(error)}. The file stays as it is.") from error
+
+
+def _start_of(path: str | Path, size: int) -> bytes:
     with open(path, "rb") as stream:
-        if stream.read(SEAL_BYTES) != _seal_of(path):
-            raise InputError(f"{path} is damaged, cut off, or of another version. Delete it and build it again.")
-    with h5py.File(path, "r", locking=False) as file:
-        yield file
+        return stream.read(size)
 
 
 def _seal_of(path: str | Path) -> bytes:
@@ -180,4 +207,4 @@ def _seal_of(path: str | Path) -> bytes:
         stream.seek(SEAL_BYTES)
         while block := stream.read(2**20):
             digest.update(block)
-    return f"segmentation {VERSION}, SHA-256 {digest.hexdigest()}".encode().ljust(SEAL_BYTES, b"\0")
+    return MARK + f"{VERSION}, SHA-256 {digest.hexdigest()}".encode().ljust(SEAL_BYTES - len(MARK), b"\0")

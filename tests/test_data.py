@@ -7,7 +7,11 @@ import itertools
 import os
 import weakref
 from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -16,9 +20,10 @@ from hypothesis import strategies as st
 
 import data
 from data import EpochBatches, SegmentationDataset, make_loader, prepare
+from imagesets import hdf5
 from imagesets.changes import Resize
 from imagesets.files import Sample
-from imagesets.hdf5 import normalise_hdf5, open_hdf5
+from imagesets.hdf5 import normalise_hdf5, normalise_image, open_hdf5
 from tests.data_helpers import build, build_normalised, make_folder, make_samples, mask, picture, refused, save
 from transforms import Compose, DownscaleImage, RandomReflect, RandomRotate90
 
@@ -232,8 +237,13 @@ def test_prepare_builds_once_and_again_for_other_settings_or_files(tmp_path):
 
     def is_built() -> bool:
         before = len(said)
-        assert prepare(folder, **settings) == tmp_path / "data" / "set_normalised.hdf5"
+        assert prepare(folder, **settings) == path
         return len(said) > before
+
+    path = prepare(folder, **settings)
+    (plain,) = set((tmp_path / "data").iterdir()) - {path}
+    path.unlink()
+    plain.unlink()
 
     assert is_built()
     assert not is_built()
@@ -242,13 +252,15 @@ def test_prepare_builds_once_and_again_for_other_settings_or_files(tmp_path):
         assert is_built() and not is_built()
     save(folder / "labels" / "a.png", 0 * mask(0))
     assert is_built()
-    with open_hdf5(tmp_path / "data" / "set_normalised.hdf5") as file:
+    with open_hdf5(path) as file:
         assert np.array_equal(file["label"]["00000"], 0 * mask(0) + 1)
     os.utime(folder / "images" / "a.png", (1, 1))
     assert is_built()  # the time of modification decides, not the content
     save(folder / ".junk" / "a.png", picture(9))
     assert not is_built()
-    (tmp_path / "data" / "set.hdf5").write_bytes(b"damaged")
+    plain.write_bytes(plain.read_bytes()[:-1])
+    assert is_built()
+    plain.write_bytes(b"")  # a power cut before the content was on the disk
     assert is_built()
 
 
@@ -269,8 +281,41 @@ def test_prepare_takes_named_sets_and_a_folder_that_is_called_like_one(tmp_path,
     named = prepare("dsb2018", tmp_path / "data", say=quiet)
     assert named == tmp_path / "data" / "dsb2018_normalised.hdf5"
     assert SegmentationDataset(named, "train", maps=("instances",))[0][2].max() == 2
-    own = prepare(make_folder(tmp_path / "dsb2018", "abcdef"), tmp_path / "own", say=quiet)
-    assert SegmentationDataset(own, "train").parts == {"train": 4, "val": 1, "test": 1}
+    others = [make_folder(tmp_path / place, "abcdef") for place in ("dsb2018", "A/cells", "B/cells")]
+    made = [prepare(folder, tmp_path / "data", say=quiet) for folder in others]
+    assert len({named, *made}) == 4
+    assert SegmentationDataset(made[0], "train").parts == {"train": 4, "val": 1, "test": 1}
+
+
+def test_a_file_of_another_program_is_never_overwritten(tmp_path):
+    folder = make_folder(tmp_path / "cells", "abcd")
+    for name in (
+        prepare(folder, tmp_path, say=quiet).name,
+        prepare(folder, tmp_path, say=quiet).name.split("_norm")[0],
+    ):
+        path = (tmp_path / name).with_suffix(".hdf5")
+        path.write_bytes(b"\x89HDF\r\n\x1a\n of another program")
+        for seed in (0, 1):
+            assert "was not written by this course" in refused(prepare, folder, tmp_path, seed=seed, say=quiet)
+        assert path.read_bytes().endswith(b"of another program")
+        path.unlink()
+        prepare(folder, tmp_path, say=quiet)
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError("Can't synchronously read data (filter returned failure)")])
+def test_where_the_memory_is_full_the_file_is_not_damaged_and_stays(tmp_path, monkeypatch, error):
+    def fail(self, args, **options):
+        raise error
+
+    folder = make_folder(tmp_path / "cells", "abcd")
+    path = prepare(folder, tmp_path, say=quiet)
+    before = {file: file.read_bytes() for file in tmp_path.glob("*.hdf5")}
+    monkeypatch.setattr(h5py.Dataset, "__getitem__", fail)
+    assert "cannot be read: the memory is full" in refused(SegmentationDataset, path, "train")
+    monkeypatch.undo()
+    monkeypatch.setattr(h5py, "File", lambda *arguments, **options: fail(None, None))
+    assert "cannot be read: the memory is full" in refused(prepare, folder, tmp_path, say=quiet)
+    assert {file: file.read_bytes() for file in tmp_path.glob("*.hdf5")} == before
 
 
 def test_prepare_takes_two_classes_for_a_folder_and_a_number_that_is_given(tmp_path):
@@ -285,9 +330,39 @@ def without_h(sample: Sample) -> Sample | None:
     return None if sample.name == "h" else sample
 
 
-def test_changes_are_made_once_and_known_again_by_their_text(tmp_path):
+def brighter(step: int) -> Callable[[Sample], Sample]:
+    return lambda sample: replace(sample, image=sample.image // 2 + np.uint8(step))
+
+
+class Brighter:
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def __call__(self, sample: Sample) -> Sample:
+        return brighter(self.step)(sample)
+
+
+def test_changes_are_made_once_and_known_again_by_what_they_do(tmp_path):
     folder, said = make_folder(tmp_path / "set", "abcdefgh"), []
-    ways = [[without_h], [without_h], [Resize(3, 4)], [Resize(4, 4)], []]
+    ways = [[without_h], [Resize(3, 4)], [Resize(4, 4)], []]
+    ways += [[make(step)] for make in (brighter, Brighter) for step in (0, 60)]
     paths = [prepare(folder, tmp_path, changes=changes, say=said.append) for changes in ways]
-    assert paths[0] == paths[1] and len(set(paths)) == len(said) == 4
+    again = [prepare(folder, tmp_path, changes=changes, say=said.append) for changes in ways[:4] + [[brighter(0)]]]
+    assert paths[:5] == again and len(set(paths)) == len(said) == 8
     assert sum(SegmentationDataset(paths[0], "train").parts.values()) == 7  # "h" was left out
+    dark, light = (SegmentationDataset(path, "train").mean for path in paths[4:6])
+    assert light - dark == pytest.approx(60 / 255, abs=0.01)  # not the very same images train
+
+
+def test_a_set_is_built_again_where_the_reading_or_the_change_cannot_be_the_same(tmp_path, monkeypatch):
+    folder, said = make_folder(tmp_path / "set", "abcd"), []
+    unknown = partial(lambda stream, sample: sample, (number for number in range(3)))  # no one can compare a generator
+    for _ in range(2):
+        path = prepare(folder, tmp_path, changes=[unknown], say=said.append)
+    assert len(said) == 2 and len(list(tmp_path.glob("*.hdf5"))) == 2  # in the same place: the disk does not fill up
+    monkeypatch.setattr(hdf5, "normalise_image", lambda image, mean, std: normalise_image(image, mean, std))
+    for _ in range(2):
+        prepare(folder, tmp_path, say=said.append)
+    monkeypatch.undo()
+    prepare(folder, tmp_path, say=said.append)
+    assert len(said) == 4 and path.exists()

@@ -4,18 +4,36 @@ A file is written beside the old one, brought to the disk (fsync), and only then
 the checkpoint before the last is kept.  PyTorch writes a zip file with a CRC-32 of each entry but does not compare them
 when it loads, so they are compared here first, and loading runs no code that a file may bring (`weights_only`).
 Source: Pillai et al., "All file systems are not created equal", OSDI 2014.
+
+`identity` says what a stored result was made by: it is used again only if nothing that determines it has changed.
 """
 
 import contextlib
+import dis
+import enum
+import functools
+import hashlib
 import io
+import logging
 import os
+import pickle
+import sys
+import sysconfig
+import threading
+import types
+import uuid
+import weakref
 import zipfile
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import filelock
+import numpy as np
 import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from checks import InputError
 
@@ -113,3 +131,262 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def identity(trained: nn.Module | None = None, /, **values: Any) -> dict[str, str]:
+    """Name → short digest of all that determines what is worked out with `values`; the same in every process.
+
+    Functions and classes count by their compiled code: comments, docstrings and moved lines do not matter, and a file
+    that was edited but not imported again does not claim to have run.  With them count defaults, closures, bases, and
+    the globals that the code reads, which are followed further.  What belongs to a library counts by its name.
+    An object counts by its class and attributes, or those that `determined_by` of its class names; arrays by their
+    bytes; the modules of `trained` without their weights; a text that names a file with the size and time of the file.
+    The rest is pickled; what cannot be has a digest that begins with "unknown" and never comes again.
+
+    >>> changed(identity(lr=0.1, seed=0, loss=lambda x: 2 * x), identity(lr=0.2, seed=0, loss=lambda x: 3 * x))
+    'lr, training.checkpoint.<lambda>'
+    """
+    walk = _Walk(trained, values)
+    for name, value in values.items():
+        walk.enter(name, value)
+    while walk.queue:  # not by recursion: one function leads to the next, and further than Python's stack is deep
+        name, thing = walk.queue.popleft()
+        walk.note(name, walk.of_class if isinstance(thing, type) else walk.of_function, thing)
+    return walk.found
+
+
+def changed(before: Mapping[str, str], now: Mapping[str, str]) -> str:
+    """Which entries of two identities differ, the first five by name; "" if none does."""
+    names = [name for name in {**now, **before} if before.get(name) != now.get(name)]
+    names = [name for name in names if name in before and name in now] or names  # one of those names the others
+    kinds = [now.get(name, "").split() for name in names[:5]]
+    texts = [f"{n} ({k[1]}: cannot be compared)" if k[:1] == ["unknown"] else n for n, k in zip(names, kinds)]
+    return ", ".join(texts) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+
+
+_PLAIN = (type(None), bool, int, float, complex, bytes, range, slice, type(...), np.generic, np.dtype, logging.Logger)
+_OF_TORCH = (torch.dtype, torch.device, torch.layout, torch.memory_format)
+_CACHES = (weakref.ref, weakref.WeakValueDictionary, weakref.WeakKeyDictionary, weakref.WeakSet)
+_NO_DATA = (*_CACHES, type(threading.Lock()), type(threading.RLock()))
+_SLOTS = (types.GetSetDescriptorType, types.MemberDescriptorType)
+_WRAPPERS = (types.MethodType, staticmethod, classmethod, property, functools.partial, type(functools.cache(len)))
+_WRAPPED = ("__func__", "__self__", "__wrapped__", "fget", "fset", "fdel", "func", "args", "keywords")
+_OF_LOADER = "dataset batch_sampler sampler batch_size drop_last collate_fn generator num_workers worker_init_fn"
+_LIBRARIES = ("site-packages", "dist-packages", "<frozen", sysconfig.get_path("stdlib"))
+_READS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS", "IMPORT_NAME")
+
+
+class _Unknown(Exception):
+    """A value of this type cannot be compared."""
+
+
+class _Walk:
+    """Goes through values and all that they refer to; functions and classes are entries of their own."""
+
+    def __init__(self, trained: nn.Module | None, names: Iterable[str]) -> None:
+        self.found = dict.fromkeys(names, "") | {"Python": ".".join(map(str, sys.version_info[:2]))}  # it compiles
+        self.seen: dict[int, tuple[str, Any]] = {}  # functions, classes and arrays by id; held, so that no id returns
+        self.queue = deque[tuple[str, Any]]()
+        self.open: list[int] = []  # the objects that the walk is inside of: circles end
+        self.trained = {id(module) for module in trained.modules()} if trained is not None else set()
+
+    def enter(self, name: str, value: Any, depth: int = 2) -> None:
+        """Make an entry of a value, and of its attributes, so that a message can name them."""
+        state = self.attributes(value) if depth and self.simple(value) is None and _inside(value) is None else {}
+        self.note(name, self.simple if state else lambda one: [self.digest(one)], type(value) if state else value)
+        for key in sorted(state):
+            self.enter(f"{name}.{key}", state[key], depth - 1)
+
+    def note(self, name: str, parts: Callable[[Any], Any], value: Any) -> None:
+        try:
+            self.found[name] = _sha256(*parts(value))
+        except _Unknown as error:
+            self.found[name] = f"unknown {error} {uuid.uuid4().hex}"
+
+    def follow(self, thing: Any) -> str:
+        """The name of a function or class, which gets an entry unless it belongs to a library."""
+        if id(thing) not in self.seen:
+            name, own = f"{thing.__module__}.{thing.__qualname__}".removeprefix("__main__."), not _of_library(thing)
+            while own and name in self.found:
+                name += "'"
+            self.seen[id(thing)] = name, thing
+            if own:
+                self.found[name] = ""
+                self.queue.append((name, thing))
+            elif cells := _cells(thing):  # the wrapper of a decorator
+                self.seen[id(thing)] = f"{name} {self.digest(cells)}", thing
+        return self.seen[id(thing)][0]
+
+    def of_function(self, function: types.FunctionType) -> list[str]:
+        codes, scope = _codes(function.__code__), {**sys.modules, **function.__globals__}
+        names = {name for code in codes for name in code.co_names}
+        reads = {name for code in codes for name in _steps(code)[2] & scope.keys() if name[:2] != "__"}
+        used = [(name, _named_in(scope[name], names)) for name in sorted(reads)]
+        state = function.__defaults__, function.__kwdefaults__, _cells(function), vars(function), used
+        return [self.digest(part) for part in (function.__code__, *state)]
+
+    def of_class(self, kind: type) -> list[str]:
+        own = []
+        for name, value in sorted(vars(kind).items()):
+            is_code = isinstance(value, (types.FunctionType, *_WRAPPERS))
+            if is_code or not (name[0] == name[-1] == "_" or name == "_abc_impl" or isinstance(value, _SLOTS)):
+                own.append((name, value))
+        return [self.digest(part) for part in (own, kind.__bases__, type(kind))]
+
+    def of_code(self, code: types.CodeType) -> list[str]:
+        steps, constants, _ = _steps(code)
+        arguments = code.co_posonlyargcount, code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+        plain = steps, code.co_names, arguments, code.co_flags & 0x2AC  # *args, yield, async
+        return [repr(plain), repr(getattr(code, "co_exceptiontable", b"")), *map(self.digest, constants)]
+
+    def of_array(self, array: Any) -> list[str]:
+        if id(array) not in self.seen:
+            flat = array.detach().cpu().reshape(-1).view(torch.uint8).numpy() if isinstance(array, Tensor) else array
+            content = hashlib.sha256(np.ascontiguousarray(flat).data).hexdigest()
+            self.seen[id(array)] = f"{array.dtype} {tuple(array.shape)} {content}", array
+        return [self.seen[id(array)][0]]
+
+    def attributes(self, value: Any) -> dict[str, Any]:
+        """What determines an object, beside its class."""
+        kind, state = type(value), dict[str, Any](getattr(value, "__dict__", {}))
+        if names := getattr(kind, "determined_by", ()):
+            return {name: getattr(value, name) for name in names}
+        slots = [name for one in kind.__mro__ for name in vars(one).get("__slots__", ())]
+        state |= {name: getattr(value, name) for name in slots if hasattr(value, name)}
+        if hasattr(kind, "set_epoch"):
+            state.pop("epoch", None)  # the training sets it
+        if isinstance(value, DataLoader):
+            unused = vars(DataLoader([0])).keys() - {*_OF_LOADER.split()}  # type: ignore[arg-type]
+            return {name: part for name, part in state.items() if name not in unused}
+        if isinstance(value, nn.Module):
+            own = {name: state.pop(name, {}) for name in vars(nn.Module())}
+            state |= own["_modules"] | {name: [*v.values()] for name, v in own.items() if name[-6:] == "_hooks" and v}
+            weights, buffers, changing = own["_parameters"], own["_buffers"], own["_non_persistent_buffers_set"]
+            if id(value) in self.trained:  # its weights are a value of their own
+                weights = {name: part for name, part in weights.items() if not getattr(part, "requires_grad", True)}
+                buffers = {name: buffers[name] for name in changing}
+            state |= weights | buffers
+        return state
+
+    def digest(self, value: Any) -> str:
+        if id(value) in self.open:
+            return f"circle {len(self.open) - self.open.index(id(value))}"
+        if len(self.open) > 100:
+            raise _Unknown(type(value).__qualname__)
+        self.open.append(id(value))
+        try:
+            return _sha256(type(value).__qualname__, *(self.simple(value) or self.made_of(value)))
+        finally:
+            self.open.pop()
+
+    def simple(self, value: Any) -> list[str] | None:
+        """What a value is that has a text, a name or bytes; None for others."""
+        if isinstance(value, enum.Enum):
+            return [self.follow(type(value)), value.name]
+        if isinstance(value, (*_PLAIN, *_OF_TORCH)):
+            return [repr(value)]
+        if isinstance(value, (str, Path)):
+            state = os.stat(value) if os.path.isfile(value) else None
+            return [str(value), *([str(state.st_size), str(state.st_mtime_ns)] if state else [])]
+        if isinstance(value, (types.FunctionType, type)):
+            return [self.follow(value)]
+        if isinstance(value, types.CodeType):
+            return self.of_code(value)
+        if isinstance(value, Tensor) or (isinstance(value, np.ndarray) and not value.dtype.hasobject):
+            return self.of_array(value)
+        if isinstance(value, torch.Generator):
+            return [str(value.initial_seed())]
+        if isinstance(value, _WRAPPERS):
+            return [self.digest(getattr(value, name, None)) for name in _WRAPPED]
+        named = callable(value) and hasattr(value, "__name__") and not getattr(value, "__dict__", None)
+        if isinstance(value, types.ModuleType) or (named and _of_library(value)):  # `len`, `torch.relu`, `[].append`
+            return [value.__name__, self.digest(getattr(value, "__self__", None))]
+        return [""] if isinstance(value, _NO_DATA) else None
+
+    def made_of(self, value: Any) -> list[str]:
+        """The digests of what is in a container, and of the attributes of an object."""
+        kind, inside, state = type(value), _inside(value), self.attributes(value)
+        has_own_way = getattr(kind, "__reduce__", None) is not getattr(object, "__reduce__", None)
+        if inside is None and _of_library(kind) and (has_own_way or not state):
+            return [self.pickled(value)]
+        parts = [*map(self.digest, inside or ()), *(f"{name} {self.digest(state[name])}" for name in sorted(state))]
+        return [self.follow(kind), *(sorted(parts) if isinstance(value, (set, frozenset)) else parts)]
+
+    def pickled(self, value: Any) -> str:
+        """The digest of what a library writes of its object."""
+        known = types.FunctionType, type, Tensor, np.ndarray, nn.Module
+
+        class Pickler(pickle.Pickler):
+            def persistent_id(_, part: Any) -> str | None:
+                return self.digest(part) if isinstance(part, known) else None
+
+        buffer = io.BytesIO()
+        try:
+            Pickler(buffer, 4).dump(value)
+        except Exception as error:  # nearly everything is raised
+            raise _Unknown(type(value).__qualname__) from error
+        return hashlib.sha256(buffer.getbuffer()).hexdigest()
+
+
+def _inside(value: Any) -> list[Any] | None:
+    """The values in a container; None for other objects."""
+    if isinstance(value, (dict, types.MappingProxyType)):
+        return [part for item in value.items() for part in item]
+    if isinstance(value, np.ndarray):  # of objects
+        return [value.shape, value.tolist()]
+    return list(value) if isinstance(value, (list, tuple, set, frozenset, deque)) else None
+
+
+def _of_library(thing: Any) -> bool:
+    """Whether a function, class or module belongs to Python or to an installed package."""
+    if isinstance(thing, types.FunctionType):
+        place = thing.__code__.co_filename
+    else:
+        name = thing.__name__ if isinstance(thing, types.ModuleType) else getattr(thing, "__module__", None)
+        root = str(name or type(thing).__module__).partition(".")[0]
+        place = "" if root == "__main__" else str(getattr(sys.modules.get(root), "__file__", ""))
+        place = "<frozen" if root in sys.stdlib_module_names else place
+    return any(name in place for name in _LIBRARIES)
+
+
+def _named_in(value: Any, names: set[str], inside: tuple[Any, ...] = ()) -> Any:
+    """Of a module that is no library those parts that a code names; anything else as it is."""
+    if not isinstance(value, types.ModuleType) or _of_library(value) or value in inside:
+        return value
+    found = sorted(names & vars(value).keys())
+    return {name: _named_in(getattr(value, name), names, (*inside, value)) for name in found}
+
+
+def _codes(code: types.CodeType) -> list[types.CodeType]:
+    """A code object and those of the functions in it."""
+    return [code, *(c for inner in code.co_consts if isinstance(inner, types.CodeType) for c in _codes(inner))]
+
+
+def _steps(code: types.CodeType) -> tuple[list[tuple[int, int]], list[Any], set[str]]:
+    """The instructions, the constants they load (so no docstrings), and the names of globals and modules they read."""
+    steps, constants, reads, number = list[tuple[int, int]](), list[Any](), set[str](), 0
+    for op, low in zip(code.co_code[::2], code.co_code[1::2]):
+        number = number << 8 | low
+        if op == dis.EXTENDED_ARG:
+            continue
+        if op in dis.hasconst:
+            constants.append(code.co_consts[number])
+            number = 0
+        elif (name := dis.opname[op]) in _READS:  # since Python 3.11 the last bit of this one means something else
+            reads.add(code.co_names[number >> (name == "LOAD_GLOBAL" and sys.version_info >= (3, 11))])
+        steps.append((op, number))
+        number = 0
+    return steps, constants, reads
+
+
+def _cells(function: Any) -> list[Any]:
+    """The values that a function has from the functions around it."""
+    values = []
+    for cell in getattr(function, "__closure__", None) or ():
+        with contextlib.suppress(ValueError):  # empty
+            values.append(cell.cell_contents)
+    return values
+
+
+def _sha256(*parts: str) -> str:
+    return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
