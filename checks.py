@@ -97,3 +97,12 @@ def two_or_more(logits: Tensor) -> Tensor:
     [0.0, 1.5]
     """
     return logits if logits.shape[1] > 1 else torch.cat([torch.zeros_like(logits), logits], dim=1)
+
+
+def printable(name: str) -> str:
+    """A file name as it can be printed and drawn: "?" for bytes that are no text, line ends and the like.
+
+    >>> printable("50 µm" + chr(10) + ".png")
+    '50 µm?.png'
+    """
+    return "".join(letter if letter.isprintable() else "?" for letter in name)

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 import plots
-from checks import IGNORE_INDEX, InputError
+from checks import IGNORE_INDEX, InputError, printable
 from data import NUM_CLASSES, extra_maps, source_folder
-from imagesets.files import LabelMap, Problem, Sample, read_folder
-from imagesets.hdf5 import sample_problems
+from imagesets.files import LabelMap, Problem, Sample, parse_map, read_folder
+from imagesets.hdf5 import Comparison
 from imagesets.real import READERS, read_dataset
 from learner import Learner, set_seed
 from losses import cross_entropy
@@ -48,6 +48,7 @@ class Report:
     source: str
     num_classes: int
     problems: list[Problem] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
     counts: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
     sizes: Counter[tuple[int, ...]] = field(default_factory=Counter)
     duplicates: list[str] = field(default_factory=list)
@@ -59,9 +60,9 @@ def examine(source: str | Path, *, num_classes: int | None = None, label_map: La
     report = Report(str(source), num_classes or NUM_CLASSES.get(str(source), 2))
     copies: dict[str, dict[str, str]] = defaultdict(dict)  # hash of the image → name: hash of the label
     chosen: dict[str, Sample] = {}
+    comparison = Comparison(report.num_classes)
     for found in _samples(source, label_map):
-        first = next(iter(chosen.values()), None)
-        wrong = [found] if isinstance(found, Problem) else sample_problems(found, first, report.num_classes)
+        wrong = [found] if isinstance(found, Problem) else comparison.problems(found)
         report.problems += wrong
         if wrong or isinstance(found, Problem):
             continue
@@ -70,9 +71,10 @@ def examine(source: str | Path, *, num_classes: int | None = None, label_map: La
         image, label = (hashlib.sha256(np.ascontiguousarray(a).data).hexdigest() for a in (found.image, found.label))
         copies[image][found.name] = label
         chosen[image] = found
-        if len(chosen) > NUM_EXAMPLES + 1:  # the first one stays, of the others those of the smallest hashes
-            del chosen[max(list(chosen)[1:])]
-    report.examples = list(chosen.values())[:NUM_EXAMPLES]
+        if len(chosen) > NUM_EXAMPLES:  # those of the smallest hashes stay
+            del chosen[max(chosen)]
+    report.remarks = comparison.remarks()
+    report.examples = list(chosen.values())
     for names, labels in ((" = ".join(same), set(same.values())) for same in copies.values() if len(same) > 1):
         report.duplicates.append(names)
         if len(labels) > 1:
@@ -95,10 +97,12 @@ def describe(report: Report) -> list[str]:
     for advice in dict.fromkeys(problem.advice for problem in report.problems):
         same = [problem for problem in report.problems if problem.advice == advice]
         lines.append(f"- {advice or 'correct this, then check again'}:")
-        lines += [f"    {problem.file or report.source}: {problem.found}" for problem in same[:SHOWN]]
+        lines += [f"    {printable(problem.file) or report.source}: {problem.found}" for problem in same[:SHOWN]]
         lines += [f"    … and {len(same) - SHOWN} more"] if len(same) > SHOWN else []
     if any("label_map" in problem.advice for problem in report.problems):
-        lines.append("On the command line label_map={0: 0, 255: 1} is written --map 0=0,255=1")
+        lines.append(
+            "On the command line label_map={0: 0, 255: 1} is written --map 0=0,255=1, a colour 255-0-0, others *"
+        )
     if not report.sizes:
         return lines
     ignored, inside = report.counts[IGNORE_INDEX], report.counts[: report.num_classes]
@@ -107,6 +111,7 @@ def describe(report: Report) -> list[str]:
     lines.append(f"Classes     {classes}; ignored {ignored / report.counts.sum():.1%}")
     lines.append(f"Sizes       {', '.join(f'{H}×{W} ({n})' for (H, W), n in report.sizes.most_common(6))}")
     lines += [f"Copies      {names}: one image; they go into one part" for names in report.duplicates[:SHOWN]]
+    lines += [f"Look at     {remark}" for remark in report.remarks]
     rare = np.flatnonzero(shares < RARE)
     return lines + [f"Look at     class {k} has {shares[k]:.2%} of the pixels: is --classes right?" for k in rare]
 
@@ -181,14 +186,3 @@ def main(arguments: Sequence[str]) -> int:
     if len(report.examples) > 1:
         print(f"One batch   {learn_one_batch(*one_batch(report.examples), report.num_classes)}")
     return 1 if report.problems else 0
-
-
-def parse_map(text: str) -> dict[int | tuple[int, ...], int]:
-    """Read `--map`.
-
-    >>> parse_map("0=0,255=1"), parse_map("255-0-255=1")
-    ({0: 0, 255: 1}, {(255, 0, 255): 1})
-    """
-    pairs = (entry.split("=") for entry in text.split(","))
-    classes = {tuple(map(int, value.split("-"))): int(number) for value, number in pairs}
-    return {value if len(value) > 1 else value[0]: number for value, number in classes.items()}

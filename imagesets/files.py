@@ -1,13 +1,15 @@
 """From files to samples: read images and labels, pair them in a folder, and split them into parts.
 
-`decode` gives the numbers of a file; `read_image` returns what they show, `read_label` what they mean.  Whatever would
-have to be guessed (JPEG masks, colours, alpha channels) is refused, and all problems come together.
+`decode` gives the numbers of a file.  An image is what they show on a screen (`read_image`); a label is what is stored
+(`read_label`), also where 0 is white: ImageJ stores masks so, with 255 in the objects, and one picture has one answer
+whatever its packing.  What would have to be guessed is refused (JPEG masks, holes), and all problems come together.
 Sources: W3C, Portable Network Graphics, third edition, https://www.w3.org/TR/png-3; Adobe, TIFF revision 6.0, 1992.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import unicodedata
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,23 +17,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import imagecodecs
 import numpy as np
 import tifffile
 from PIL import Image, ImageOps
 
-from checks import IGNORE_INDEX, InputError
+from checks import IGNORE_INDEX, InputError, printable
 
 PARTS = ("train", "val", "test")
 FRACTIONS = {"train": 0.7, "val": 0.15, "test": 0.15}
-IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
+IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
+# What other programs put beside images: places on the earth, notes, annotations, outlines of ImageJ and Cellpose
+SIDE_CARS = (".xml", ".json", ".txt", ".csv", ".md", ".tfw", ".pgw", ".jgw", ".wld", ".prj", ".roi", ".zip", ".npy")
 SHOWN = 20  # problems in one message
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP")  # Pillow knows forty more, and one of them (EPS) starts a program
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 LOSSY, LOSSY_TIFF = ("JPEG", "MPO", "WEBP"), (6, 7, 34892, 50001)
-WHITE_IS_0, BLACK_IS_0, RGB, PALETTE, YCBCR = 0, 1, 2, 3, 6  # photometric interpretations of a TIFF
+WHITE_IS_0, BLACK_IS_0, RGB, PALETTE, CMYK, YCBCR = 0, 1, 2, 3, 5, 6  # photometric interpretations of a TIFF
+INK_SET = 332  # the tag that says which inks; 1, or none, is CMYK
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # its remarks on odd tags are not for the reader
 
-LabelMap = Mapping[Any, int]  # value, or colour (red, green, blue) → class
+LabelMap = Mapping[Any, int]  # value, colour (red, green, blue), or "*" (all that is not named) → class
 
 
 @dataclass(frozen=True)
@@ -67,41 +73,64 @@ def _refused(path: Path, found: str, advice: str) -> BadFiles:
 
 def short_name(path: Path) -> str:
     """Folder and file name, for messages: no reader needs the long path."""
-    return f"{path.parent.name}/{path.name}"
+    return printable(f"{path.parent.name}/{path.name}")
 
 
 class Stored(NamedTuple):
-    """One file: its numbers (H, W) or (H, W, C) as they are stored, and as they look on a screen."""
+    """One file: its numbers (H, W) or (H, W, C) as they are stored, and as they look on a screen, without alpha."""
 
     numbers: np.ndarray
-    shown: np.ndarray  # colours of a palette, few bits spread over a byte
-    has_alpha: bool  # the last channel
+    shown: np.ndarray  # colours of a palette and of CMYK as RGB, few bits spread over a byte, black is 0
+    has_alpha: bool
+    has_hole: bool  # a pixel is transparent, by its alpha or by its entry in a palette
     is_lossy: bool
 
 
 def read_image(path: Path) -> np.ndarray:
     """What an image shows, (H, W) or (H, W, C); an alpha channel is dropped if it is opaque everywhere."""
     stored = decode(path)
-    opaque = 1 if stored.shown.dtype.kind == "f" else np.iinfo(stored.shown.dtype).max
-    if stored.has_alpha and (stored.shown[..., -1] < opaque).any():
+    if stored.has_hole:
         raise _refused(path, "has transparent pixels", "save it without an alpha channel")
-    return picture_of(stored)
-
-
-def picture_of(stored: Stored) -> np.ndarray:
-    """What a picture shows, (H, W) or (H, W, C), without its alpha channel."""
-    image = stored.shown[..., :-1] if stored.has_alpha else stored.shown
-    return image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image
+    return stored.shown
 
 
 def read_label(path: Path, label_map: LabelMap | None = None) -> np.ndarray:
     """The classes (H, W) of a label: its numbers, or what `label_map` makes of its values or colours."""
+    return _classes(path, _exact(path), label_map)
+
+
+def read_map(path: Path, name: str) -> np.ndarray:
+    """One extra map (H, W), with the refusals of a label: numbers of objects, or, as `weights`, fractions too."""
+    array = _exact(path).numbers
+    if array.ndim != 2 or (array.dtype.kind not in "biu" and name != "weights"):
+        advice = f"save {name} as one channel of {'numbers' if name == 'weights' else 'integers'}"
+        raise _refused(path, f"has shape {array.shape} and dtype {array.dtype}", advice)
+    return array
+
+
+def read_sample(
+    name: str, image: Path, label: Path, label_map: LabelMap | None = None, maps: Mapping[str, Path] | None = None
+) -> Sample:
+    """One sample from its files: image, label, and extra maps by the names of their kinds."""
+    stored = _exact(label)
+    classes = _classes(label, stored, label_map)
+    extras = {kind: read_map(path, kind) for kind, path in (maps or {}).items()}
+    by_colour = any(isinstance(value, tuple) for value in label_map or ())  # then a colour is a class everywhere
+    return Sample(name, read_image(image), classes, None, extras, {} if by_colour else _colours(stored))
+
+
+def _exact(path: Path) -> Stored:
+    """What a file stores, if every number in it is meant."""
     stored = decode(path)
-    label = stored.numbers.astype(np.uint8) if stored.numbers.dtype == bool else stored.numbers
     if stored.is_lossy:
         raise _refused(path, "is a JPEG or WebP, which invents values", "export it again as PNG, not only its name")
     if stored.has_alpha:
         raise _refused(path, "has an alpha channel", "save it as one channel of class numbers")
+    return stored
+
+
+def _classes(path: Path, stored: Stored, label_map: LabelMap | None) -> np.ndarray:
+    label = stored.numbers.astype(np.uint8) if stored.numbers.dtype == bool else stored.numbers
     if label.dtype.kind not in "iu":
         raise _refused(path, f"has dtype {label.dtype}", "save a mask as integers, for example as 8-bit PNG")
     if label.ndim == 3 and (label == label[..., :1]).all():
@@ -112,11 +141,38 @@ def read_label(path: Path, label_map: LabelMap | None = None) -> np.ndarray:
         return label
     classes = np.full(label.shape[:2], -1, np.int16)
     for value, number in label_map.items():
-        classes[(np.atleast_3d(label) == value).all(axis=2)] = number  # the colour (7, 7, 7) is the grey 7, too
-    if (left := classes < 0).any():
+        values = stored.shown if isinstance(value, tuple) else label
+        if value != "*":
+            classes[(np.atleast_3d(values) == value).all(axis=2)] = number  # the colour (7, 7, 7) is the grey 7, too
+    if (left := classes < 0).any() and "*" not in label_map:
         found = f"has {left.sum()} pixels not in label_map: {list_values(label[left][None])}"
-        raise _refused(path, found, "add these values to it; class 255 means ignored")
+        raise _refused(path, found, "add these values to it, or '*' for all others; class 255 means ignored")
+    classes[left] = label_map.get("*", 0)
     return classes.astype(np.uint8)
+
+
+def _colours(stored: Stored) -> dict[int, Any]:
+    """How the numbers look: their colours in a palette; of grey ones only whether 0 is black or white."""
+    numbers, shown = stored.numbers, stored.shown
+    if numbers.ndim == 2 and shown.ndim == 3:
+        place = np.full(int(numbers.max()) + 1, -1)
+        place[numbers.ravel()] = np.arange(numbers.size)  # of each number, where one of its pixels is
+        return {i: tuple(shown.reshape(-1, 3)[place[i]].tolist()) for i in np.flatnonzero(place >= 0).tolist()}
+    zeros = shown[numbers == 0] if numbers.ndim == 2 else shown[:0]
+    return {0: "white" if zeros[0] else "black"} if zeros.size else {}
+
+
+def parse_map(text: str) -> dict[Any, int]:
+    """Read `--map`: the class of a value, of a colour, or of `*`, all others.
+
+    >>> parse_map("0=0,*=1"), parse_map("255-0-255=1")
+    ({0: 0, '*': 1}, {(255, 0, 255): 1})
+    """
+    label_map: dict[Any, int] = {}
+    for value, number in (entry.strip().split("=") for entry in text.split(",")):
+        numbers = tuple(map(int, value.split("-"))) if value != "*" else ("*",)
+        label_map[numbers if len(numbers) > 1 else numbers[0]] = int(number)
+    return label_map
 
 
 def list_values(array: np.ndarray) -> str:
@@ -136,58 +192,114 @@ def decode(path: Path) -> Stored:
         return _decode_tiff(path) if start.startswith(TIFF_STARTS) else _decode_with_pillow(path, start)
     except InputError:
         raise
+    except (MemoryError, ImportError, Image.DecompressionBombError) as error:
+        advice = "the file may be sound: close other programs, cut it into tiles, or save it without compression"
+        raise _refused(path, f"cannot be unpacked here ({_reason(error, path)})", advice) from error
     except Exception as error:  # decoders raise nearly everything on damaged files, SyntaxError included
+        reason = _reason(error, path)
+        if getattr(error, "errno", None):  # the system's: too many open files, no rights, a cable
+            raise _refused(path, f"cannot be opened ({reason})", "mend this; the file may be sound") from error
         if start.strip().startswith((b"<", b"{")):
             found = f"begins with {start.strip()[:20]!r}: a saved web page?"
             raise _refused(path, found, "open its address in a browser, log in if asked, download it again") from error
-        reason = f"{type(error).__name__}: {error}".replace(str(path), path.name)[:120]
         raise _refused(path, f"cannot be read as an image ({reason})", "copy or download it again") from error
+
+
+def _reason(error: BaseException, path: Path) -> str:
+    return printable(f"{type(error).__name__}: {error}".replace(str(path), path.name)[:120])
 
 
 def _decode_with_pillow(path: Path, start: bytes) -> Stored:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # broken notes of a camera, and large sizes, do not matter
         with Image.open(path, formats=FORMATS) as opened:
-            is_png, is_lossy = opened.format == "PNG", opened.format in LOSSY
-            if is_png and start[24] == 16 and start[25] != 0:  # bits and colours stand in the header
-                raise _refused(path, "is a 16-bit colour PNG, of which Pillow reads 8 bits", "save it as TIFF")
+            is_png, is_lossy, clear = opened.format == "PNG", opened.format in LOSSY, opened.info.get("transparency")
+            if opened.format != "MPO" and (count := getattr(opened, "n_frames", 1)) > 1:  # a camera adds small copies
+                raise _refused(path, f"holds {count} pictures", "save each as a file of its own")
             opened.verify()  # the checksums of a PNG; without them a flipped bit gives another mask, without a word
         with Image.open(path, formats=FORMATS) as opened:
             upright = ImageOps.exif_transpose(opened)  # cameras store a turned image and a note to turn it back
-            numbers, mode = np.array(upright), upright.mode
-            shown = np.array(upright.convert({"P": "RGB", "CMYK": "RGB", "1": "L"}.get(mode, mode)))
-    if is_png and start[24] in (2, 4) and start[25] == 0:  # bits of a grey value, which Pillow spreads over 0 … 255
-        numbers = numbers // (255 // (2 ** start[24] - 1))
-    return Stored(numbers, shown, "A" in upright.getbands(), is_lossy)
+            numbers, mode, has_alpha = np.array(upright), upright.mode, "A" in upright.getbands()
+            shown = np.array(upright.convert({"P": "RGB", "PA": "RGBA", "CMYK": "RGB", "1": "L"}.get(mode, mode)))
+    bits, colours = (start[24], start[25]) if is_png else (8, 0)  # both stand in the header
+    if bits == 16 and colours != 0:  # of which Pillow reads 8
+        numbers = shown = imagecodecs.png_decode(path.read_bytes())
+        has_alpha = shown.shape[2] in (2, 4)
+    elif bits in (2, 4) and colours == 0:  # a grey value, which Pillow spreads over 0 … 255
+        numbers = numbers // (255 // (2**bits - 1))
+    if has_alpha:
+        return Stored(numbers, _flat(shown[..., :-1]), True, bool((shown[..., -1] < _largest(shown)).any()), is_lossy)
+    if isinstance(clear, bytes):  # the opacity of the entries of a palette
+        has_hole = bool(np.isin(numbers, [entry for entry, opacity in enumerate(clear) if opacity < 255]).any())
+    else:  # the one value or colour that is transparent; of one bit Pillow says 255
+        clear = bool(clear) if mode == "1" and clear is not None else clear
+        has_hole = clear is not None and bool((np.atleast_3d(numbers) == clear).all(axis=2).any())
+    return Stored(numbers, shown, False, has_hole, is_lossy)
+
+
+def _flat(image: np.ndarray) -> np.ndarray:
+    return image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image
+
+
+def _largest(image: np.ndarray) -> int:
+    return 1 if image.dtype.kind == "f" else int(np.iinfo(image.dtype).max)
 
 
 def _decode_tiff(path: Path) -> Stored:
-    """Read a TIFF of one page; its tags, and not its shape, say what the numbers mean."""
+    """Read a TIFF of one picture; its tags, and not its shape, say what the numbers mean."""
     with tifffile.TiffFile(path) as file:
         page: Any = file.pages.first
-        if len(file.pages) != 1:
-            raise _refused(path, f"holds {len(file.pages)} pages", "save each page as a file of its own")
+        packing = page.compression
+        if (count := _count_pictures(file)) > 1:
+            raise _refused(path, f"holds {count} pictures", "save each as a file of its own")
         if "Orientation" in page.tags and page.tags["Orientation"].value != 1:
             raise _refused(path, "is stored turned (TIFF orientation)", "open it and save it upright")
-        colours, is_lossy = page.photometric, page.compression in LOSSY_TIFF
-        if colours not in (WHITE_IS_0, BLACK_IS_0, RGB, PALETTE) and not (colours == YCBCR and is_lossy):
-            raise _refused(path, f"has the colours {getattr(colours, 'name', colours)}", "save it as grey or RGB")
-        numbers = page.asarray().astype(np.uint8) if page.dtype == bool else page.asarray()
-        if numbers.ndim == 3 and page.planarconfig == 2:  # one channel behind the other
-            numbers = np.moveaxis(numbers, 0, -1)
-        shown = numbers * np.uint8(255 // (2**page.bitspersample - 1)) if page.bitspersample < 8 else numbers
-        if colours == PALETTE:
-            shown = (page.colormap.T >> 8).astype(np.uint8)[numbers]
-        elif colours == WHITE_IS_0:
-            shown = -shown if shown.dtype.kind == "f" else np.invert(shown)
-        return Stored(numbers, shown, any(kind in (1, 2) for kind in page.extrasamples), is_lossy)
+        if packing != 1 and packing not in tifffile.TIFF.DECOMPRESSORS:
+            found = f"has the packing {getattr(packing, 'name', packing)}, which is not read here"
+            raise _refused(path, found, "save it without compression, or with LZW")
+        return _stored(path, page, page.asarray(), packing in LOSSY_TIFF)
+
+
+def _stored(path: Path, page: Any, numbers: np.ndarray, is_lossy: bool) -> Stored:
+    colours, bits = page.photometric, page.bitspersample
+    numbers = numbers.astype(np.uint8) if numbers.dtype == bool else numbers
+    if numbers.ndim == 3 and page.planarconfig == 2:  # one channel behind the other
+        numbers = np.moveaxis(numbers, 0, -1)
+    extras = list(page.extrasamples)
+    is_alpha = np.isin([0] * (page.samplesperpixel - len(extras)) + extras, (1, 2))  # others are channels, as infrared
+    channels, largest = numbers, 2**bits - 1 if numbers.dtype.kind in "ui" else 1
+    if numbers.ndim == 3:
+        channels = _flat(numbers[..., ~is_alpha])
+    has_hole = numbers.ndim == 3 and bool((numbers[..., is_alpha] < largest).any())
+    if colours == PALETTE and channels.ndim == 2:
+        table = page.colormap.T if page.colormap.max() < 256 else page.colormap.T >> 8  # some programs write bytes
+        shown = table.astype(np.uint8)[channels]
+    elif colours == CMYK and channels.shape[2:] == (4,) and page.tags.valueof(INK_SET, 1) == 1 and not is_lossy:
+        light = 1 - channels / largest
+        shown = np.rint(light[..., :3] * light[..., 3:] * largest).astype(channels.dtype)
+    elif colours in (WHITE_IS_0, BLACK_IS_0, RGB) or (colours == YCBCR and is_lossy):
+        shown = channels * np.uint8(255 // largest) if bits < 8 else channels
+        if colours == WHITE_IS_0:
+            shown = -shown if shown.dtype.kind == "f" else max(255, largest) - shown
+    else:
+        raise _refused(path, f"has the colours {getattr(colours, 'name', colours)}", "save it as grey or RGB")
+    return Stored(numbers, shown, bool(is_alpha.any()), has_hole, is_lossy)
+
+
+def _count_pictures(file: Any) -> int:
+    """Pictures, not pages: ImageJ may store a stack in one page, and small copies for a quick look do not count."""
+    page = file.pages.first
+    pages = sum(not getattr(other, "is_reduced", False) for other in file.pages)
+    in_page = math.prod(file.series[0].shape) // (page.imagelength * page.imagewidth * page.samplesperpixel)
+    return max(pages, 1 if file.is_ome else in_page, page.imagedepth)
 
 
 @dataclass(frozen=True, eq=False)
 class Sample:
     """One image (H, W) or (H, W, C), uint8, uint16 or float, and its label (H, W) of integers.
 
-    `part` is "train", "val", "test", or None if it is still to be chosen; `extras` are maps (H, W) that travel along.
+    `part` is "train", "val", "test", or None if it is still to be chosen; `extras` are maps (H, W) that travel along;
+    `colours` are those that the label's file gives to its numbers.
     """
 
     name: str
@@ -195,6 +307,7 @@ class Sample:
     label: np.ndarray
     part: str | None = None
     extras: dict[str, np.ndarray] = field(default_factory=dict)
+    colours: dict[int, Any] = field(default_factory=dict)
 
 
 def read_folder(folder: str | Path, label_map: LabelMap | None = None, extras: Sequence[str] = ()) -> Iterator[Sample]:
@@ -215,12 +328,18 @@ def read_folder(folder: str | Path, label_map: LabelMap | None = None, extras: S
         for stem in sorted(there.keys() - missing.keys()):
             problems.append(Problem(short_name(there[stem]), f"has no {what}", "add one, or take this file away"))
     if not images and not labels:
-        problems.append(Problem("images/", "holds no image", "put images into it, and their labels into labels/"))
+        problems.append(
+            Problem(
+                "images/",
+                f"holds no image ({', '.join(IMAGE_SUFFIXES)})",
+                "put some into it, and their labels into labels/",
+            )
+        )
     classes: set[int] = set()
     for stem in sorted(images.keys() & labels.keys()):
         try:
-            sample = Sample(stem, read_image(images[stem]), read_label(labels[stem], label_map))
-            sample.extras.update({name: decode(paths[stem]).numbers for name, paths in maps.items() if stem in paths})
+            beside = {name: paths[stem] for name, paths in maps.items() if stem in paths}
+            sample = read_sample(stem, images[stem], labels[stem], label_map, beside)
         except BadFiles as error:
             problems += error.problems
             continue
@@ -237,6 +356,8 @@ def _by_stem(folder: Path, problems: list[Problem]) -> dict[str, Path]:
     """The image files of one folder by name without suffix; junk is skipped, problems are appended."""
     found: dict[str, Path] = {}
     for path in sorted(path for path in folder.iterdir() if not is_junk(path.name) and not path.is_dir()):
+        if path.suffix.lower() in SIDE_CARS:
+            continue
         if path.suffix.lower() not in IMAGE_SUFFIXES:
             what = f"is none of {', '.join(IMAGE_SUFFIXES)}"
             problems.append(Problem(short_name(path), what, "move it to another place, or save it as PNG or TIFF"))

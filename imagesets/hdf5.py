@@ -9,21 +9,27 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
-from checks import IGNORE_INDEX, InputError, reason_of
+from checks import IGNORE_INDEX, InputError, printable, reason_of
 from imagesets.files import FRACTIONS, BadFiles, Problem, Sample, list_values, raise_problems, split_parts
 
 VERSION = 4  # raise it when the content of the files changes: older ones are built again
 SEAL_BYTES = 512  # the smallest user block
 MARK = b"segmentation "  # how the seal begins: without it a file is not ours
+FILLS = (-9999, -32767, -32768, -99999)  # in maps of the earth these stand for "no data", beside ±1e30 and more
+FAR = 10  # ranges of the other numbers: an edge of the image is not so far away, but a number without a meaning is
+DEPTHS = 12  # times brighter: 12 bits beside 8 are 16 times
 
 
 class Damaged(InputError):
@@ -31,37 +37,44 @@ class Damaged(InputError):
 
 
 def build_hdf5(
-    samples: Iterable[Sample], path: str | Path, *, num_classes: int, seed: int = 0, source: str = ""
+    samples: Iterable[Sample],
+    path: str | Path,
+    *,
+    num_classes: int,
+    seed: int = 0,
+    source: str = "",
+    say: Callable[[str], object] = print,
 ) -> Path:
     """Write all samples into one checked .hdf5 file and return its path.
 
     The groups `image`, `label` and one for each extra map hold one array a sample, `00000`, `00001`, …: images may
     differ in size.  Labels are uint8, 0 … num_classes−1 or 255 (ignored).  Each image has the attributes `name` and
     `part`; the file has `contents`, a hash of the samples and their parts, and `source`, any text.  Raises one
-    `InputError` with the problems of all samples; an older file at `path` then stays as it is.
+    `InputError` with the problems of all samples; an older file at `path` then stays as it is.  `say` gets remarks.
     """
     if num_classes not in range(2, IGNORE_INDEX + 1):
         raise InputError(f"num_classes is {num_classes}; expected 2 … {IGNORE_INDEX}.")
     with _writing(path) as file:
-        names, given, hashes = zip(*_write_samples(file, samples, num_classes, Path(path).name))
+        comparison = Comparison(num_classes)
+        names, given, hashes = zip(*_write_samples(file, samples, comparison, Path(path).name))
         parts = split_parts([arrays["image"] for arrays in hashes], FRACTIONS, seed, given, names)
         for key, name, part in zip(file["image"], names, parts):
             file["image"][key].attrs.update(name=name, part=part)
         contents = hashlib.sha256(json.dumps([num_classes, names, parts, hashes]).encode()).hexdigest()
         file.attrs.update(num_classes=num_classes, normalised=False, contents=contents, source=source)
+    for remark in comparison.remarks():
+        say(f"{Path(path).stem}: {remark}")
     return Path(path)
 
 
-def _write_samples(file: Any, samples: Iterable[Sample], num_classes: int, where: str) -> list[tuple[Any, ...]]:
+def _write_samples(file: Any, samples: Iterable[Sample], comparison: Comparison, where: str) -> list[tuple[Any, ...]]:
     """Write the sound samples; return the name, the given part, and the hashes of the arrays of each."""
     rows, problems = list[tuple[Any, ...]](), list[Problem]()
-    first: Sample | None = None
     try:
         for sample in samples:
-            if found := sample_problems(sample, first, num_classes):
+            if found := comparison.problems(sample):
                 problems += found
                 continue
-            first = first or sample
             arrays = {"image": sample.image, "label": sample.label.astype(np.uint8), **sample.extras}
             hashes = {}
             for key, array in arrays.items():
@@ -76,30 +89,116 @@ def _write_samples(file: Any, samples: Iterable[Sample], num_classes: int, where
     return rows
 
 
-def sample_problems(sample: Sample, first: Sample | None, num_classes: int) -> list[Problem]:
-    """What is wrong with a sample, alone or beside the first sound one; an empty list if nothing is."""
-    image, label, found = sample.image, sample.label, list[tuple[str, str]]()
-    if image.ndim not in (2, 3) or (image.dtype.kind != "f" and image.dtype not in (np.uint8, np.uint16)):
-        found += [(f"has an image {image.shape} {image.dtype}", "expected (H, W) or (H, W, C), uint8, uint16, float")]
-    elif image.dtype.kind == "f" and not np.isfinite(image).all():
-        found += [("has NaN or Inf in the image", "find out where they come from, and replace them")]
-    for name, array in {"label": label, **sample.extras}.items():
-        if array.shape != image.shape[:2]:
-            found += [(f"has an image of size {image.shape[:2]}, {name} has {array.shape}", "export it again")]
-    wrong = label[(label != IGNORE_INDEX) & ~((label >= 0) & (label < num_classes))]
-    if label.dtype.kind not in "ui":
-        found += [(f"has a label of dtype {label.dtype}", "save class numbers, for example as 8-bit PNG")]
-    elif wrong.size:
-        what = f"has {wrong.size} label pixels that are not in 0 … {num_classes - 1} and not 255: {list_values(wrong)}"
-        found += [(what, "is num_classes right? soft edges? instance numbers? use label_map")]
-    if not found and first is not None:
+@dataclass
+class Comparison:
+    """The samples of one set in turn: what is wrong with each, alone or beside the earlier sound ones."""
+
+    num_classes: int
+    first: Sample | None = None
+    colours: dict[Any, tuple[str, Any]] = field(default_factory=dict)  # of a number in the masks, and who has it so
+    largest: dict[str, dict[str, float]] = field(default_factory=dict)  # dtype → name → largest value
+    open: list[str] = field(default_factory=list)  # names of those whose part is still to be chosen
+
+    def problems(self, sample: Sample) -> list[Problem]:
+        """What is wrong with a sample; an empty list if nothing is."""
+        found = self._wrong_alone(sample) or self._wrong_beside(sample)
+        if not found:
+            self.first = self.first or sample
+            self.largest.setdefault(sample.image.dtype.name, {})[sample.name] = float(sample.image.max())
+            self.open += [sample.name] * (sample.part is None)
+            for number, colour in sample.colours.items():
+                self.colours.setdefault((number, type(colour)), (sample.name, colour))
+        return [Problem(printable(sample.name), *problem) for problem in found]
+
+    def _wrong_alone(self, sample: Sample) -> list[tuple[str, str]]:
+        image, label, found = sample.image, sample.label, list[tuple[str, str]]()
+        if image.ndim not in (2, 3) or (image.dtype.kind != "f" and image.dtype not in (np.uint8, np.uint16)):
+            what = "expected (H, W) or (H, W, C), uint8, uint16, float"
+            found += [(f"has an image {image.shape} {image.dtype}", what)]
+        elif image.dtype.kind == "f" and not np.isfinite(image).all():
+            found += [("has NaN or Inf in the image", "find out where they come from, and replace them")]
+        elif image.dtype.kind == "f" and (fill := fill_value(image)) is not None:
+            advice = "replace it, for example by the mean of the others, and give these pixels the label 255"
+            found += [(f"has {fill:g} in the image, which seems to stand for 'no data'", advice)]
+        for name, array in {"label": label, **sample.extras}.items():
+            if array.shape != image.shape[:2]:
+                found += [(f"has an image of size {image.shape[:2]}, {name} has {array.shape}", "export it again")]
+            elif name != "label" and not (np.isfinite(array) & (array >= 0)).all():
+                found += [(f"has NaN, Inf or negative numbers in {name}", "correct this map")]
+        wrong = label[(label != IGNORE_INDEX) & ~((label >= 0) & (label < self.num_classes))]
+        if label.dtype.kind not in "ui":
+            found += [(f"has a label of dtype {label.dtype}", "save class numbers, for example as 8-bit PNG")]
+        elif wrong.size:
+            what = f"has {wrong.size} label pixels that are not in 0 … {self.num_classes - 1} and not 255"
+            found += [(f"{what}: {list_values(wrong)}", _advice_on(label, wrong))]
+        return found
+
+    def _wrong_beside(self, sample: Sample) -> list[tuple[str, str]]:
+        image, first, found = sample.image, self.first or sample, list[tuple[str, str]]()
         if (image.shape[2:], image.dtype.kind) != (first.image.shape[2:], first.image.dtype.kind):
             what = f"has an image {image.shape} {image.dtype}, but the first is {first.image.shape} {first.image.dtype}"
             found += [(what, "use one kind for all: grey or colour, integers or floats")]
         if sample.extras.keys() != first.extras.keys():
             what = f"has the maps {sorted(sample.extras)}, but the first has {sorted(first.extras)}"
             found += [(what, "add those that are missing")]
-    return [Problem(sample.name, *problem) for problem in found]
+        for number, colour in sample.colours.items():
+            name, other = self.colours.get((number, type(colour)), ("", colour))
+            if other != colour:
+                advice = (
+                    "if a colour is one class in all masks, use label_map={(255, 0, 0): 1, …}, else save them alike"
+                )
+                return [*found, (f"shows {number} in its mask as {colour}, but {printable(name)} as {other}", advice)]
+        return found
+
+    def remarks(self) -> list[str]:
+        """What may make a set useless, and what to do, after the last sample."""
+        found, kinds = list[str](), {dtype: len(names) for dtype, names in self.largest.items()}
+        if len(kinds) > 1:
+            text = ", ".join(f"{number} of {dtype}" for dtype, number in kinds.items())
+            found += [f"images {text}: is one grey value the same light in all? Save them in one bit depth"]
+        for dtype, names in self.largest.items():
+            low, high = (choose(names, key=lambda name: names[name]) for choose in (min, max))
+            if dtype != "uint8" and names[high] > DEPTHS * max(names[low], 0):
+                text = f"{printable(low)} reaches {names[low]:g}, {printable(high)} {names[high]:g}"
+                found += [f"{text}: are 8, 12 and 16 bits mixed? Bring them to one range"]
+        if groups := scenes(self.open):
+            text = f"{sum(map(len, groups.values()))} images seem to be cut from {len(groups)} recordings"
+            advice = "sort what belongs together into one of train/, val/ and test/, or the score is too good"
+            found += [f"{text} ({', '.join(map(printable, list(groups)[:3]))}, …): {advice}"]
+        return found
+
+
+def fill_value(image: np.ndarray) -> float | None:
+    """The number that stands for "no data" in a finite float image, in more than one pixel; None if there is none."""
+    for value in (float(image.min()), float(image.max())):
+        rest = image[image != value].astype(np.float64)
+        low, high = (rest.min(), rest.max()) if rest.size else (value, value)
+        is_far = max(low - value, value - high) > FAR * (high - low) > 0
+        if rest.size < image.size - 1 and (value in FILLS or abs(value) > 1e30 or is_far):
+            return value
+    return None
+
+
+def _advice_on(label: np.ndarray, wrong: np.ndarray) -> str:
+    """What to do about values that are no classes: numbers of cells are many, in patches; soft edges are not."""
+    patches = (label[:, 1:] == label[:, :-1]) & np.isin(label[:, 1:], wrong)
+    if len(np.unique(wrong)) > 8 and 2 * patches.sum() > wrong.size:
+        keep = "a copy of the folder, named instances/, keeps the numbers"
+        return f"if these are numbers of cells: label_map={{0: 0, '*': 1}} makes them one class; {keep}"
+    return "is num_classes right? soft edges? numbers of cells? use label_map"
+
+
+def scenes(names: Sequence[str]) -> dict[str, list[str]]:
+    """Samples that seem to be cut from one recording, as scene1_r2_c3 and scene1_r2_c4: they differ in the last number.
+
+    >>> scenes(["a1_x1", "a1_x2", "a2_x1", "b_1", "b_2"])
+    {'a1': ['a1_x1', 'a1_x2']}
+    """
+    groups = defaultdict[str, list[str]](list)
+    for name in names:
+        if match := re.fullmatch(r"(.*\d.*?)[-_ .,x][a-zA-Z]*\d+", name):
+            groups[match[1]].append(name)
+    return {scene: members for scene, members in groups.items() if len(members) > 1}
 
 
 def normalise_hdf5(source: str | Path, path: str | Path) -> Path:

@@ -9,11 +9,12 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from PIL import Image
 
 from imagesets import hdf5
-from imagesets.files import BadFiles, Problem, Sample
+from imagesets.files import BadFiles, Problem, Sample, read_folder
 from imagesets.hdf5 import normalise_hdf5, normalise_image, open_hdf5
-from tests.data_helpers import build, build_normalised, make_samples, mask, picture, refused
+from tests.data_helpers import build, build_normalised, make_samples, mask, picture, refused, save
 
 
 def read_all(path: Path) -> int:
@@ -85,6 +86,82 @@ def test_all_problems_of_all_samples_at_once_and_nothing_left(tmp_path):
     assert "there is no sound sample" in refused(build, tmp_path, [])
     assert "expected 2 … 255" in refused(build, tmp_path, num_classes=256)  # 255 is the ignored value
     assert not list(tmp_path.iterdir())
+
+
+def problems_of(*samples: Sample) -> list[str]:
+    comparison = hdf5.Comparison(2)
+    return [str(problem) for sample in samples for problem in comparison.problems(sample)]
+
+
+def test_masks_whose_colours_disagree_are_named(tmp_path):
+    first, second = make_samples(2)
+    red, green = (255, 0, 0), (0, 255, 0)
+    a = replace(first, colours={0: (0, 0, 0), 1: red})
+    assert (
+        problems_of(a, replace(second, colours={0: (0, 0, 0), 2: green}), replace(second, colours={0: "black"})) == []
+    )
+    (message,) = problems_of(a, replace(second, colours={0: (0, 0, 0), 1: green}))
+    assert message.startswith("s1 shows 1 in its mask as (0, 255, 0), but s0 as (255, 0, 0); if a colour is one class")
+    message = refused(build, tmp_path, [replace(first, colours={0: "white"}), replace(second, colours={0: "black"})])
+    assert "shows 0 in its mask as black, but s0 as white" in message
+
+
+def test_colours_of_masks_are_read_from_their_files(tmp_path):
+    for name, mode, palette in (("a", "P", [0, 0, 0, 255, 0, 0]), ("b", "P", [255, 0, 0, 0, 0, 0])):
+        image = Image.frombytes(mode, (8, 6), mask().tobytes())
+        image.putpalette(palette)
+        save(tmp_path / "labels" / f"{name}.png", image)
+        save(tmp_path / "images" / f"{name}.png", picture(ord(name)))
+    assert problems_of(*read_folder(tmp_path, {(0, 0, 0): 0, (255, 0, 0): 1})) == []
+    assert "b shows 0 in its mask as (255, 0, 0), but a as (0, 0, 0)" in problems_of(*read_folder(tmp_path))[0]
+    for name, photometric in (("a", "minisblack"), ("b", "miniswhite")):
+        (tmp_path / "labels" / f"{name}.png").unlink()
+        save(tmp_path / "labels" / f"{name}.tif", mask(), photometric=photometric)
+    assert "b shows 0 in its mask as white, but a as black" in problems_of(*read_folder(tmp_path))[0]
+
+
+@pytest.mark.parametrize("fill", [-9999, -3.4028235e38, 3.4028235e38, 9.96921e36, -500])
+def test_numbers_that_stand_for_no_data_are_named(fill):
+    sound = picture(height=30, width=40) / np.float32(16)  # 0 … 16
+    image = np.where(np.arange(40) < 5, np.float32(fill), sound)
+    (message,) = problems_of(Sample("a", image, mask(0, 30, 40)))
+    assert f"a has {np.float32(fill):g} in the image, which seems to stand for 'no data'" in message
+    ordinary = [sound, np.float32(mask(0, 30, 40)), np.where(mask(0, 30, 40), sound, 40), np.zeros((30, 40))]
+    assert problems_of(*(Sample("a", image.astype(np.float32), mask(0, 30, 40)) for image in ordinary)) == []
+
+
+def test_maps_hold_finite_numbers_that_are_not_negative():
+    for number in (np.nan, np.inf, -1):
+        sample = make_samples(1, weights=np.full((6, 8), number))[0]
+        assert problems_of(sample) == ["s0 has NaN, Inf or negative numbers in weights; correct this map"]
+
+
+def test_numbers_of_cells_get_an_advice_of_their_own():
+    cells = np.kron(np.arange(40, dtype=np.uint16).reshape(5, 8), np.ones((6, 6), np.uint16))
+    soft = np.uint16(cells > 20) * 255
+    soft[:, 24:29] = np.arange(40, 240, 40)[:, None].repeat(6, 1).ravel()[:, None] + np.arange(5) * 7
+    cell, edge = (problems_of(Sample("a", picture(0, 30, 48), label))[0] for label in (cells, soft))
+    assert "label_map={0: 0, '*': 1} makes them one class" in cell and "named instances/" in cell
+    assert "'*'" not in edge and "soft edges?" in edge
+
+
+def test_remarks_on_a_set(tmp_path):
+    said: list[str] = []
+    deep = [Sample(f"s{i}", picture(i).astype(np.uint16) * 16 ** (i < 5), mask(i)) for i in range(8)]
+    build(tmp_path, [*deep, Sample("b", picture(9), mask())], say=said.append)
+    assert said[0].startswith("set: images 8 of uint16, 1 of uint8")
+    assert " reaches 2" in said[1] and "are 8, 12 and 16 bits mixed" in said[1] and len(said) == 2
+    said.clear()
+    tiles = [Sample(f"scene{i // 4}_r{i // 2 % 2}_c{i % 2}", picture(i), mask(i)) for i in range(12)]
+    build(tmp_path, tiles, say=said.append)
+    assert said == [
+        "set: 12 images seem to be cut from 6 recordings (scene0_r0, scene0_r1, scene1_r0, …): "
+        "sort what belongs together into one of train/, val/ and test/, or the score is too good"
+    ]
+    said.clear()
+    build(tmp_path, [replace(tile, part="train") for tile in tiles], say=said.append)
+    build(tmp_path, [Sample(f"cell_{i}", picture(i), mask(i)) for i in range(9)], say=said.append)
+    assert said == []
 
 
 def test_fingerprint_is_that_of_the_content_and_not_of_the_file(tmp_path):
