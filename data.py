@@ -20,8 +20,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from checks import IGNORE_INDEX, InputError
-from imagesets.files import PARTS, LabelMap, Sample, is_junk, read_folder
+from imagesets.files import PARTS, LabelMap, Sample, is_junk
 from imagesets.hdf5 import Damaged, build_hdf5, normalise_hdf5, open_hdf5
+from imagesets.layouts import read_folder, recognise
 from imagesets.pets import write_pets
 from imagesets.real import READERS, locate, read_dataset
 from imagesets.streets import write_roads, write_streets
@@ -195,7 +196,7 @@ def prepare(
 ) -> Path:
     """Return the path of the normalised .hdf5 of `source`; build it first if it must be.
 
-    `source` is one of `NAMES` or a folder (`read_folder`), which has 2 classes unless `num_classes` says more.  Files
+    `source` is one of `NAMES` or a folder of a usual layout (`read_folder`), which says its number of classes.  Files
     in `data_dir` are used again if the settings, the code of changes and reader (`training.checkpoint.identity`), and
     names, sizes and times of the source files are the same.  `changes`, as `[separate_cells, WeightMap(5, 2)]`, are
     applied to every sample in turn; one that returns None leaves it out.  Raises `InputError` where a file that the
@@ -203,9 +204,9 @@ def prepare(
     """
     folder = source_folder(source, Path(data_dir), say)
     is_known = str(source) in READERS  # not the name: a folder of yours may be called like a data set
-    own = partial(read_folder, label_map=label_map, extras=extra_maps(folder))
+    own = partial(read_folder, label_map=label_map)
     read: Callable[[Path], Iterator[Sample]] = partial(read_dataset, str(source)) if is_known else own
-    num_classes = NUM_CLASSES.get(str(source), 2) if num_classes is None else num_classes
+    num_classes = NUM_CLASSES.get(str(source)) if num_classes is None else num_classes
     code = identity(read=read, build=[build_hdf5, normalise_hdf5], changes=list(changes))
     made_by = _sha256([code, num_classes, seed, _folder_state(folder)])
     # A folder of yours is known by its place: two may have one name, or that of a data set
@@ -214,7 +215,13 @@ def prepare(
     name += f"_{_sha256(known)[:8]}" if changes else ""
     plain, normalised = Path(data_dir, f"{name}.hdf5"), Path(data_dir, f"{name}_normalised.hdf5")
     if not _is_current(plain, made_by):
-        say(f"Building {plain}: it is missing or damaged, or settings, code or files have changed.")
+        line = f"Building {plain}: it is missing or damaged, or settings, code or files have changed."
+        if str(source) not in NAMES:
+            layout = recognise(folder)
+            num_classes = layout.num_classes(label_map) if num_classes is None else num_classes
+            line += f"\n{layout}" + f"; {num_classes} classes" * (not layout.classes)
+        say(line)
+        assert num_classes is not None  # for mypy
         samples = read(folder)
         for change in changes:
             samples = filter(None, map(change, samples))

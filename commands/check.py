@@ -23,9 +23,10 @@ from torch import Tensor
 
 import plots
 from checks import IGNORE_INDEX, InputError, printable
-from data import NUM_CLASSES, extra_maps, source_folder
-from imagesets.files import LabelMap, Problem, Sample, parse_map, read_folder
+from data import NUM_CLASSES, source_folder
+from imagesets.files import LabelMap, Problem, Sample, parse_map
 from imagesets.hdf5 import Comparison
+from imagesets.layouts import read_folder
 from imagesets.real import READERS, read_dataset
 from learner import Learner, set_seed
 from losses import cross_entropy
@@ -86,7 +87,7 @@ def _samples(source: str | Path, label_map: LabelMap | None) -> Iterator[Sample 
     try:
         folder = source_folder(source, say=lambda line: None)
         known = str(source) in READERS
-        yield from read_dataset(str(source), folder) if known else read_folder(folder, label_map, extra_maps(folder))
+        yield from read_dataset(str(source), folder) if known else read_folder(folder, label_map)
     except InputError as error:
         yield from getattr(error, "problems", None) or [Problem("", " ".join(str(error).split()))]
 

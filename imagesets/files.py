@@ -1,4 +1,4 @@
-"""From files to samples: read images and labels, pair them in a folder, and split them into parts.
+"""From files to samples: read images and labels, and split them into parts; `layouts` finds the pairs in a folder.
 
 `decode` gives the numbers of a file.  An image is what they show on a screen (`read_image`); a label is what is stored
 (`read_label`), also where 0 is white: ImageJ stores masks so, with 255 in the objects, and one picture has one answer
@@ -10,9 +10,8 @@ from __future__ import annotations
 
 import logging
 import math
-import unicodedata
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,7 +21,7 @@ import numpy as np
 import tifffile
 from PIL import Image, ImageOps
 
-from checks import IGNORE_INDEX, InputError, printable
+from checks import InputError, printable
 
 PARTS = ("train", "val", "test")
 FRACTIONS = {"train": 0.7, "val": 0.15, "test": 0.15}
@@ -308,63 +307,6 @@ class Sample:
     part: str | None = None
     extras: dict[str, np.ndarray] = field(default_factory=dict)
     colours: dict[int, Any] = field(default_factory=dict)
-
-
-def read_folder(folder: str | Path, label_map: LabelMap | None = None, extras: Sequence[str] = ()) -> Iterator[Sample]:
-    """Yield the samples of a folder with `images/`, `labels/` or `masks/`, and folders of maps (`extras`), by name.
-
-    `label_map` gives the class of each value in the labels, {0: 0, 255: 1}, or colour, {(255, 0, 255): 1}; without it
-    the values are the classes, 255 is ignored.  After the last good sample, an `InputError` lists all problems.
-    """
-    folder, problems = Path(folder), list[Problem]()
-    inside = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    kinds = [name for name in ("images", "labels", "masks") if name in inside]
-    if len(kinds) != 2 or kinds[0] != "images":
-        advice = "give a folder with images/ and labels/ (or masks/, but not both)"
-        raise BadFiles([Problem(str(folder), f"holds {', '.join(inside[:8]) or 'nothing'}", advice)])
-    images, labels = (_by_stem(folder / kind, problems) for kind in kinds)
-    maps = {extra: _by_stem(folder / extra, problems) for extra in extras}
-    for there, missing, what in ((images, labels, "label"), (labels, images, "image")):
-        for stem in sorted(there.keys() - missing.keys()):
-            problems.append(Problem(short_name(there[stem]), f"has no {what}", "add one, or take this file away"))
-    if not images and not labels:
-        problems.append(
-            Problem(
-                "images/",
-                f"holds no image ({', '.join(IMAGE_SUFFIXES)})",
-                "put some into it, and their labels into labels/",
-            )
-        )
-    classes: set[int] = set()
-    for stem in sorted(images.keys() & labels.keys()):
-        try:
-            beside = {name: paths[stem] for name, paths in maps.items() if stem in paths}
-            sample = read_sample(stem, images[stem], labels[stem], label_map, beside)
-        except BadFiles as error:
-            problems += error.problems
-            continue
-        if len(classes) < 3:
-            classes.update(np.unique(sample.label).tolist())
-        yield sample
-    if label_map is None and IGNORE_INDEX in classes <= {0, IGNORE_INDEX}:
-        advice = "if 255 is class 1, use label_map={0: 0, 255: 1}; if it is ignored, label_map={0: 0, 255: 255}"
-        problems.append(Problem("All labels", "hold 0 and 255 only, and 255 means 'ignored'", advice))
-    raise_problems(str(folder), problems)
-
-
-def _by_stem(folder: Path, problems: list[Problem]) -> dict[str, Path]:
-    """The image files of one folder by name without suffix; junk is skipped, problems are appended."""
-    found: dict[str, Path] = {}
-    for path in sorted(path for path in folder.iterdir() if not is_junk(path.name) and not path.is_dir()):
-        if path.suffix.lower() in SIDE_CARS:
-            continue
-        if path.suffix.lower() not in IMAGE_SUFFIXES:
-            what = f"is none of {', '.join(IMAGE_SUFFIXES)}"
-            problems.append(Problem(short_name(path), what, "move it to another place, or save it as PNG or TIFF"))
-        elif (other := found.setdefault(unicodedata.normalize("NFC", path.stem), path)) != path:  # on macOS é is e + ´
-            what = f"and {other.name} have one name before the suffix"
-            problems.append(Problem(short_name(path), what, "rename one of the two, or delete it"))
-    return found
 
 
 def is_junk(name: str) -> bool:

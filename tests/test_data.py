@@ -318,12 +318,15 @@ def test_where_the_memory_is_full_the_file_is_not_damaged_and_stays(tmp_path, mo
     assert {file: file.read_bytes() for file in tmp_path.glob("*.hdf5")} == before
 
 
-def test_prepare_takes_two_classes_for_a_folder_and_a_number_that_is_given(tmp_path):
-    folder = make_folder(tmp_path / "six", "abcd")
+def test_prepare_reads_the_number_of_classes_off_the_labels_and_says_so(tmp_path):
+    folder, said = make_folder(tmp_path / "six", "abcd"), []
     save(folder / "labels" / "a.png", mask(0, classes=6))
-    assert "not in 0 … 1" in refused(prepare, folder, tmp_path, say=quiet)
+    assert SegmentationDataset(prepare(folder, tmp_path, say=said.append), "train").num_classes == 6
+    assert said[0].endswith("\nsix: images and labels, 4 pairs; 6 classes")
     assert SegmentationDataset(prepare(folder, tmp_path, num_classes=7, say=quiet), "train").num_classes == 7
     assert "num_classes is 0" in refused(prepare, folder, tmp_path, num_classes=0, say=quiet)
+    save(folder / "labels" / "b.png", mask(0) * 9)  # what are 6, 7 and 8?
+    assert "not in 0 … 1" in refused(prepare, folder, tmp_path, say=quiet)
 
 
 def without_h(sample: Sample) -> Sample | None:

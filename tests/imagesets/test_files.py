@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import struct
-import unicodedata
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -22,11 +21,7 @@ from checks import InputError
 from imagesets import files
 from imagesets.files import (
     PARTS,
-    BadFiles,
-    Problem,
     parse_map,
-    raise_problems,
-    read_folder,
     read_image,
     read_label,
     split_parts,
@@ -333,96 +328,6 @@ def test_alpha_and_soft_edges_are_refused(png):
     assert "b.png has 3 pixels not in label_map: 3, 90, 200" in message
 
 
-# --- folders of images and masks ---
-
-
-@pytest.mark.parametrize("labels", ["labels", "masks"])
-def test_samples_of_a_sound_folder(tmp_path, labels):
-    folder = make_folder(tmp_path, labels=labels)
-    for name in (".DS_Store", "Thumbs.db", "._a.png", "desktop.ini", "a.tif.aux.xml", "a.tfw", "a.json", "a.roi"):
-        (folder / "images" / name).write_bytes(b"junk")
-    for name in (".ipynb_checkpoints", "__MACOSX", "old.png"):
-        (folder / labels / name).mkdir()
-    samples = list(read_folder(folder))
-    assert [sample.name for sample in samples] == ["a", "b", "c"]
-    assert np.array_equal(samples[1].image, picture(1)) and np.array_equal(samples[1].label, mask(1))
-    assert samples[0].part is None
-
-
-def test_wrong_layouts_are_refused_with_what_is_there(tmp_path, folder):
-    make_folder(folder, labels="masks")
-    assert "holds images, labels, masks; give a folder with images/" in refused(read_folder, folder)
-    (tmp_path / "empty").mkdir()
-    for name in ("empty", "nowhere"):
-        assert f"{name} holds nothing" in refused(read_folder, tmp_path / name)
-    for name in ("images", "labels"):
-        (tmp_path / "empty" / name).mkdir()
-    assert "images/ holds no image" in refused(read_folder, tmp_path / "empty")
-
-
-def test_problems_are_data_in_one_error_and_cut_at_twenty_in_its_text(folder):
-    raise_problems("nowhere", [])  # nothing to say
-    (folder / "images" / "a.png").write_bytes(b"")
-    with pytest.raises(BadFiles) as caught:
-        list(read_folder(folder))
-    (problem,) = caught.value.problems
-    assert (problem.file, problem.advice) == ("images/a.png", "copy or download it again")
-    assert str(caught.value) == f"{folder}: 1 problem\n- {problem}"
-    message = refused(raise_problems, "folder", [Problem(f"{number}.png", "is bad") for number in range(30)])
-    assert message.startswith("folder: 30 problems\n- 0.png is bad\n") and message.endswith("- 19.png is bad\n- …")
-
-
-def test_all_problems_are_listed_at_once_and_good_samples_come_first(folder):
-    (folder / "images" / "a.png").write_bytes(b"")
-    save(folder / "images" / "lonely.png", picture(7))
-    save(folder / "labels" / "other.png", mask(7))
-    save(folder / "images" / "c.tif", picture(5))
-    (folder / "images" / "notes.docx").write_text("my notes")
-    names: list[str] = []
-    message = refused(lambda: (names.append(sample.name) for sample in read_folder(folder)))
-    assert names == ["b", "c"]
-    for piece in (
-        "5 problems",
-        "images/a.png is empty",
-        "images/lonely.png has no label",
-        "labels/other.png has no image",
-        "images/c.tif and c.png have one name before the suffix",
-        "images/notes.docx is none of .png",
-    ):
-        assert piece in message
-
-
-def test_mask_of_0_and_255_is_never_guessed(tmp_path):
-    for seed in range(3):
-        save(tmp_path / "images" / f"{seed}.png", picture(seed))
-        save(tmp_path / "labels" / f"{seed}.png", mask(seed) * 255)
-    assert "label_map={0: 0, 255: 1}" in refused(read_folder, tmp_path)
-    assert np.array_equal(next(read_folder(tmp_path, label_map={0: 0, 255: 1})).label, mask(0))
-    ignored = list(read_folder(tmp_path, label_map={0: 0, 255: 255}))  # said plainly, so it is accepted
-    assert set(np.unique(ignored[0].label)) == {0, 255}
-    save(tmp_path / "labels" / "1.png", mask(1))  # a class beside it shows what 255 means
-    assert len(list(read_folder(tmp_path))) == 3
-
-
-def test_extra_maps_travel_along(folder):
-    for name in "abc":
-        save(folder / "instances" / f"{name}.png", mask(0).astype(np.uint16) * 300)
-    samples = list(read_folder(folder, extras=["instances"]))
-    assert [sample.extras["instances"].max() for sample in samples] == [300, 300, 300]
-    for suffix, array, words in (
-        ("jpg", picture(), "is a JPEG"),
-        ("png", np.dstack([picture()] * 4), "has an alpha channel"),
-        ("png", colour_picture(), "has shape (6, 8, 3) and dtype uint8; save instances as one channel of integers"),
-        ("tif", picture() / np.float32(2), "has shape (6, 8) and dtype float32"),
-    ):
-        (folder / "instances" / "a.png").unlink(missing_ok=True)
-        path = save(folder / "instances" / f"a.{suffix}", array)
-        assert f"instances/a.{suffix} {words}" in refused(read_folder, folder, extras=["instances"])
-        path.unlink()
-    save(folder / "weights" / "a.tif", picture() / np.float32(2))
-    assert next(read_folder(folder, extras=["weights"])).extras["weights"].dtype == np.float32
-
-
 # --- parts ---
 
 
@@ -475,9 +380,3 @@ def test_packed_tiffs_of_other_programs_are_read(tif, compression):
 )
 def test_tiffs_that_would_have_to_be_guessed_are_refused(tif, array, options, message):
     assert message in refused(read_image, save(tif, array, **options))
-
-
-def test_composed_and_decomposed_accents_are_one_name(tmp_path):
-    save(tmp_path / "images" / (unicodedata.normalize("NFC", "é") + ".png"), picture())
-    save(tmp_path / "labels" / (unicodedata.normalize("NFD", "é") + ".png"), mask())
-    assert len(list(read_folder(tmp_path))) == 1

@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from imagesets import hdf5
-from imagesets.files import BadFiles, Problem, Sample, read_folder
+from imagesets.files import BadFiles, Problem, Sample
 from imagesets.hdf5 import normalise_hdf5, normalise_image, open_hdf5
+from imagesets.layouts import read_folder
 from tests.data_helpers import build, build_normalised, make_samples, mask, picture, refused, save
 
 

@@ -1,0 +1,430 @@
+"""The usual folders of images and labels, known by the names in them; one line says what was recognised.
+
+Words in the names of folders say what lies in them (`images`, `trainannot`, `labelsTr`), and words at the ends of file
+names (`NAME_mask.png`) where folders do not.  So the course's own folder, pairs side by side, Pascal VOC, CVAT, CamVid,
+ADE20K, Cityscapes, nnU-Net and Cellpose follow one rule; the outlines of COCO and labelme are drawn.
+
+Sources: Everingham et al., 2010 (doi 10.1007/s11263-009-0275-4), Pascal VOC;  Cordts et al., 2016 (arXiv:1604.01685),
+Cityscapes;  Isensee et al., 2021 (doi 10.1038/s41592-020-01008-z), nnU-Net;  Lin et al., 2014 (arXiv:1405.0312), COCO.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from scipy import ndimage
+from skimage import draw
+
+from checks import IGNORE_INDEX
+from imagesets import files
+from imagesets.files import IMAGE_SUFFIXES, PARTS, BadFiles, LabelMap, Problem, Sample
+
+ROLES = ("labels", "images", "instances", "dead", "weights")
+MEANINGS = {  # words in the names of folders
+    "images": "images image imgs img jpeg leftimg8bit photos frames inputs input",
+    "labels": "labels label masks mask annotations annotation annot gt segmentation seg truth targets target",
+    "train": "train training tr",
+    "val": "val valid validation",
+    "test": "test testing ts",
+    "": "class png tif fine ground set",
+    **{role: role for role in ROLES[2:]},
+}
+WORDS = {word: meaning for meaning, words in MEANINGS.items() for word in words.split()}
+WORD = "|".join(sorted(WORDS, key=len, reverse=True))
+ENDS = {  # words at the ends of file names
+    "images": "images?|imgs?|sat|leftImg8bit",
+    "labels": "(?:cp_)?masks?|labels?|gt|gtFine|label(?:Train)?Ids|l|seg|segmentation|annotation|truth|ground|target",
+}
+KINDS = {"SegmentationClass": "Pascal VOC", "gtFine/": "Cityscapes", "labelsTr/": "nnU-Net", "_cp_masks.": "Cellpose"}
+TABLES = "classes.csv class_dict.csv labelmap.txt label_colors.txt class_names.txt classes.txt labels.txt dataset.json"
+IGNORED = dict.fromkeys(("ignore", "ignored", "void", "unlabelled", "unlabeled"), IGNORE_INDEX)  # names of no class
+STREET_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)  # Cityscapes: classes 0 … 18
+MOST_CLASSES = 32  # more values in labels are not taken for classes without being told
+TURN = "python3 -c \"import numpy, h5py, tifffile; tifffile.imwrite('NAME.tif', {})\""
+ADVICE = {  # for labels of other programs
+    "_seg.npy": "in Cellpose choose File, Save masks as PNG/tif: a _seg.npy could run a program, and is not opened",
+    ".npy": TURN.format("numpy.load('NAME.npy')"),
+    ".h5": TURN.format("h5py.File('NAME.h5')['exported_data'][..., 0]"),
+    ".nii.gz": "save each slice of the volume as a PNG or TIFF of its own",
+}
+Key = tuple[str, ...]  # part or nothing, folders whose names say nothing, name of the file
+Tables = dict[Path, dict[str, Any]]
+
+
+class Outlines(NamedTuple):
+    """A label that is still to be drawn, shape by shape, the later ones on top."""
+
+    size: tuple[int, ...] | None  # H, W, if the file says it
+    shapes: list[tuple[int, np.ndarray]]  # class, and corners (N, 2) of x, y, a disc (x, y, radius), or a mask (H, W)
+
+    def draw(self, size: tuple[int, ...]) -> np.ndarray:
+        """The classes (H, W): a pixel belongs to a shape if its centre, half a pixel from its corner, lies inside."""
+        label = np.zeros(size := self.size or size, np.uint8)
+        for number, shape in self.shapes:
+            if shape.dtype == bool:
+                label[shape] = number
+            elif shape.ndim == 1:
+                label[draw.disk(shape[1::-1] - 0.5, shape[2], shape=size)] = number
+            else:
+                label[draw.polygon(shape[:, 1] - 0.5, shape[:, 0] - 0.5, size)] = number
+        return label
+
+
+class Pair(NamedTuple):
+    """One image (or its channels, a file each) with its label and further maps."""
+
+    key: Key
+    images: list[Path]
+    label: Path | Outlines
+    part: str
+    maps: dict[str, Path] = {}
+
+
+@dataclass
+class Layout:
+    """What a folder was recognised as, by names: no pixel has been read."""
+
+    folder: Path
+    kind: str = "images and labels"
+    pairs: list[Pair] = field(default_factory=list)
+    classes: tuple[str, ...] = ()  # their names, if the folder says them
+    label_map: LabelMap | None = None
+    objects: bool = False  # labels are numbers of objects: all above 0 is class 1
+    problems: list[Problem] = field(default_factory=list)
+    left_out: Counter[str] = field(default_factory=Counter)
+
+    def __str__(self) -> str:
+        parts = Counter(pair.part for pair in self.pairs if pair.part)
+        left = [f"{name} ({count})" for name, count in self.left_out.items()]
+        texts = [f"{self.folder.resolve().name}: {self.kind}, {len(self.pairs)} pairs"]
+        texts += [f"{len(self.classes)} classes ({', '.join(self.classes[:20])})"] * bool(self.classes)
+        texts += ["numbers of objects, all above 0 is class 1"] * self.objects
+        texts += ["parts " + ", ".join(f"{part} {parts[part]}" for part in PARTS if parts[part])] * bool(parts)
+        return "; ".join(texts + ["left out: " + ", ".join(left[:6] + ["…"] * (len(left) > 6))] * bool(left))
+
+    def leave(self, path: Path) -> None:
+        """Count a file that is not used, for the line that says so."""
+        inside = path.relative_to(self.folder)
+        self.left_out[inside.parent.as_posix() if inside.parent.name else inside.name] += 1
+
+    def problem(self, path: Path, found: str, advice: str) -> None:
+        """Note what is wrong with a file."""
+        self.problems.append(Problem(files.short_name(path), found, advice))
+
+    def num_classes(self, label_map: LabelMap | None = None) -> int:
+        """By the map, by the names, or by the labels themselves, which are then read."""
+        if used := label_map or self.label_map:
+            return max(2, *(number + 1 for number in used.values() if number != IGNORE_INDEX))
+        labels = [] if self.objects else [pair.label for pair in self.pairs if isinstance(pair.label, Path)]
+        return len(self.classes) or _count_classes(labels, self.kind in ("Pascal VOC", "Cityscapes"))
+
+
+def read_folder(folder: str | Path, label_map: LabelMap | None = None) -> Iterator[Sample]:
+    """Yield the samples of a folder by name: `images/` and `labels/` or `masks/`, or another usual layout.
+
+    `label_map` gives the class of each value in the labels, {0: 0, 255: 1}, or colour, {(255, 0, 255): 1}; without it
+    a table of classes in the folder does so, or the values are the classes, and 255 is ignored.  Maps that lie beside
+    (`instances/`, `dead/`, `weights/`) travel along.  After the last good sample, an `InputError` lists all problems.
+    """
+    layout = recognise(folder)
+    problems, classes, label_map = layout.problems, set[int](), label_map or layout.label_map
+    for pair in layout.pairs:
+        try:
+            sample = _read(pair, layout.objects and label_map is None, label_map)
+        except BadFiles as error:
+            problems += error.problems
+            continue
+        if len(classes) < 3:
+            classes.update(np.unique(sample.label).tolist())
+        yield sample
+    if label_map is None and IGNORE_INDEX in classes <= {0, IGNORE_INDEX}:
+        advice = "add --map 0=0,255=1 if 255 is class 1, or --map 0=0,255=255; in Python label_map={0: 0, 255: 1}"
+        problems.append(Problem("All labels", "hold 0 and 255 only, and 255 means 'ignored'", advice))
+    files.raise_problems(str(folder), problems)
+
+
+def _read(pair: Pair, objects: bool, label_map: LabelMap | None) -> Sample:
+    name, first, others = "/".join(filter(None, pair.key)), pair.images[0], pair.images[1:]
+    if isinstance(pair.label, Outlines):
+        image = files.read_image(first)
+        return Sample(name, image, pair.label.draw(image.shape[:2]), pair.part or None)
+    sample = files.read_sample(name, first, pair.label, label_map, pair.maps)
+    image = np.dstack([sample.image, *map(files.read_image, others)]) if others else sample.image
+    if objects:
+        extras = {**sample.extras, "instances": sample.label}
+        sample = replace(sample, label=(sample.label > 0).astype(np.uint8), extras=extras, colours={})
+    return replace(sample, image=image, part=pair.part or None)
+
+
+def recognise(folder: str | Path) -> Layout:
+    """What lies in a folder; raise `InputError` if it is nothing usual."""
+    folder = Path(folder)
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()] if folder.is_dir() else []
+    paths = [path for path in paths if not any(map(files.is_junk, path.relative_to(folder).parts))]
+    tables = {path: _json(path) for path in paths if path.suffix == ".json"}
+    coco = {path: table for path, table in tables.items() if {"images", "annotations", "categories"} <= table.keys()}
+    labelme = {path: table for path, table in tables.items() if {"shapes", "imagePath"} <= table.keys()}
+    layout = Layout(folder)
+    (_coco if coco else _labelme if labelme else _folders)(layout, paths, coco or labelme)
+    layout.pairs.sort(key=lambda pair: pair.key)
+    if all(pair.part != "val" for pair in layout.pairs):  # some of the training images will validate
+        layout.pairs = [pair._replace(part=pair.part.replace("train", "")) for pair in layout.pairs]
+    if not layout.pairs and not layout.problems:
+        inside = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        advice = "put images into images/, and labels of the same names into labels/ or masks/"
+        raise BadFiles([Problem(str(folder), f"holds {', '.join(inside[:8]) or 'nothing'}", advice)])
+    return layout
+
+
+def _json(path: Path) -> dict[str, Any]:
+    with contextlib.suppress(ValueError):  # it is of something else
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return content if isinstance(content, dict) else {}
+    return {}
+
+
+# ---- folders of images and masks ------------------------------------------------------------------------------------
+
+
+def _place(path: Path, folder: Path) -> tuple[str, Key]:
+    """What the folders around a file say: one of ROLES or nothing; and its key."""
+    role, part, place = "", "", list[str]()
+    for name in path.relative_to(folder).parts[:-1]:
+        is_words = re.fullmatch(rf"(?:{WORD}|[-_ ]|20\d\d)+", name.lower())
+        words = {WORDS[word] for word in re.findall(WORD, name.lower())} if is_words else set()
+        new_role, new_part = (next((word for word in kind if word in words), "") for kind in (ROLES, PARTS))
+        if not words or (role and new_role) or (part and new_part):
+            place.append(name)
+        else:
+            role, part = role or new_role, part or new_part
+    return role, (part, *place, unicodedata.normalize("NFC", path.stem))
+
+
+def _core(key: Key, role: str) -> Key:
+    """A key without the words at the ends of the name that say image or label."""
+    words = ENDS[role]
+    match = re.fullmatch(rf"(?:(?:{words})[-_ ])*(.+?)(?:[-_ ](?:{words}))*", key[-1], re.IGNORECASE)
+    return (*key[:-1], match[1] if match else key[-1])
+
+
+def _folders(layout: Layout, paths: Sequence[Path], _: Tables) -> None:
+    """Images and masks in folders of their own, or side by side, paired by their names."""
+    names = " ".join(path.relative_to(layout.folder).as_posix() for path in paths)
+    layout.kind = next((kind for mark, kind in KINDS.items() if mark in names), layout.kind)
+    for table in [path for name in TABLES.split() for path in paths if path.name.lower() == name][:1]:
+        layout.classes, layout.label_map = _read_table(table)
+    if layout.kind == "Pascal VOC" and layout.label_map:
+        layout.label_map = {**layout.label_map, (224, 224, 192): IGNORE_INDEX}  # the colour of its borders
+    if layout.kind == "Cityscapes":  # one of its kinds of label
+        chosen = "labelTrainIds" if "labelTrainIds" in names else "labelIds"
+        if chosen == "labelIds":
+            layout.label_map = dict.fromkeys(range(256), IGNORE_INDEX) | {id: k for k, id in enumerate(STREET_IDS)}
+        paths = [path for path in paths if chosen in path.name or "gtFine" not in path.name]
+    found = _by_role(layout, paths)
+    layout.objects = layout.kind == "Cellpose" or not found["labels"]
+    images, labels = found.pop("images"), found.pop("labels") or found.pop("instances")
+    partners = {key: key for key in images.keys() & labels.keys()}
+    by_core = {_core(key, "labels"): key for key in labels.keys() - partners.keys()}
+    for key in sorted(images.keys() - partners.keys()):
+        if (core := _core(key, "images")) in by_core:
+            partners[key] = by_core.pop(core)
+    part_of = _lists(paths, {key[-1] for key in partners})
+    for key, of_label in partners.items():
+        if part_of and key[-1] not in part_of:
+            layout.left_out["in no list of a part"] += 1
+            continue
+        maps = {role: those[key][0] for role, those in found.items() if key in those}
+        layout.pairs.append(Pair(key, images[key], labels[of_label][0], part_of.get(key[-1], key[0]), maps))
+    if not part_of:
+        _lonely(layout, images, partners.keys(), labels, "has no label", paths)
+    _lonely(layout, labels, {*partners.values()}, images, "has no image", ())
+
+
+def _by_role(layout: Layout, paths: Sequence[Path]) -> dict[str, dict[Key, list[Path]]]:
+    """The images and masks by role and key: one file each, but for the channels of an image in nnU-Net."""
+    found: dict[str, dict[Key, list[Path]]] = {role: {} for role in ROLES}
+    places = {path: _place(path, layout.folder) for path in paths}
+    named = any(role == "images" for role, _ in places.values())
+    for path, (role, key) in places.items():
+        if path.suffix.lower() not in IMAGE_SUFFIXES:
+            if role and path.suffix.lower() not in files.SIDE_CARS:
+                other = "move it to another place, or save it as PNG or TIFF"
+                layout.problem(path, f"is none of {', '.join(IMAGE_SUFFIXES)}", _advice([path], path.stem, other))
+        elif named and not role:
+            layout.leave(path)
+        else:
+            role = role or ("images" if _core(key, "labels") == key else "labels")
+            is_channel = layout.kind == "nnU-Net" and role == "images" and re.search(r"_\d{4}$", key[-1])
+            same = found[role].setdefault((*key[:-1], key[-1][:-5]) if is_channel else key, [])
+            if same and not is_channel:
+                other = same[0].name if same[0].parent == path.parent else files.short_name(same[0])
+                advice = "rename one of the two, or delete it"
+                layout.problem(path, f"and {other} have one name before the suffix", advice)
+            same.append(path)
+    return found
+
+
+def _lonely(
+    layout: Layout, there: dict[Key, list[Path]], used: Iterable[Key], others: Iterable[Key], found: str, paths: Any
+) -> None:
+    """Files without a partner: problems, but for test images, which may have no label, and folders of other things."""
+    places = {key[:-1] for key in others}
+    for key in sorted(there.keys() - used):
+        path = there[key][0]
+        is_other = key[1:-1] and path.relative_to(layout.folder).parts[0] == key[1]
+        if key[:-1] not in places and (key[0] == "test" or is_other):
+            layout.leave(path)
+        else:
+            layout.problem(path, found, _advice(paths, key[-1], "add one, or take this file away"))
+
+
+def _advice(paths: Iterable[Path], name: str, otherwise: str) -> str:
+    """What turns the labels of another program, if there are some, into files that are read."""
+    texts = [text for end, text in ADVICE.items() if any(path.name.endswith(end) for path in paths)]
+    return texts[0].replace("NAME", name) if texts else otherwise
+
+
+def _lists(paths: Sequence[Path], names: set[str]) -> dict[str, str]:
+    """The part of each name, if files train.txt, val.txt, test.txt list names that are there."""
+    found: dict[str, str] = {}
+    for path in (path for path in paths if path.suffix == ".txt" and path.stem in PARTS):
+        rows = (line.split() for line in path.read_text(encoding="utf-8", errors="replace").splitlines())
+        found |= {name: path.stem for row in rows if row and (name := Path(row[0]).stem) in names}
+    return found
+
+
+def _read_table(path: Path) -> tuple[tuple[str, ...], LabelMap | None]:
+    """Names of the classes, and the class of each value and colour; a line has a name and up to four numbers."""
+    rows, last, value_at = list[tuple[str, list[int]]](), "", 0
+    if path.suffix == ".json":  # of nnU-Net, older ones the other way round
+        labels = _json(path).get("labels", {}).items()
+        rows = sorted(((b, [int(a)]) if str(a).isdigit() else (a, [b]) for a, b in labels), key=lambda row: row[1])
+    for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines() if not rows else ():
+        fields = [text for text in re.split(r"\s*[,;:\t]\s*", line.partition("#")[0].strip()) if text]
+        numbers = [int(number) for text in fields if re.fullmatch(r"[\d ]+", text) for number in text.split()]
+        if numbers and len(rows) == 1 and not rows[0][1]:  # the first line was a header
+            rows, value_at = [], -1 if last in ("value", "id", "index") else 0
+        if fields:
+            rows.append((next((text for text in fields if re.search(r"[^\d ]", text)), f"class {len(rows)}"), numbers))
+            last = fields[-1].lower()
+    names, label_map = list[str](), dict[Any, int]()
+    for name, numbers in rows:
+        number = IGNORED.get(name.strip("_").lower(), len(names))
+        names += [name.strip("_")] * (number != IGNORE_INDEX)
+        if len(numbers) >= 3:
+            label_map[tuple(numbers[:3] if value_at else numbers[-3:])] = number
+        if len(numbers) in (0, 1, 4):
+            label_map[(numbers or [number])[value_at]] = number
+            label_map.setdefault(IGNORE_INDEX, IGNORE_INDEX)
+    plain = all(value == number for value, number in label_map.items())
+    return (tuple(names), None if plain else label_map) if len(names) > 1 else ((), None)
+
+
+def _count_classes(paths: Sequence[Path], may_have_gaps: bool) -> int:
+    """K if the labels are 0 … K−1, each of them somewhere; 2 if they may be numbers of objects, or anything else."""
+    values, numbers, may_be_objects = set[int](), set[int](), True
+    for path in paths:
+        with contextlib.suppress(BadFiles):  # it will be named when it is read
+            label = files.read_label(path)
+            here = np.setdiff1d(label, (0, IGNORE_INDEX)).tolist()
+            values, numbers = values | {*here}, numbers | {len(here)}
+            if max(here, default=0) < MOST_CLASSES and may_be_objects:  # 1 … n in every image, each in one piece
+                pieces = (ndimage.label(label == value, np.ones((3, 3)))[1] for value in here)
+                may_be_objects = here == [*range(1, len(here) + 1)] and all(number == 1 for number in pieces)
+    largest, are_objects = max(values, default=1), may_be_objects and len(numbers) > 1
+    is_plain = may_have_gaps or (len(values) == largest and not are_objects)
+    return max(2, largest + 1) if largest < MOST_CLASSES and is_plain else 2
+
+
+# ---- outlines in JSON -----------------------------------------------------------------------------------------------
+
+
+def _coco(layout: Layout, paths: Sequence[Path], tables: Tables) -> None:
+    """COCO: the outlines of all images of a part in one file."""
+    layout.kind = "COCO"
+    tables = {path: table for path, table in tables.items() if "instances" in path.name} or tables
+    name_of = {(path, each["id"]): each["name"] for path, table in tables.items() for each in table["categories"]}
+    names = {name_of[path, each["category_id"]] for path, table in tables.items() for each in table["annotations"]}
+    layout.classes = ("background", *sorted(names - {"background"}))
+    images = [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
+    for path, table in tables.items():
+        shapes = defaultdict[Any, list[tuple[int, np.ndarray]]](list)
+        for each in table["annotations"]:
+            drawn, number = _coco_shapes(each.get("segmentation")), name_of[path, each["category_id"]]
+            shapes[each["image_id"]] += [(layout.classes.index(number), shape) for shape in drawn]
+            if not drawn:
+                found = f"has a box without an outline, annotation {each.get('id')}"
+                layout.problem(path, found, "draw its outline, or delete it")
+        words = (WORDS.get(word, "") for word in re.split("[^a-z]+", path.stem))  # instances_train2017
+        part = _place(path, layout.folder)[1][0] or next((word for word in words if word in PARTS), "")
+        for image in table["images"]:
+            place = Path(image["file_name"])
+            there = [each for each in images if each.name == place.name]
+            there.sort(key=lambda each: (each.match(f"{place}"), each.is_relative_to(path.parent), part in each.parts))
+            if not there:
+                layout.problem(path, f"names {place}, which is not there", "add this image, or delete its entry")
+                continue
+            images.remove(there[-1])
+            size = (image["height"], image["width"]) if image.get("height") else None
+            key = (part, place.with_suffix("").as_posix())
+            layout.pairs.append(Pair(key, there[-1:], Outlines(size, shapes[image["id"]]), part))
+    for path in images:
+        layout.leave(path)
+
+
+def _coco_shapes(segmentation: Any) -> list[np.ndarray]:
+    """Polygons, or one mask from the lengths of its runs, column by column, the first of 0."""
+    if isinstance(segmentation, list) or not segmentation:
+        return [np.reshape(corners, (-1, 2)).astype(float) for corners in segmentation or () if len(corners) >= 6]
+    (H, W), runs = segmentation["size"], segmentation["counts"]
+    runs = _unpacked(runs) if isinstance(runs, str) else runs
+    return [np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(W, H).T]
+
+
+def _unpacked(text: str) -> list[int]:
+    """Lengths of runs as COCO packs them: five bits a letter, from the fourth on differences to the last but one."""
+    runs, number, shift = list[int](), 0, 0
+    for code in (ord(letter) - 48 for letter in text):
+        number |= (code & 31) << shift
+        shift += 5
+        if not code & 32:  # the last letter of a number; its highest bit is the sign
+            runs.append(number - ((code & 16) << shift - 4) + (runs[-2] if len(runs) > 2 else 0))
+            number = shift = 0
+    return runs
+
+
+def _labelme(layout: Layout, paths: Sequence[Path], tables: Tables) -> None:
+    """labelme: a file of polygons, rectangles and circles beside each image."""
+    layout.kind = "labelme"
+    names = {shape["label"].strip("_") for table in tables.values() for shape in table["shapes"]}
+    layout.classes = ("background", *sorted(names - {"background", *IGNORED}))
+    images = {path.with_suffix(""): path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES}
+    for path, table in tables.items():
+        outlines = Outlines((table["imageHeight"], table["imageWidth"]) if table.get("imageHeight") else None, [])
+        for shape in table["shapes"]:
+            points, kind = np.reshape(shape["points"], (-1, 2)).astype(float), shape.get("shape_type") or "polygon"
+            if kind == "rectangle":
+                points = np.stack([points[[0, 1, 1, 0], 0], points[[0, 0, 1, 1], 1]], axis=1)
+            elif kind == "circle":
+                points = np.array([*points[0], np.hypot(*(points[1] - points[0]))])
+            elif kind != "polygon":
+                layout.problem(path, f"has a {kind} ({shape['label']}), which is no area", "draw a polygon instead")
+                continue
+            name = shape["label"].strip("_")
+            outlines.shapes.append((IGNORED[name] if name in IGNORED else layout.classes.index(name), points))
+        key = _place(path, layout.folder)[1]
+        if image := images.pop(path.with_suffix(""), None):
+            layout.pairs.append(Pair(key, [image], outlines, key[0]))
+        else:
+            layout.problem(path, "has no image", "put its image beside it, with the same name before the suffix")
+    for path in images.values():
+        layout.problem(path, "has no label", "add one, or take this file away")
