@@ -16,7 +16,7 @@ from PIL import Image
 
 from imagesets.files import BadFiles, Problem, raise_problems
 from imagesets.layouts import read_folder, recognise
-from tests.data_helpers import make_folder, mask, picture, refused, save
+from tests.data_helpers import colour_picture, make_folder, mask, picture, refused, save
 
 RED, GREEN = (200, 10, 10), (10, 200, 10)
 SQUARE = [[2, 1], [6, 1], [6, 4], [2, 4]]  # x, y: the pixels [1:4, 2:6]
@@ -45,50 +45,51 @@ def write(folder: Path, **files: Any) -> Path:
     return folder
 
 
-def pairs(
-    images: str, labels: str, names: str = "abc", turn: Any = lambda label: label, classes: int = 3
-) -> dict[str, Any]:
-    """Images and labels of three classes under the patterns of a layout; the label of the n-th is mask(n)."""
-    found = {images.format(name): picture(number) for number, name in enumerate(names)}
-    return found | {labels.format(name): turn(mask(number, classes=classes)) for number, name in enumerate(names)}
+def pairs(images: str, labels: str, names: str = "abc", turn: Any = lambda label: label) -> dict[str, Any]:
+    """Images and labels under the patterns of a layout; the label of the n-th is mask(n) of three classes."""
+    found = {images.format(name): picture("abc".index(name)) for name in names}
+    return found | {labels.format(name): turn(mask("abc".index(name), classes=3)) for name in names}
 
 
 TABLE = "name,r,g,b\nbackground,0,0,0\nred,200,10,10\ngreen,10,200,10\n"
-LISTS = {f"ImageSets/Segmentation/{part}.txt": text for part, text in (("train", "a\n"), ("val", "c\n"))}
-FOLDERS = {
-    "other words": (pairs("imgs/{}.jpg", "annotations/{}.png"), "images and labels, 3 pairs", ["a", "b", "c"]),
-    "sub-folders": (pairs("images/day 1/{}.png", "masks/day 1/{}.png"), "3 pairs", [f"day 1/{n}" for n in "abc"]),
-    "suffix": (pairs("images/{}.png", "labels/{}_mask.png"), "3 pairs", ["a", "b", "c"]),
-    "prefix": (pairs("images/image_{}.png", "labels/gt_{}.png"), "3 pairs", [f"image_{n}" for n in "abc"]),
-    "side by side": (pairs("{}.jpg", "{}_mask.png"), "3 pairs", ["a", "b", "c"]),
+VALUES = "value,name\n0,background\n100,red\n200,green\n"
+LABELMAP = "# label:color_rgb:parts:actions\nbackground:0,0,0::\nred:200,10,10::\ngreen:10,200,10::\n"
+NAMED = "3 classes (background, red, green)"
+FOLDERS = {  # files, what is said of them, and the names of the samples
+    "other words": (pairs("imgs/{}.jpg", "annotations/{}.png"), "images and labels, 3 pairs", "{}"),
+    "sub-folders": (pairs("images/day 1/{}.png", "masks/day 1/{}.png"), "3 pairs", "day 1/{}"),
+    "suffix": (pairs("images/{}.png", "labels/{}_mask.png"), "3 pairs", "{}"),
+    "prefix": (pairs("images/image_{}.png", "labels/gt_{}.png"), "3 pairs", "image_{}"),
+    "side by side": (pairs("{}.jpg", "{}_mask.png"), "3 pairs", "{}"),
+    "a folder around": (pairs("cells/images/{}.png", "cells/masks/{}.png"), "3 pairs", "cells/{}"),
     "Pascal VOC": (
-        pairs("JPEGImages/{}.jpg", "SegmentationClass/{}.png") | LISTS | {"Annotations/a.xml": "<a>", "SegmentationObject/a.png": mask()},
-        "Pascal VOC, 2 pairs; parts train 1, val 1; left out: SegmentationObject (1), in no list of a part (1)", ["a", "c"],
+        pairs("JPEGImages/{}.jpg", "SegmentationClass/{}.png")
+        | {"ImageSets/Segmentation/train.txt": "a\nc\n", "ImageSets/Segmentation/val.txt": "b\n"}
+        | {"JPEGImages/in_no_list.jpg": picture(), "SegmentationClass/in_no_list.png": mask()}
+        | {"SegmentationObject/a.png": mask(), "JPEGImages/no_label.jpg": picture(), "Annotations/a.xml": "<a>"},
+        "Pascal VOC, 3 pairs; parts train 2, val 1; left out: SegmentationObject (1), in no list of a part (1)", "{}",
     ),
     "CVAT": (
-        pairs("JPEGImages/{}.jpg", "SegmentationClass/{}.png", turn=palette)
-        | {"labelmap.txt": "# label:color_rgb:parts:actions\nbackground:0,0,0::\nred:200,10,10::\ngreen:10,200,10::\n"},
-        "3 classes (background, red, green)", ["a", "b", "c"],
+        pairs("JPEGImages/{}.jpg", "SegmentationClass/{}.png", turn=palette) | {"labelmap.txt": LABELMAP}, NAMED, "{}"
     ),
     "CamVid": (
         pairs("train/{}.png", "train_labels/{}_L.png", "ab", colours) | {"class_dict.csv": TABLE}
-        | {"val/c.png": picture(2), "val_labels/c_L.png": colours(mask(2, classes=3))},
-        "parts train 2, val 1", ["train/a", "train/b", "val/c"],
+        | pairs("val/{}.png", "val_labels/{}_L.png", "c", colours), "parts train 2, val 1", "{}",
     ),
-    "a table of values": (
-        pairs("images/{}.png", "labels/{}.png", turn=lambda label: label * 100)
-        | {"classes.csv": "value,name\n0,background\n100,red\n200,green\n"}, "3 classes (background, red, green)", ["a", "b", "c"],
+    "values": (
+        pairs("images/{}.png", "labels/{}.png", turn=lambda label: label * 100) | {"classes.csv": VALUES}, NAMED, "{}"
     ),
     "Cityscapes": (
         pairs("leftImg8bit/train/aachen/{}_leftImg8bit.png", "gtFine/train/aachen/{}_gtFine_labelIds.png",
               turn=lambda label: np.array([7, 8, 11], np.uint8)[label])
-        | {"gtFine/train/aachen/a_gtFine_color.png": colours(mask(classes=3)), "gtFine/train/aachen/a_gtFine_polygons.json": {}},
-        "Cityscapes, 3 pairs", [f"train/aachen/{n}_leftImg8bit" for n in "abc"],
+        | {"gtFine/train/aachen/a_gtFine_color.png": colours(mask()), "gtFine/train/aachen/a_gtFine_polygons.json": {}},
+        "Cityscapes, 3 pairs", "train/aachen/{}_leftImg8bit",
     ),
     "nnU-Net": (
-        pairs("imagesTr/{}_0000.png", "labelsTr/{}.png") | {f"imagesTs/d_000{n}.png": picture(n) for n in (0, 1)}
-        | {f"imagesTr/{n}_0001.png": picture(9) for n in "abc"} | {"dataset.json": {"labels": {"background": 0, "red": 1, "green": 2}}},
-        "nnU-Net, 3 pairs; 3 classes (background, red, green); left out: imagesTs (1)", ["train/a", "train/b", "train/c"],
+        pairs("imagesTr/{}_0000.png", "labelsTr/{}.png") | pairs("imagesTr/{}_0001.png", "labelsTr/{}.png")
+        | {"imagesTs/d_0000.png": picture(), "imagesTs/d_0001.png": picture()}
+        | {"dataset.json": {"labels": {"background": 0, "red": 1, "green": 2}}},
+        f"nnU-Net, 3 pairs; {NAMED}; left out: imagesTs (1)", "train/{}",
     ),
 }  # fmt: skip
 
@@ -97,14 +98,13 @@ FOLDERS = {
 def test_a_usual_folder_gives_its_pairs_and_its_labels(tmp_path, name):
     files, said, names = FOLDERS[name]
     layout = recognise(write(tmp_path, **files))
-    samples = list(read_folder(tmp_path))
+    samples = {sample.name.replace("val/", "").replace("train/", ""): sample for sample in read_folder(tmp_path)}
     assert said in str(layout) and layout.num_classes() == (19 if name == "Cityscapes" else 3)
-    assert [sample.name for sample in samples] == names
-    for sample in samples:
-        number = "abc".index(re.sub("leftImg8bit|image", "", sample.name.rpartition("/")[2]).strip("_"))
+    assert [*samples] == [names.replace("train/", "").format(letter) for letter in "abc"]
+    for number, sample in enumerate(samples.values()):
         assert np.array_equal(sample.label, mask(number, classes=3))
-        channels = [picture(number), picture(9)] if name == "nnU-Net" else [picture(number)]
-        assert np.abs(np.dstack([sample.image]).astype(int) - np.dstack(channels)).max() < 60  # a JPEG rounds
+        assert sample.image.ndim == (3 if name == "nnU-Net" else 2)
+        assert np.abs(np.atleast_3d(sample.image) - picture(number)[..., None].astype(int)).max() < 60  # JPEG rounds
 
 
 @pytest.mark.parametrize("pattern", ["{1}/{0}/{2}.png", "{0}/{1}/{2}.png", "{0}_{1}/{2}.png"])
@@ -161,14 +161,16 @@ def test_the_number_of_classes_is_read_off_the_labels_if_they_say_it(tmp_path, l
 
 
 def test_coco_outlines_are_drawn_by_area_the_later_over_the_earlier(tmp_path):
-    rle = {"size": [6, 8], "counts": [0, 6, 42]}  # the first column
+    runs = {"size": [6, 8], "counts": [0, 6, 42]}  # the first column
+    packed = {"size": [6, 8], "counts": "06d0NN"}  # 0, 6, 20, 4, 18: the first column, and four pixels of the fifth
     content = {
         "images": [{"id": 7, "file_name": "a.jpg", "height": 6, "width": 8}, {"id": 8, "file_name": "b.jpg"}],
         "categories": [{"id": 3, "name": "zebra"}, {"id": 5, "name": "cat"}, {"id": 1, "name": "unused"}],
         "annotations": [
             {"id": 1, "image_id": 7, "category_id": 3, "segmentation": [np.ravel(SQUARE).tolist()]},
             {"id": 2, "image_id": 7, "category_id": 5, "segmentation": [[2, 1, 4, 1, 4, 2, 2, 2]]},
-            {"id": 3, "image_id": 7, "category_id": 5, "segmentation": rle, "iscrowd": 1},
+            {"id": 3, "image_id": 7, "category_id": 5, "segmentation": runs, "iscrowd": 1},
+            {"id": 4, "image_id": 8, "category_id": 3, "segmentation": packed},
         ],
     }
     files = {f"{part}/_annotations.coco.json": content for part in ("train", "valid")}
@@ -176,7 +178,9 @@ def test_coco_outlines_are_drawn_by_area_the_later_over_the_earlier(tmp_path):
     samples = {sample.name: sample for sample in read_folder(tmp_path)}
     label = np.zeros((6, 8), int)
     label[1:4, 2:6], label[1, 2:4], label[:, 0] = 2, 1, 1
-    assert np.array_equal(samples["train/a"].label, label) and not samples["val/b"].label.any()
+    assert np.array_equal(samples["train/a"].label, label)
+    label[:], label[:, 0], label[2:, 4] = 0, 2, 2
+    assert np.array_equal(samples["val/b"].label, label)
     assert "COCO, 4 pairs; 3 classes (background, cat, zebra); parts train 2, val 2" in str(recognise(tmp_path))
     content["annotations"][0]["segmentation"] = []
     content["images"].append({"id": 9, "file_name": "gone.jpg"})
