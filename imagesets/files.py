@@ -21,7 +21,7 @@ import numpy as np
 import tifffile
 from PIL import Image, ImageOps
 
-from checks import InputError, printable
+from checks import InputError, memory_is_full, printable
 
 PARTS = ("train", "val", "test")
 FRACTIONS = {"train": 0.7, "val": 0.15, "test": 0.15}
@@ -33,7 +33,8 @@ FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP")  # Pillow knows forty more, and 
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 LOSSY, LOSSY_TIFF = ("JPEG", "MPO", "WEBP"), (6, 7, 34892, 50001)
 WHITE_IS_0, BLACK_IS_0, RGB, PALETTE, CMYK, YCBCR = 0, 1, 2, 3, 5, 6  # photometric interpretations of a TIFF
-INK_SET = 332  # the tag that says which inks; 1, or none, is CMYK
+ORIENTATION, INK_SET = 274, 332  # tags; 1, as none, means upright, and the four inks of CMYK
+NOT_HERE = (ImportError, Image.DecompressionBombError)  # a decoder is missing, or more pixels than Pillow opens
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # its remarks on odd tags are not for the reader
 
 LabelMap = Mapping[Any, int]  # value, colour (red, green, blue), or "*" (all that is not named) → class
@@ -95,7 +96,33 @@ def read_image(path: Path) -> np.ndarray:
 
 def read_label(path: Path, label_map: LabelMap | None = None) -> np.ndarray:
     """The classes (H, W) of a label: its numbers, or what `label_map` makes of its values or colours."""
-    return _classes(path, _exact(path), label_map)
+    return read_mask(path, label_map)[0]
+
+
+def read_mask(path: Path, label_map: LabelMap | None = None) -> tuple[np.ndarray, dict[int, Any]]:
+    """The classes (H, W) of a label, and the colours that its file gives to its numbers (`Sample.colours`)."""
+    stored = _exact(path)
+    label = stored.numbers.astype(np.uint8) if stored.numbers.dtype == bool else stored.numbers
+    if label.dtype.kind not in "iu":
+        raise _refused(path, f"has dtype {label.dtype}", "save a mask as integers, for example as 8-bit PNG")
+    if label.ndim == 3 and (label == label[..., :1]).all():
+        label = label[..., 0]  # grey that was stored as colour
+    if label_map is None and label.ndim == 3:
+        raise _refused(path, f"is a colour image: {list_values(label)}", "give label_map={(255, 0, 255): 1, …}")
+    by_colour = any(isinstance(value, tuple) for value in label_map or ())  # then one colour is one class everywhere
+    colours = {} if by_colour or label.ndim == 3 else _colours(label, stored.shown)
+    if label_map is None:
+        return label, colours
+    classes = np.full(label.shape[:2], -1, np.int16)
+    for value, number in label_map.items():
+        values = stored.shown if isinstance(value, tuple) else label
+        if value != "*":
+            classes[(np.atleast_3d(values) == value).all(axis=2)] = number  # the colour (7, 7, 7) is the grey 7, too
+    if (left := classes < 0).any() and "*" not in label_map:
+        found = f"has {left.sum()} pixels not in label_map: {list_values(label[left][None])}"
+        raise _refused(path, found, "add these values to it, or '*' for all others; class 255 means ignored")
+    classes[left] = label_map.get("*", 0)
+    return classes.astype(np.uint8), colours
 
 
 def read_map(path: Path, name: str) -> np.ndarray:
@@ -105,17 +132,6 @@ def read_map(path: Path, name: str) -> np.ndarray:
         advice = f"save {name} as one channel of {'numbers' if name == 'weights' else 'integers'}"
         raise _refused(path, f"has shape {array.shape} and dtype {array.dtype}", advice)
     return array
-
-
-def read_sample(
-    name: str, image: Path, label: Path, label_map: LabelMap | None = None, maps: Mapping[str, Path] | None = None
-) -> Sample:
-    """One sample from its files: image, label, and extra maps by the names of their kinds."""
-    stored = _exact(label)
-    classes = _classes(label, stored, label_map)
-    extras = {kind: read_map(path, kind) for kind, path in (maps or {}).items()}
-    by_colour = any(isinstance(value, tuple) for value in label_map or ())  # then a colour is a class everywhere
-    return Sample(name, read_image(image), classes, None, extras, {} if by_colour else _colours(stored))
 
 
 def _exact(path: Path) -> Stored:
@@ -128,37 +144,14 @@ def _exact(path: Path) -> Stored:
     return stored
 
 
-def _classes(path: Path, stored: Stored, label_map: LabelMap | None) -> np.ndarray:
-    label = stored.numbers.astype(np.uint8) if stored.numbers.dtype == bool else stored.numbers
-    if label.dtype.kind not in "iu":
-        raise _refused(path, f"has dtype {label.dtype}", "save a mask as integers, for example as 8-bit PNG")
-    if label.ndim == 3 and (label == label[..., :1]).all():
-        label = label[..., 0]  # grey that was stored as colour
-    if label_map is None and label.ndim == 3:
-        raise _refused(path, f"is a colour image: {list_values(label)}", "give label_map={(255, 0, 255): 1, …}")
-    if label_map is None:
-        return label
-    classes = np.full(label.shape[:2], -1, np.int16)
-    for value, number in label_map.items():
-        values = stored.shown if isinstance(value, tuple) else label
-        if value != "*":
-            classes[(np.atleast_3d(values) == value).all(axis=2)] = number  # the colour (7, 7, 7) is the grey 7, too
-    if (left := classes < 0).any() and "*" not in label_map:
-        found = f"has {left.sum()} pixels not in label_map: {list_values(label[left][None])}"
-        raise _refused(path, found, "add these values to it, or '*' for all others; class 255 means ignored")
-    classes[left] = label_map.get("*", 0)
-    return classes.astype(np.uint8)
-
-
-def _colours(stored: Stored) -> dict[int, Any]:
-    """How the numbers look: their colours in a palette; of grey ones only whether 0 is black or white."""
-    numbers, shown = stored.numbers, stored.shown
-    if numbers.ndim == 2 and shown.ndim == 3:
-        place = np.full(int(numbers.max()) + 1, -1)
-        place[numbers.ravel()] = np.arange(numbers.size)  # of each number, where one of its pixels is
+def _colours(label: np.ndarray, shown: np.ndarray) -> dict[int, Any]:
+    """How the numbers (H, W) look: their colours in a palette; of grey ones only whether 0 is black or white."""
+    if shown.shape[2:] == (3,):
+        place = np.full(int(label.max()) + 1, -1)
+        place[label.ravel()] = np.arange(label.size)  # of each number, where one of its pixels is
         return {i: tuple(shown.reshape(-1, 3)[place[i]].tolist()) for i in np.flatnonzero(place >= 0).tolist()}
-    zeros = shown[numbers == 0] if numbers.ndim == 2 else shown[:0]
-    return {0: "white" if zeros[0] else "black"} if zeros.size else {}
+    zeros = shown[label == 0]
+    return {0: "white" if zeros[0] else "black"} if zeros.size and shown.ndim == 2 else {}
 
 
 def parse_map(text: str) -> dict[Any, int]:
@@ -191,21 +184,16 @@ def decode(path: Path) -> Stored:
         return _decode_tiff(path) if start.startswith(TIFF_STARTS) else _decode_with_pillow(path, start)
     except InputError:
         raise
-    except (MemoryError, ImportError, Image.DecompressionBombError) as error:
-        advice = "the file may be sound: close other programs, cut it into tiles, or save it without compression"
-        raise _refused(path, f"cannot be unpacked here ({_reason(error, path)})", advice) from error
     except Exception as error:  # decoders raise nearly everything on damaged files, SyntaxError included
-        reason = _reason(error, path)
-        if getattr(error, "errno", None):  # the system's: too many open files, no rights, a cable
-            raise _refused(path, f"cannot be opened ({reason})", "mend this; the file may be sound") from error
-        if start.strip().startswith((b"<", b"{")):
+        reason = printable(f"{type(error).__name__}: {error}".replace(str(path), path.name)[:120])
+        found, advice = f"cannot be read as an image ({reason})", "copy or download it again"
+        if isinstance(error, NOT_HERE) or memory_is_full(error) or getattr(error, "errno", None):
+            found = f"cannot be opened here ({reason})"
+            advice = "the file may be sound: close programs, ask for rights, cut it into tiles, save it uncompressed"
+        elif start.strip().startswith((b"<", b"{")):
             found = f"begins with {start.strip()[:20]!r}: a saved web page?"
-            raise _refused(path, found, "open its address in a browser, log in if asked, download it again") from error
-        raise _refused(path, f"cannot be read as an image ({reason})", "copy or download it again") from error
-
-
-def _reason(error: BaseException, path: Path) -> str:
-    return printable(f"{type(error).__name__}: {error}".replace(str(path), path.name)[:120])
+            advice = "open its address in a browser, log in if asked, download it again"
+        raise _refused(path, found, advice) from error
 
 
 def _decode_with_pillow(path: Path, start: bytes) -> Stored:
@@ -217,17 +205,21 @@ def _decode_with_pillow(path: Path, start: bytes) -> Stored:
                 raise _refused(path, f"holds {count} pictures", "save each as a file of its own")
             opened.verify()  # the checksums of a PNG; without them a flipped bit gives another mask, without a word
         with Image.open(path, formats=FORMATS) as opened:
+            is_turned = opened.getexif().get(ORIENTATION, 1) != 1
             upright = ImageOps.exif_transpose(opened)  # cameras store a turned image and a note to turn it back
             numbers, mode, has_alpha = np.array(upright), upright.mode, "A" in upright.getbands()
             shown = np.array(upright.convert({"P": "RGB", "PA": "RGBA", "CMYK": "RGB", "1": "L"}.get(mode, mode)))
     bits, colours = (start[24], start[25]) if is_png else (8, 0)  # both stand in the header
     if bits == 16 and colours != 0:  # of which Pillow reads 8
+        if is_turned:
+            raise _refused(path, "is stored turned (EXIF orientation)", "open it and save it upright")
         numbers = shown = imagecodecs.png_decode(path.read_bytes())
         has_alpha = shown.shape[2] in (2, 4)
     elif bits in (2, 4) and colours == 0:  # a grey value, which Pillow spreads over 0 … 255
         numbers = numbers // (255 // (2**bits - 1))
     if has_alpha:
-        return Stored(numbers, _flat(shown[..., :-1]), True, bool((shown[..., -1] < _largest(shown)).any()), is_lossy)
+        has_hole = bool((shown[..., -1] < np.iinfo(shown.dtype).max).any())
+        return Stored(numbers, _flat(shown[..., :-1]), True, has_hole, is_lossy)
     if isinstance(clear, bytes):  # the opacity of the entries of a palette
         has_hole = bool(np.isin(numbers, [entry for entry, opacity in enumerate(clear) if opacity < 255]).any())
     else:  # the one value or colour that is transparent; of one bit Pillow says 255
@@ -240,10 +232,6 @@ def _flat(image: np.ndarray) -> np.ndarray:
     return image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image
 
 
-def _largest(image: np.ndarray) -> int:
-    return 1 if image.dtype.kind == "f" else int(np.iinfo(image.dtype).max)
-
-
 def _decode_tiff(path: Path) -> Stored:
     """Read a TIFF of one picture; its tags, and not its shape, say what the numbers mean."""
     with tifffile.TiffFile(path) as file:
@@ -251,7 +239,7 @@ def _decode_tiff(path: Path) -> Stored:
         packing = page.compression
         if (count := _count_pictures(file)) > 1:
             raise _refused(path, f"holds {count} pictures", "save each as a file of its own")
-        if "Orientation" in page.tags and page.tags["Orientation"].value != 1:
+        if page.tags.valueof(ORIENTATION, 1) != 1:
             raise _refused(path, "is stored turned (TIFF orientation)", "open it and save it upright")
         if packing != 1 and packing not in tifffile.TIFF.DECOMPRESSORS:
             found = f"has the packing {getattr(packing, 'name', packing)}, which is not read here"
@@ -279,7 +267,7 @@ def _stored(path: Path, page: Any, numbers: np.ndarray, is_lossy: bool) -> Store
     elif colours in (WHITE_IS_0, BLACK_IS_0, RGB) or (colours == YCBCR and is_lossy):
         shown = channels * np.uint8(255 // largest) if bits < 8 else channels
         if colours == WHITE_IS_0:
-            shown = -shown if shown.dtype.kind == "f" else max(255, largest) - shown
+            shown = -shown if shown.dtype.kind in "fi" else max(255, largest) - shown
     else:
         raise _refused(path, f"has the colours {getattr(colours, 'name', colours)}", "save it as grey or RGB")
     return Stored(numbers, shown, bool(is_alpha.any()), has_hole, is_lossy)
