@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.patches import Patch, Rectangle
 
-from checks import IGNORE_INDEX
+from checks import IGNORE_INDEX, printable
 
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
@@ -101,11 +101,12 @@ def square(around: Array, *arrays: Array) -> list[Array]:
 
 
 def show_image(ax: Axes, image: Array, title: str = "", **options: Any) -> Axes:
-    """Draw an image, (H, W), (C, H, W) or (H, W, C), stretched to its own range; no ticks."""
+    """Draw an image, (H, W), (C, H, W) or (H, W, C), stretched to its own range; of C channels three or one."""
     image = np.asanyarray(image)  # a masked array keeps its mask: such pixels stay white
-    if image.ndim == 3 and image.shape[0] in (1, 3):
+    if image.ndim == 3 and (image.shape[0] in (1, 3) or image.shape[0] < image.shape[2]):
         image = np.moveaxis(image, 0, -1)
     if image.ndim == 3:
+        image = image[..., : 3 if image.shape[2] >= 3 else 1]
         low, high = np.percentile(image, (0.5, 99.5))
         image = np.clip((image - low) / max(high - low, 1e-9), 0, 1).squeeze()
     elif image.dtype != bool and "vmin" not in options and "cmap" not in options:
@@ -226,17 +227,26 @@ def show_receptive_field(ax: Axes, image: Array, field: Array, box: Sequence[int
     return ax
 
 
-def contact_sheet(images: Sequence[Array], labels: Sequence[Array], names: Sequence[str], num_classes: int) -> Array:
+def contact_sheet(
+    images: Sequence[Array],
+    labels: Sequence[Array],
+    names: Sequence[str],
+    num_classes: int,
+    class_names: Sequence[str] = (),
+) -> Array:
     """Draw samples two in a row, each as image, label, and the outlines of its classes on the image."""
     axes = grid(-(-len(images) // 2), 6).reshape(-1, 3)
     for row, image, label, name in zip(axes, images, labels, names):
-        show_image(row[0], image, name if len(name) < 20 else f"{name[:18]}…")
+        show_image(row[0], image)
+        name = printable(name if len(name) < 20 else f"{name[:18]}…")
+        row[0].set_title(name, fontsize=9, parse_math=False)  # a file name may hold $
         show_classes(row[1], label, num_classes=min(num_classes, len(CLASS_COLOURS)))
         show_image(row[2], image)
         for number in np.unique(label[(label > 0) & (label < len(CLASS_COLOURS))]).tolist():
             draw_contours(row[2], label, CLASS_COLOURS[number], number)
     for ax in axes[len(images) :].flat:
         ax.axis("off")
+    class_legend(axes[0, 0], class_names or [f"class {k}" for k in range(min(num_classes, len(CLASS_COLOURS)))])
     return axes
 
 

@@ -176,6 +176,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--map", type=parse_map, metavar="VALUE=CLASS,…", help="the class of each value in the masks")
     parser.add_argument("--picture", default="data_check.png", type=Path, help="default: data_check.png")
     options = parser.parse_args(arguments)
+    if options.picture.suffix.lower() != ".png" or not options.picture.absolute().parent.is_dir():
+        raise InputError(f"--picture {options.picture}: give a name that ends in .png, in a folder that is there.")
     report = examine(options.source, num_classes=options.classes, label_map=options.map)
     print("\n".join(describe(report)), flush=True)
     if report.examples:

@@ -1,14 +1,16 @@
 """Masks and overlays for a folder of images, from a model file of `modelfile.save`.
 
-    python3 run.py predict model.pt2 images                    # writes images_predicted/masks/… and …/overlays/…
-    python3 run.py predict model.pt2 images --output results
+    python3 run.py predict model.pt2 photos                    # writes photos_predicted/masks/… and …/overlays/…
+    python3 run.py predict model.pt2 photos/one.png --output results
 
 A mask is a PNG of one channel whose values are the classes, 0, 1, 2, …, so that it looks black; an overlay shows them
 in colour on the image.  Images are normalised as in training, by the numbers in the model file; large ones are cut into
-tiles.  A bad image does not stop the others: all problems are listed at the end.
+tiles.  A bad image does not stop the others: all problems are listed at the end, and images that are unlike those of
+the training are named.
 """
 
 from argparse import ArgumentParser, RawTextHelpFormatter
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,49 +19,58 @@ import torch
 from torch import Tensor
 
 import plots
-from checks import InputError, two_or_more
+from checks import InputError, printable, reason_of, two_or_more
 from imagesets.files import IMAGE_SUFFIXES, Problem, is_junk, raise_problems, read_image, short_name
 from imagesets.hdf5 import normalise_image
 from training import modelfile
 from training.checkpoint import replacing
-from training.modelfile import ExportedModel, predict_tiled
+from training.modelfile import Card, ExportedModel, light_of, predict_tiled
 
 TILE = 1024
+SHIFT, FACTOR = 3, 4  # deviations, and times: so much more than in training an image may differ
 
 
 def predict_folder(
     model: str | Path, folder: str | Path, output: str | Path | None = None, *, tile: int = TILE, device: str = "cpu"
 ) -> list[Path]:
-    """Write masks/NAME.png and overlays/NAME.png for each image of `folder`, and return the paths of the masks.
+    """Write masks/NAME.png and overlays/NAME.png for each image of `folder`, or for one, and return the masks' paths.
 
-    They lie in `output`, by default FOLDER_predicted beside `folder`.  Raises `InputError` if model or folder cannot be
-    read or masks of others would be overwritten; and at the end, with the problems of all images that were left out.
+    They lie in `output`, by default FOLDER_predicted beside `folder`, or beside the data set it belongs to.  Raises
+    `InputError` if model or folder cannot be read or masks of others would be overwritten; and at the end, with the
+    problems of all images that were left out.
     """
-    network, folder = modelfile.load(model, device), Path(folder)
-    output = Path(output) if output is not None else folder.resolve().with_name(f"{folder.resolve().name}_predicted")
+    network, folder = modelfile.load(model, device), Path(folder).resolve()
+    folder = folder / "images" if (folder / "images").is_dir() else folder
+    home = folder.parent if folder.is_file() else folder
+    if any((home.parent / kind).is_dir() for kind in ("labels", "masks")):  # images of a data set
+        home = home.parent
+    output = home.with_name(f"{home.name}_predicted") if output is None else Path(output)
     if (output / "masks").is_dir() and not (output / "overlays").is_dir():  # here the overlay is written first
         raise InputError(f"{output}/masks was not made here and would be overwritten.\nChoose another --output.")
-    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    entries = sorted(folder.iterdir()) if folder.is_dir() else [folder] * folder.is_file()
     paths = [path for path in entries if path.suffix.lower() in IMAGE_SUFFIXES and not is_junk(path.name)]
     if not paths:
         raise InputError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)}); folders inside are not looked at.")
-    masks, problems = list[Path](), list[Problem]()
+    masks, problems, lights = list[Path](), list[Problem](), list[tuple[float, float]]()
     for number, path in enumerate(paths, start=1):
         mask = output / "masks" / f"{path.stem}.png"
         try:
             if mask in masks:
                 raise InputError("another file has this name before the suffix; rename one")
             label = predict_image(network, image := read_image(path), tile=tile)
-        except InputError as error:
-            problems += getattr(error, "problems", [Problem(f"{short_name(path)}:", str(error))])
+            _write_png(output / "overlays" / mask.name, plots.overlay(image, label))
+            _write_png(mask, label)
+        except (InputError, RuntimeError, MemoryError) as error:  # PyTorch's, where the memory is full
+            problems += getattr(error, "problems", [Problem(f"{short_name(path)}:", reason_of(error))])
             continue
-        _write_png(output / "overlays" / mask.name, plots.overlay(image, label))
-        _write_png(mask, label)
         masks.append(mask)
+        few = image[:: max(label.shape[0] // 512, 1), :: max(label.shape[1] // 512, 1)]
+        lights.append(light_of(_normalised(few, network.card)))
         shares = np.bincount(label.ravel(), minlength=len(network.card.class_names))[1:] / label.size
         text = ", ".join(f"{name} {share:.1%}" for name, share in zip(network.card.class_names[1:], shares))
-        print(f"[{number}/{len(paths)}] {path.name}: {text}")
+        print(f"[{number}/{len(paths)}] {printable(path.name)}: {text}")
     print(f"{len(masks)} of {len(paths)} images: masks and overlays are in {output}")
+    print(unlike_training(network.card, lights), end="")
     raise_problems(str(folder), problems)
     return masks
 
@@ -71,13 +82,34 @@ def predict_image(model: ExportedModel, image: np.ndarray, *, tile: int = TILE) 
         raise InputError(f"the image has {channels} channels, but the model was trained on images with {known}")
     if not np.isfinite(image).all():
         raise InputError("the image holds NaN or Inf; a model needs finite numbers")
-    images = torch.from_numpy(normalise_image(image, np.array(card.mean), np.array(card.std)))[None]
+    images = torch.from_numpy(_normalised(image, card))[None]
 
     def classes(pieces: Tensor) -> Tensor:
         largest = two_or_more(model(pieces)).max(dim=1, keepdim=True)  # on a CPU ten times faster than argmax
         return largest.indices.to("cpu", torch.uint8)
 
     return predict_tiled(classes, images, tile=tile, margin=card.margin)[0, 0].numpy()
+
+
+def _normalised(image: np.ndarray, card: Card) -> np.ndarray:
+    return normalise_image(image, np.array(card.mean), np.array(card.std))
+
+
+def unlike_training(card: Card, lights: Sequence[tuple[float, float]]) -> str:
+    """A line on the images whose light (`light_of`) the training did not know, where a model guesses; else nothing."""
+    low, high, least, most = card.light
+    shifts = [mean - min(max(mean, low), high) for mean, _ in lights]  # 0 inside the range
+    factors = [std / min(max(std, least), most) for _, std in lights]
+    for found, number, word in (
+        ([shift for shift in shifts if shift > SHIFT], "{:.0f} deviations", "brighter"),
+        ([-shift for shift in shifts if shift < -SHIFT], "{:.0f} deviations", "darker"),
+        ([factor for factor in factors if factor > FACTOR], "{:.0f} times", "richer in contrast"),
+        ([1 / max(factor, 1e-6) for factor in factors if factor < 1 / FACTOR], "{:.0f} times", "poorer in contrast"),
+    ):
+        if found:
+            text = f"{number.format(np.median(found))} {word} than those of the training"
+            return f"WARNING: {len(found)} of {len(lights)} images are {text}: another bit depth, camera or stain?\n"
+    return ""
 
 
 def _write_png(path: Path, array: np.ndarray) -> None:
@@ -89,10 +121,12 @@ def main(arguments: list[str]) -> int:
     """What `run.py predict` does; `InputError` if something could not be done."""
     parser = ArgumentParser("run.py predict", description=__doc__, formatter_class=RawTextHelpFormatter)
     parser.add_argument("model", type=Path, help="NAME.pt2, written by modelfile.save")
-    parser.add_argument("folder", type=Path, help="a folder of images")
+    parser.add_argument("folder", type=Path, help="a folder of images, or one image")
     parser.add_argument("--output", type=Path, metavar="FOLDER", help="default: FOLDER_predicted beside the images")
     parser.add_argument("--tile", type=int, default=TILE, help=f"side of the tiles of large images, default {TILE}")
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu", help="default cpu; cuda for an NVIDIA GPU")
     options = parser.parse_args(arguments)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: PyTorch finds no NVIDIA GPU here; leave this option out.")
     predict_folder(options.model, options.folder, options.output, tile=options.tile, device=options.device)
     return 0

@@ -94,12 +94,28 @@ def test_a_saved_picture_is_small_and_keeps_our_colours(tmp_path, ax):
 def test_contact_sheet_has_image_label_and_outlines_of_each_sample():
     images = [np.zeros((6, 8)), np.zeros((6, 8, 3), np.uint8), np.ones((9, 4))]
     labels = [np.eye(6, 8, dtype=np.uint8), np.full((6, 8), 255, np.uint8), np.full((9, 4), 12, np.uint8)]
-    axes = plots.contact_sheet(images, labels, ["a", "b" * 40, "c"], num_classes=13)
+    axes = plots.contact_sheet(images, labels, ["a", "b" * 40, "$\\frac$\n\udcff^_"], num_classes=13)
     assert axes.shape == (4, 3)  # two samples in a row, so one place is left
-    assert [ax.get_title() or ax.get_title(loc="left") for ax in axes[:, 0]] == ["a", f"{'b' * 18}…", "c", ""]
+    assert [ax.get_title() or ax.get_title(loc="left") for ax in axes[:, 0]] == [
+        "a",
+        f"{'b' * 18}…",
+        "$\\frac$??^_",
+        "",
+    ]
+    assert [text.get_text() for text in axes[0, 0].figure.legends[0].get_texts()][:2] == ["class 0", "class 1"]
+    axes[0, 0].figure.canvas.draw()  # a formula that is none would be refused here
     assert [ax.axison for ax in axes[3]] == [False] * 3
     assert len(axes[0, 2].collections) > 0 and len(axes[1, 2].collections) == 0  # ignored pixels have no outline
     plt.close("all")
+
+
+@pytest.mark.parametrize("channels, drawn", [(2, 1), (4, 3), (5, 3)])
+def test_images_of_any_number_of_channels_are_drawn(ax, channels, drawn):
+    image = np.random.default_rng(0).random((6, 8, channels))
+    wanted = plots.show_image(ax, image[..., :drawn]).images[0].get_array()
+    for array in (image, np.moveaxis(image, -1, 0)):
+        assert np.array_equal(plots.show_image(ax, array).images[-1].get_array(), wanted)
+    assert plots.overlay(image, np.zeros((6, 8), np.uint8)).shape == (6, 8, 3)
 
 
 def test_overlay_colours_classes_and_their_edges():

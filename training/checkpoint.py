@@ -24,6 +24,7 @@ import types
 import uuid
 import weakref
 import zipfile
+import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -43,7 +44,7 @@ LATEST, PREVIOUS, LOCK = "latest.ckpt", "previous.ckpt", "in-use.lock"
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Give a file to write; after the block it becomes `path`, or the old one stays and an `InputError` says why."""
-    part = path.with_name(f"{path.name}.part")
+    part = path.with_name(f"{zlib.crc32(os.fsencode(path.name)):08x}.part")  # the name itself may be as long as allowed
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield part

@@ -16,14 +16,16 @@ import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from checks import InputError
+from checks import InputError, reason_of
 from networks.inspection import Record, reach
 from training.checkpoint import is_damaged, replacing
 
@@ -44,6 +46,7 @@ class Card:
     mean: tuple[float, ...]  # of each channel, for images with integers scaled to 0 … 1
     std: tuple[float, ...]
     margin: int | None = None  # how far the receptive field reaches; None: large images must stay whole
+    light: tuple[float, ...] = (0, 0, 1, 1)  # of the normalised training images: least and largest mean, and std
 
 
 @dataclass(frozen=True)
@@ -61,19 +64,28 @@ class ExportedModel:
 
 
 def save(
-    model: nn.Module, path: str | Path, *, mean: Sequence[float], std: Sequence[float], class_names: Sequence[str] = ()
+    model: nn.Module,
+    path: str | Path,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    class_names: Sequence[str] = (),
+    dataset: Any = (),
 ) -> Path:
     """Write `path` (NAME.pt2) from a trained model for images (B, C, H, W), and return `path`.
 
     `mean` and `std` of each channel are those of the training (`SegmentationDataset.mean`); `class_names` are by
-    default "background", "class 1", …  `InputError` if they do not fit, the model cannot be traced, or the file errs.
+    default "background", "class 1", …  `dataset`, the training part, gives the range of its images.  `InputError` if
+    they do not fit, the model cannot be traced, or the file errs.
     """
     path = Path(path)
     network = copy.deepcopy(model).cpu().float().eval().to(memory_format=torch.contiguous_format)
     program, buffer = _trace(network, len(mean)), io.BytesIO()
-    card = json.dumps(asdict(_make_card(network, mean, std, class_names)))
+    light = np.array([light_of(image.numpy()) for image, *_ in dataset] or [(0, 1)])
+    card = _make_card(network, mean, std, class_names)
+    card = replace(card, light=(*np.stack([light.min(axis=0), light.max(axis=0)]).T.ravel().tolist(),))
     with _quiet():
-        torch.export.save(program, buffer, extra_files={CARD: card})
+        torch.export.save(program, buffer, extra_files={CARD: json.dumps(asdict(card))})
     with replacing(path) as part:
         part.write_bytes(buffer.getbuffer())
         difference = _difference(load(part), network)
@@ -82,6 +94,11 @@ def save(
             raise InputError(f"modelfile.save: {path.name} differs from the model by {difference:.1e}: {reason}")
     print(f"{path.name}: {path.stat().st_size / 1e6:.1f} MB, checked: differs from the model by {difference:.0e}")
     return path
+
+
+def light_of(image: np.ndarray) -> tuple[float, float]:
+    """Mean and standard deviation of a normalised image, which are 0 and 1 for all those of the training together."""
+    return float(image.mean()), float(image.std())
 
 
 def _trace(network: nn.Module, channels: int) -> ExportedProgram:
@@ -155,7 +172,11 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> ExportedModel:
                 from torch.export.passes import move_to_device_pass
 
                 program = move_to_device_pass(program, device)
-        names, mean, std, margin = json.loads(files[CARD]).values()
+        entries: dict[str, Any] = json.loads(files[CARD])
+        entries |= {name: tuple(value) for name, value in entries.items() if isinstance(value, list)}
+        card = Card(**entries)
+    except (OSError, MemoryError) as error:
+        raise InputError(f"{path} cannot be read: {reason_of(error)}.") from error
     except Exception as error:  # torch.export raises nearly everything
         text = f"{path} is no model file, or it is damaged, or of another version: {_first_line(error)}"
         raise InputError(f"{text}\nCopy it again, or write it with modelfile.save; a checkpoint is none.") from error
@@ -163,7 +184,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> ExportedModel:
         network = program.module(check_guards=False)
     except TypeError:  # torch < 2.9 has no guards
         network = program.module()
-    return ExportedModel(Card(tuple(names), tuple(mean), tuple(std), margin), network, device)
+    return ExportedModel(card, network, device)
 
 
 def predict_tiled(forward: Callable[[Tensor], Tensor], images: Tensor, *, tile: int, margin: int | None) -> Tensor:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
+from PIL import Image
 
 from commands.check import OneBatch, describe, examine, learn_one_batch, main, one_batch, parse_map
 from imagesets.files import Sample
-from tests.data_helpers import make_folder, mask, picture, save
+from tests.data_helpers import make_folder, mask, picture, refused, save
 
 
 def test_a_folder_with_problems_is_told_all_of_them_and_left_as_it_is(tmp_path, monkeypatch, capsys):
@@ -61,6 +63,27 @@ def test_masks_of_0_and_255_get_the_option_that_maps_them(tmp_path):
     report = examine(tmp_path)
     assert len(report.problems) == 1 and "--map 0=0,255=1" in "\n".join(describe(report))
     assert examine(tmp_path, label_map=parse_map("0=0,255=1")).problems == []
+
+
+@pytest.mark.parametrize("picture", ["new/a.png", "a.jpg"])
+def test_a_picture_that_cannot_be_written_is_refused_before_any_work(tmp_path, monkeypatch, picture):
+    monkeypatch.chdir(tmp_path)
+    assert f"--picture {picture}: give a name that ends in .png" in refused(main, ["nowhere", "--picture", picture])
+
+
+def test_what_contradicts_itself_is_told_and_any_name_can_be_drawn(tmp_path, monkeypatch, capsys):
+    names = ["$x^{", "b_1\nb", os.fsdecode(b"n\xe4me"), *(f"scene1_r{i}_c{j}" for i in range(2) for j in range(2))]
+    for number, name in enumerate(names):
+        image = Image.frombytes("P", (8, 6), mask(number).tobytes())
+        image.putpalette([0, 0, 0, 255, 0, 0] if number else [255, 0, 0, 0, 0, 0])
+        save(tmp_path / "labels" / f"{name}.png", image)
+        save(tmp_path / "images" / f"{name}.tif", np.dstack([picture(number)] * 5), planarconfig="contig")
+    monkeypatch.chdir(tmp_path)
+    assert main([".", "--map", "0-0-0=0,*=1"]) == 0
+    out = capsys.readouterr().out
+    assert "7 sound pairs, 0 problems" in out and "4 images seem to be cut from 2 recordings (scene1_r0" in out
+    assert main(["."]) == 1
+    assert "b_1?b: shows 0 in its mask as (0, 0, 0), but $x^{ as (255, 0, 0)" in capsys.readouterr().out
 
 
 def test_copies_are_named_and_copies_with_other_labels_are_a_problem(tmp_path):

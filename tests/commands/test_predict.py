@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -84,6 +85,58 @@ def test_all_problems_are_listed_and_the_good_images_are_done(model_file, images
         assert words in message
     done = {path.stem for path in (tmp_path / "out" / "masks").iterdir()}
     assert done == {"one", "two with spaces", "Ünï"}
+
+
+def test_a_bad_image_or_name_does_not_stop_the_others(model_file, images, tmp_path, monkeypatch):
+    long = "x" * 251
+    for name in (long, os.fsdecode(b"n\xe4me"), "-o", "=1+1", "$a\nb"):
+        save(images / f"{name}.png", picture(0, 9, 9))
+    whole = predict.predict_tiled
+
+    def full(classes, pieces, **options):
+        if pieces.shape[-1] == 41:
+            raise RuntimeError(
+                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+            )
+        return whole(classes, pieces, **options)
+
+    monkeypatch.setattr(predict, "predict_tiled", full)
+    message = refused(predict.predict_folder, model_file, images, tmp_path / "out")
+    assert "1 problem\n- images/one.png: the memory is full" in message
+    assert len(list((tmp_path / "out" / "masks").glob("*.png"))) == 7
+    assert (tmp_path / "out" / "masks" / f"{long}.png").exists()
+
+
+def test_masks_of_a_data_set_or_of_one_image_lie_beside_and_not_in_it(model_file, images, tmp_path):
+    (tmp_path / "labels").mkdir()
+    beside = tmp_path.with_name(f"{tmp_path.name}_predicted")
+    for source, number in ((images, 3), (tmp_path, 3), (images / "one.png", 1)):
+        assert [mask.parent for mask in predict.predict_folder(model_file, source)] == [beside / "masks"] * number
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "labels"]
+
+
+def test_images_that_the_training_did_not_know_are_named(tmp_path, capsys):
+    torch.manual_seed(0)
+    deep = [16 * picture(i, 32, 32).astype(np.uint16) for i in range(6)]  # 12 of 16 bits
+    scaled = np.stack(deep) / 65535
+    mean, std = [scaled.mean()], [scaled.std()]
+    known = [(torch.tensor((image - mean) / std),) for image in scaled[:4]]
+    model = trained_looking(UNet(1, 2, (2, 3)))
+    modelfile.save(model, tmp_path / "new.pt2", mean=mean, std=std, dataset=known)
+    modelfile.save(model, tmp_path / "8-bit.pt2", mean=[0.5], std=[0.29])
+    assert modelfile.load(tmp_path / "new.pt2").card.light == pytest.approx((0, 0, 1, 1), abs=0.1)
+    for i in range(4, 6):
+        save(tmp_path / "deep" / f"{i}.tif", deep[i])
+        save(tmp_path / "export" / f"{i}.tif", (deep[i] // 16).astype(np.uint8))
+    for model_name, folder, words in (
+        ("new", "deep", ""),
+        ("new", "export", "WARNING: 2 of 2 images are 26 deviations brighter than those of the training"),
+        ("8-bit", "export", ""),
+        ("8-bit", "deep", "WARNING: 2 of 2 images are 16 times poorer in contrast than those of the training"),
+    ):
+        predict.predict_folder(tmp_path / f"{model_name}.pt2", tmp_path / folder)
+        out = capsys.readouterr().out
+        assert words in out and ("WARNING" in out) == bool(words)
 
 
 def test_labels_that_lie_beside_the_images_are_never_overwritten(model_file, images, tmp_path):
