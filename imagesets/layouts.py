@@ -16,7 +16,7 @@ import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -153,16 +153,16 @@ def read_folder(folder: str | Path, label_map: LabelMap | None = None) -> Iterat
 
 
 def _read(pair: Pair, objects: bool, label_map: LabelMap | None) -> Sample:
-    name, first, others = "/".join(filter(None, pair.key)), pair.images[0], pair.images[1:]
+    images, colours = [files.read_image(path) for path in pair.images], dict[int, Any]()
+    image = images[0] if len(images) == 1 else np.dstack(images)
+    extras = {kind: files.read_map(path, kind) for kind, path in pair.maps.items()}
     if isinstance(pair.label, Outlines):
-        image = files.read_image(first)
-        return Sample(name, image, pair.label.draw(image.shape[:2]), pair.part or None)
-    sample = files.read_sample(name, first, pair.label, label_map, pair.maps)
-    image = np.dstack([sample.image, *map(files.read_image, others)]) if others else sample.image
+        label = pair.label.draw(image.shape[:2])
+    else:
+        label, colours = files.read_mask(pair.label, label_map)
     if objects:
-        extras = {**sample.extras, "instances": sample.label}
-        sample = replace(sample, label=(sample.label > 0).astype(np.uint8), extras=extras, colours={})
-    return replace(sample, image=image, part=pair.part or None)
+        extras["instances"], label, colours = label, (label > 0).astype(np.uint8), {}
+    return Sample("/".join(filter(None, pair.key)), image, label, pair.part or None, extras, colours)
 
 
 def recognise(folder: str | Path) -> Layout:
