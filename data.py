@@ -219,7 +219,7 @@ def prepare(
         if str(source) not in NAMES:
             layout = recognise(folder)
             num_classes = layout.num_classes(label_map) if num_classes is None else num_classes
-            line += f"\n{layout}" + f"; {num_classes} classes" * (not layout.classes)
+            line += f"\n{layout}; {num_classes} classes"
         say(line)
         assert num_classes is not None  # for mypy
         samples = read(folder)

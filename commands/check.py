@@ -9,6 +9,7 @@ batch: if it learns the labels of other images as well as the right ones, they m
 Source: Karpathy, 2019, https://karpathy.github.io/2019/04/25/recipe (overfit one batch).
 """
 
+import contextlib
 import hashlib
 from argparse import ArgumentParser, RawTextHelpFormatter
 from collections import Counter, defaultdict
@@ -23,10 +24,10 @@ from torch import Tensor
 
 import plots
 from checks import IGNORE_INDEX, InputError, printable
-from data import NUM_CLASSES, source_folder
+from data import NAMES, NUM_CLASSES, source_folder
 from imagesets.files import LabelMap, Problem, Sample, parse_map
 from imagesets.hdf5 import Comparison
-from imagesets.layouts import read_folder
+from imagesets.layouts import Layout, read_folder, recognise
 from imagesets.real import READERS, read_dataset
 from learner import Learner, set_seed
 from losses import cross_entropy
@@ -48,6 +49,7 @@ class Report:
 
     source: str
     num_classes: int
+    layout: str = ""
     problems: list[Problem] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     counts: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
@@ -57,8 +59,10 @@ class Report:
 
 
 def examine(source: str | Path, *, num_classes: int | None = None, label_map: LabelMap | None = None) -> Report:
-    """Look at all files of a folder (`images/` and `labels/` or `masks/`) or of a named set; raise nothing for them."""
-    report = Report(str(source), num_classes or NUM_CLASSES.get(str(source), 2))
+    """Look at all files of a folder of a usual layout, or of a named set; raise nothing for them."""
+    layout = _layout(source)
+    counted = NUM_CLASSES.get(str(source)) or (layout.num_classes(label_map) if layout and not num_classes else 2)
+    report = Report(str(source), num_classes or counted, str(layout or ""))
     copies: dict[str, dict[str, str]] = defaultdict(dict)  # hash of the image → name: hash of the label
     chosen: dict[str, Sample] = {}
     comparison = Comparison(report.num_classes)
@@ -83,6 +87,12 @@ def examine(source: str | Path, *, num_classes: int | None = None, label_map: La
     return report
 
 
+def _layout(source: str | Path) -> Layout | None:
+    with contextlib.suppress(InputError):  # which `_samples` lists
+        return None if str(source) in NAMES else recognise(source_folder(source))
+    return None
+
+
 def _samples(source: str | Path, label_map: LabelMap | None) -> Iterator[Sample | Problem]:
     try:
         folder = source_folder(source, say=lambda line: None)
@@ -95,6 +105,7 @@ def _samples(source: str | Path, label_map: LabelMap | None) -> Iterator[Sample 
 def describe(report: Report) -> list[str]:
     """The report as lines: the problems, those with one advice together, then what the sound samples are like."""
     lines = [f"{report.source}: {report.sizes.total()} sound pairs, {len(report.problems)} problems"]
+    lines += [f"Recognised  {report.layout}; {report.num_classes} classes"] * bool(report.layout)
     for advice in dict.fromkeys(problem.advice for problem in report.problems):
         same = [problem for problem in report.problems if problem.advice == advice]
         lines.append(f"- {advice or 'correct this, then check again'}:")

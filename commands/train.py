@@ -1,24 +1,35 @@
 """Train a U-Net on a data set or a folder of your own from the command line, in one process or in many.
 
-    python3 run.py train synthetic_yeast --output runs/yeast
+    python3 run.py train FOLDER                                      # a folder that `run.py check FOLDER` finds sound
+    python3 run.py train FOLDER --map 0=0,255=1                      # the class of each value in its masks, as in check
     torchrun --nproc-per-node 4 run.py train dsb2018                 # four GPUs of this machine (or four CPU processes)
     torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d --rdzv-endpoint HOST:29500 run.py train NAME
 
-The recipe is that of the notebook.  A run that is cut off goes on when the command is repeated.  At the end the test
-part is scored once and the model is written as model.pt2, for `predict`.  Several machines need the same data.
+The recipe is that of the notebook.  A run that is cut off goes on when the command is repeated; another run in its
+folder is not replaced.  At the end the test part is scored once, and the folder holds history.csv, curves.png and
+model.pt2, for `predict`.  Several machines need the same data.
 """
 
-from argparse import ArgumentParser, Namespace, RawTextHelpFormatter
-from collections.abc import Sequence
+import csv
+import math
+import tempfile
+from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawTextHelpFormatter
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import data
+import plots
+from checks import InputError
+from imagesets.files import parse_map
+from imagesets.layouts import recognise
 from learner import Learner, set_seed
 from losses import cross_entropy
-from training import modelfile, parallel
+from training import checkpoint, modelfile, parallel
+from training.checkpoint import replacing
 from transforms import random_intensity, random_symmetries
 from unet import UNet
 
@@ -40,33 +51,103 @@ def make_learner(options: Namespace, path: Path) -> Learner:
     return Learner(model, cross_entropy, loader, val, lr=options.lr, augment=augment, folder=folder, seed=options.seed)
 
 
+def refuse_another_run(learner: Learner, options: Namespace) -> None:
+    """Raise `InputError` if the folder holds the run of other data, other options, or other code."""
+    stored, note = checkpoint.load(options.output / "checkpoints")
+    print(note, end="")
+    before, now = (
+        {key: str(value) for key, value in each.items()}
+        for each in (stored["settings"] if stored else {}, learner.settings())
+    )
+    if stored and not options.overwrite and (what := checkpoint.changed(before, now)):
+        found = f"{options.output} holds another run, which differs in {what}."
+        raise InputError(f"{found}\nAdd --output {options.output}-2 to keep it, or --overwrite to replace it.")
+
+
+def write_history(learner: Learner, folder: Path, name: str) -> None:
+    """The numbers of all epochs as history.csv, and as curves in curves.png."""
+    with replacing(folder / "history.csv") as part, open(part, "w", newline="", encoding="utf-8") as stream:
+        table = csv.DictWriter(stream, [*learner.history[-1]])
+        table.writeheader()
+        table.writerows(learner.history)
+    plots.use_style()
+    plots.curves(plots.grid(1, 2, size=4)[0], {name: learner.history})
+    plots.save(folder / "curves.png")
+
+
+def at_least(least: float, kind: Callable[[str], Any] = int) -> Callable[[str], Any]:
+    """A reader of a number for the command line, which refuses one that is too small, infinite or NaN."""
+
+    def number(text: str) -> Any:
+        if not least <= (value := kind(text)) < math.inf:
+            raise ArgumentTypeError(f"{text} is not possible here; expected {least} or more")
+        return value
+
+    return number
+
+
 def main(arguments: list[str]) -> int:
     """What `run.py train` does; `InputError` if something is wrong with the data."""
     parser = ArgumentParser("run.py train", description=__doc__, formatter_class=RawTextHelpFormatter)
     parser.add_argument("source", help=f"a folder with images and labels, or one of {', '.join(data.NAMES)}")
-    parser.add_argument("--output", type=Path, help="gets checkpoints and model.pt2; default: runs/NAME")
+    parser.add_argument("--output", type=Path, help="gets all that is written; default: runs/NAME")
+    parser.add_argument("--overwrite", action="store_true", help="replace another run that is in this folder")
     parser.add_argument("--data", type=Path, default=Path("data"), help="where the .hdf5 files are kept; default: data")
-    parser.add_argument("--classes", type=int, help="number of classes of a folder of your own, default 2")
-    parser.add_argument("--epochs", type=int, default=30)
-    parser.add_argument("--repeats", type=int, default=4, help="crops of each image in an epoch, default 4")
-    parser.add_argument("--crop", type=int, default=256, help="side of the crops in pixels, default 256")
-    parser.add_argument("--batch", type=int, default=16, help="images in a batch of all processes, default 16")
-    parser.add_argument("--widths", type=int, nargs="+", default=[16, 32, 64, 128, 256])
-    parser.add_argument("--lr", type=float, default=5e-3)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--map", type=parse_map, metavar="VALUE=CLASS,…", help="the class of each value in the masks")
+    parser.add_argument("--classes", type=at_least(2), help="default: as the folder or its labels say")
+    parser.add_argument("--epochs", type=at_least(1), default=30, help="default 30")
+    parser.add_argument("--repeats", type=at_least(1), default=4, help="crops of each image in an epoch, default 4")
+    parser.add_argument("--crop", type=at_least(1), default=256, help="side of the crops in pixels, default 256")
+    parser.add_argument("--batch", type=at_least(1), default=16, help="images in a batch of all processes, default 16")
+    parser.add_argument("--widths", type=at_least(1), nargs="+", default=[16, 32, 64, 128, 256], help="of the U-Net")
+    parser.add_argument("--lr", type=at_least(1e-9, float), default=5e-3, help="highest learning rate, default 0.005")
+    parser.add_argument("--seed", type=at_least(0), default=0, help="what all chance follows from, default 0")
     options = parser.parse_args(arguments)
-    options.output = options.output or Path("runs") / Path(options.source).resolve().name
+    name = Path(options.source).resolve().name
+    options.output = options.output or Path("runs") / name
     parallel.start()
     try:
-        path = parallel.from_rank_0(lambda: data.prepare(options.source, options.data, num_classes=options.classes))
+        path = parallel.from_rank_0(lambda: prepare(options))
         learner = make_learner(options, path)
-        learner.fit(options.epochs)
-        dataset = learner.train_loader.dataset
-        tests = data.SegmentationDataset(dataset.path, "test") if dataset.parts["test"] else None
-        scores = learner.evaluate(data.make_loader(tests, options.batch)) if tests else {}
-        if parallel.rank() == 0:
-            print("".join(f"test {name} {scores[name]:.4f}\n" for name in ("mean_iou", "accuracy") if scores), end="")
-            modelfile.save(learner.model, options.output / "model.pt2", mean=dataset.mean, std=dataset.std)
+        parallel.from_rank_0(lambda: refuse_another_run(learner, options))
+        try:
+            learner.fit(options.epochs)
+        finally:  # also of what was trained before it was stopped
+            if learner.history and parallel.rank() == 0:
+                write_history(learner, options.output, name)
+        finish(learner, options)
     finally:
         parallel.stop()
     return 0
+
+
+def prepare(options: Namespace) -> Path:
+    """The normalised .hdf5; `InputError` before any work if the source is unknown or a folder cannot be written."""
+    if options.source not in data.NAMES:
+        data.source_folder(options.source)
+    for folder in (options.output, options.data):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise InputError(
+                f"{folder} cannot be written ({error.strerror}); choose another --output, --data."
+            ) from error
+    return data.prepare(options.source, options.data, num_classes=options.classes, label_map=options.map)
+
+
+def finish(learner: Learner, options: Namespace) -> None:
+    """Score the test part, and write the model with the names of its classes."""
+    dataset = learner.train_loader.dataset
+    classes: Sequence[str] = () if options.source in data.NAMES else recognise(options.source).classes
+    if len(classes) != dataset.num_classes:
+        classes = ["background", *(f"class {k}" for k in range(1, dataset.num_classes))]
+    tests = data.SegmentationDataset(dataset.path, "test") if dataset.parts["test"] else None
+    scores = learner.evaluate(data.make_loader(tests, options.batch)) if tests else {}
+    if parallel.rank() == 0:
+        names = {"mean_iou": "mean_iou", "accuracy": "accuracy"} | {
+            f"iou_{k}": f"IoU of {n}" for k, n in enumerate(classes)
+        }
+        print("".join(f"test {text} {scores[key]:.4f}\n" for key, text in names.items() if scores), end="")
+        path, statistics = options.output / "model.pt2", {"mean": dataset.mean, "std": dataset.std}
+        modelfile.save(learner.model, path, **statistics, class_names=classes)

@@ -106,7 +106,7 @@ class Layout:
         parts = Counter(pair.part for pair in self.pairs if pair.part)
         left = [f"{name} ({count})" for name, count in self.left_out.items()]
         texts = [f"{self.folder.resolve().name}: {self.kind}, {len(self.pairs)} pairs"]
-        texts += [f"{len(self.classes)} classes ({', '.join(self.classes[:20])})"] * bool(self.classes)
+        texts += [f"classes {', '.join(self.classes[:20])}"] * bool(self.classes)
         texts += ["numbers of objects, all above 0 is class 1"] * self.objects
         texts += ["parts " + ", ".join(f"{part} {parts[part]}" for part in PARTS if parts[part])] * bool(parts)
         return "; ".join(texts + ["left out: " + ", ".join(left[:6] + ["…"] * (len(left) > 6))] * bool(left))

@@ -49,6 +49,7 @@ def test_frequencies_sizes_and_rare_classes(tmp_path):
         save(tmp_path / "labels" / f"{name}.png", label)
     assert describe(examine(tmp_path, num_classes=3)) == [
         f"{tmp_path}: 8 sound pairs, 0 problems",
+        f"Recognised  {tmp_path.name}: images and labels, 8 pairs; 3 classes",
         "Classes     0: 99.4%, 1: 0.6%, 2: 0.0%; ignored 10.0%",  # 20 of 200 pixels are ignored, 1 of 180 is class 1
         "Sizes       10×20 (8)",
         "Look at     class 1 has 0.56% of the pixels: is --classes right?",

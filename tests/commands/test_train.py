@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,9 @@ import PIL.Image
 import pytest
 import torch
 
-from commands import train
+from commands import check, train
+from imagesets.files import read_image
+from tests.data_helpers import refused
 from training import modelfile
 
 ROOT = Path(train.__file__).parents[1]
@@ -39,11 +43,60 @@ def test_a_folder_becomes_a_model_file(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert train.main([str(folder), *SMALL]) == 0
     printed = capsys.readouterr().out
-    assert "test mean_iou 0." in printed and "model.pt2" in printed
+    assert "test mean_iou 0." in printed and "test IoU of class 1 0." in printed and "model.pt2" in printed
+    assert [row.split(",")[0] for row in Path("runs/squares/history.csv").read_text().split()] == ["epoch", "1", "2"]
+    assert read_image(Path("runs/squares/curves.png")).shape[1] > 300
     model = modelfile.load("runs/squares/model.pt2")
     assert model(torch.zeros(1, 1, 20, 30)).shape == (1, 2, 20, 30)
     assert train.main([str(folder), *SMALL]) == 0
     assert "trained before" in capsys.readouterr().out
+
+
+def test_masks_of_0_and_255_train_as_check_and_train_advise_and_classes_keep_their_names(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for path in (folder / "labels").iterdir():
+        PIL.Image.fromarray(np.array(PIL.Image.open(path)) * 255).save(path)
+    options = re.search(r"--map \S+", refused(train.main, [str(folder), *SMALL]))[0].split()
+    assert options == re.search(r"--map \S+", "".join(check.describe(check.examine(folder))))[0].split()
+    assert train.main([str(folder), *SMALL, *options]) == 0
+    (folder / "classes.csv").write_text("name,value\nground,0\nsquare,255\n")
+    assert train.main([str(folder), *SMALL, "--output", "named"]) == 0
+    assert modelfile.load("named/model.pt2").card.class_names == ("ground", "square")
+
+
+def test_another_run_in_the_folder_is_not_replaced_without_being_told(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    train.main([str(folder), *SMALL])
+    before = Path("runs/squares/model.pt2").read_bytes()
+    message = refused(train.main, changed := [str(folder), *SMALL, "--lr", "0.03"])
+    assert "runs/squares holds another run, which differs in lr.\nAdd --output runs/squares-2 to keep" in message
+    moved = folder.rename(tmp_path / "old")
+    shutil.copytree(moved, folder)
+    (folder / "images" / "9.png").unlink()
+    (folder / "labels" / "9.png").unlink()
+    assert "another run" in refused(train.main, [str(folder), *SMALL])  # other images under the same name
+    assert Path("runs/squares/model.pt2").read_bytes() == before
+    assert train.main([*changed, *re.search(r"--output \S+", message)[0].split()]) == 0
+    assert Path("runs/squares/model.pt2").read_bytes() == before
+    assert train.main([*changed, "--overwrite"]) == 0 and Path("runs/squares/model.pt2").read_bytes() != before
+
+
+@pytest.mark.parametrize(
+    "option", ["--lr -1", "--lr nan", "--epochs 0", "--seed -1", "--crop 0", "--batch 0", "--map 0"]
+)
+def test_values_are_looked_at_before_the_work(folder, tmp_path, monkeypatch, capsys, option):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        train.main([str(folder), *SMALL, *option.split()])
+    assert caught.value.code == 2 and option.split()[0] in capsys.readouterr().err.splitlines()[-1]
+    assert not Path("runs").exists() and not Path("data").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_the_work(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("file").touch()
+    assert "file/run cannot be written" in refused(train.main, [str(folder), *SMALL, "--output", "file/run"])
+    assert not Path("data").exists()
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="PyTorch for Windows lacks what torchrun meets at")

@@ -54,7 +54,7 @@ def pairs(images: str, labels: str, names: str = "abc", turn: Any = lambda label
 TABLE = "name,r,g,b\nbackground,0,0,0\nred,200,10,10\ngreen,10,200,10\n"
 VALUES = "value,name\n0,background\n100,red\n200,green\n"
 LABELMAP = "# label:color_rgb:parts:actions\nbackground:0,0,0::\nred:200,10,10::\ngreen:10,200,10::\n"
-NAMED = "3 classes (background, red, green)"
+NAMED = "classes background, red, green"
 FOLDERS = {  # files, what is said of them, and the names of the samples
     "other words": (pairs("imgs/{}.jpg", "annotations/{}.png"), "images and labels, 3 pairs", "{}"),
     "sub-folders": (pairs("images/day 1/{}.png", "masks/day 1/{}.png"), "3 pairs", "day 1/{}"),
@@ -181,7 +181,7 @@ def test_coco_outlines_are_drawn_by_area_the_later_over_the_earlier(tmp_path):
     assert np.array_equal(samples["train/a"].label, label)
     label[:], label[:, 0], label[2:, 4] = 0, 2, 2
     assert np.array_equal(samples["val/b"].label, label)
-    assert "COCO, 4 pairs; 3 classes (background, cat, zebra); parts train 2, val 2" in str(recognise(tmp_path))
+    assert "COCO, 4 pairs; classes background, cat, zebra; parts train 2, val 2" in str(recognise(tmp_path))
     content["annotations"][0]["segmentation"] = []
     content["images"].append({"id": 9, "file_name": "gone.jpg"})
     write(tmp_path, **files)
