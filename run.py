@@ -2,7 +2,7 @@
 
     python3 run.py                   set up, execute, check, zip: everything ends up in handin/
     python3 run.py --budget quick    the same in a few minutes, to see whether all works
-    python3 run.py test              set up, then run all tests
+    python3 run.py test              set up, then run all tests (--quick: the fast ones)
 
 Other commands follow below; `python3 run.py COMMAND -h` explains one.  Nothing but Python 3.10 or newer is needed:
 missing packages go into an own environment, `.venv` beside this file; the Python that started it is never changed.
@@ -20,6 +20,7 @@ import importlib.metadata
 import importlib.util
 import os
 import re
+import shutil
 import signal
 import subprocess
 import tempfile
@@ -32,16 +33,18 @@ from typing import Any
 from commands import handin
 
 ROOT = Path(__file__).resolve().parent
-NOTEBOOK = ROOT / "semantic_segmentation.ipynb"
+NOTEBOOK = ROOT / handin.NOTEBOOK
+VERSION = "0.6.0"
 COMMANDS = {  # command: its module, whether it runs in the folder of the course, what it does
     "check": ("commands.check", False, "look at a data folder before the training"),
     "train": ("commands.train", False, "train a U-Net on a data set or a folder"),
     "predict": ("commands.predict", False, "masks for a folder of images"),
-    "handin": ("commands.handin", False, "check a notebook that was executed elsewhere (Colab), write its zip"),
+    "handin": ("commands.handin", False, "check a notebook that was executed elsewhere, write its zip"),
     "study": ("experiments.study", True, "repeat the study of losses, a part at a time"),
     "tune": ("experiments.tuning", True, "search for hyper-parameters, then confirm them"),
 }
-NEEDS_ONLY = {"handin": (), "reopen": ("nbclient", "torch")}  # as in Colab; all other commands need all packages
+NEEDS_ONLY = {"handin": (), "pack": (), "publish": (), "reopen": ("nbclient", "torch")}  # others need all packages
+CPU_INDEX = "https://download.pytorch.org/whl/cpu"  # PyTorch without the libraries of a GPU
 
 
 def missing_packages(requirements: Path = ROOT / "requirements.txt") -> list[str]:
@@ -63,10 +66,11 @@ def ensure_environment(arguments: list[str], root: Path = ROOT) -> None:
         return
     if Path(sys.prefix).resolve() == folder.resolve() or "LOCAL_RANK" in os.environ:  # one process of torchrun
         sys.exit(f"{sys.prefix} lacks {', '.join(missing)}. Delete .venv, type python3 run.py, use .venv/bin/torchrun.")
-    continue_as([str(make_environment(folder, root / "requirements.txt")), str(root / "run.py"), *arguments])
+    python = make_environment(folder, root / "requirements.txt", "--cpu" in arguments)
+    continue_as([str(python), str(root / "run.py"), *arguments])
 
 
-def make_environment(folder: Path, requirements: Path) -> Path:
+def make_environment(folder: Path, requirements: Path, cpu: bool = False) -> Path:
     """The interpreter of an environment with all requirements; a note holds them, and what was cut off is made anew."""
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     note, complete = folder / "made-by-run.txt", requirements.read_text(encoding="utf-8")
@@ -80,9 +84,19 @@ def make_environment(folder: Path, requirements: Path) -> Path:
     if state in ("", "unfinished") or not python.exists():
         venv.create(folder, clear=True, symlinks=os.name != "nt", with_pip=True)
     note.write_text("unfinished")
-    pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "jupyterlab"]  # to open the notebook
-    if subprocess.call([*pip, "-r", str(requirements)]):
-        sys.exit("pip failed, see above. It needs a network and 8 GB of disk; then try again.")
+    size, log = ("1.5 GB" if cpu else "6 GB, or 1.5 GB with --cpu"), folder / "install.log"
+    print(f"Setting up {folder}, once: {size}, a few minutes. Details: {log}", flush=True)
+    pip, began = (
+        [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--retries", "2"],
+        time.monotonic(),
+    )
+    with log.open("w", encoding="utf-8") as output:
+        if cpu and subprocess.call([*pip, "torch>=2.6", "--index-url", CPU_INDEX], stdout=output, stderr=output):
+            print("PyTorch for the CPU alone cannot be reached; the usual one follows.", flush=True)
+        jupyter = "jupyterlab"  # to open the notebook
+        if subprocess.call([*pip, jupyter, "-r", str(requirements)], stdout=output, stderr=output):
+            sys.exit(f"pip failed, see {log}. It needs a network and {size} of disk; then try again.")
+    print(f"Set up in {(time.monotonic() - began) / 60:.1f} minutes.", flush=True)
     note.write_text(complete, encoding="utf-8")
     return python
 
@@ -105,7 +119,8 @@ def execute(path: Path, settings: dict[str, str]) -> tuple[Any, str]:
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.update(outputs=[], execution_count=None)
-    here, started = "", 0.0
+    seconds = [cell.metadata.get("seconds", 0.0) for cell in notebook.cells]  # of the last run, which may have been
+    here, started, began = "", 0.0, time.monotonic()  # on a faster machine: so the time left is a proportion
 
     def start(cell: Any, cell_index: int) -> None:
         nonlocal here, started
@@ -115,7 +130,10 @@ def execute(path: Path, settings: dict[str, str]) -> tuple[Any, str]:
             loop.add_signal_handler(signal.SIGINT, lambda: asyncio.ensure_future(client.km.interrupt_kernel()))
 
     def end(cell: Any, cell_index: int, execute_reply: Any) -> None:
-        print(f"[{cell_index + 1}/{len(notebook.cells)}] {time.monotonic() - started:5.1f} s  {here}", flush=True)
+        cell.metadata["seconds"] = round(time.monotonic() - started, 1)
+        done, left = sum(seconds[: cell_index + 1]), sum(seconds[cell_index + 1 :])
+        minutes = f"{(time.monotonic() - began) * left / done / 60:3.0f} min left" if done else ""
+        print(f"[{cell_index + 1}/{len(notebook.cells)}] {minutes}  {here}", flush=True)
 
     options: dict[str, Any] = {"startup_timeout": 300, "record_timing": False, "coalesce_streams": True}
     options |= {"on_cell_start": start, "on_cell_executed": end}
@@ -153,12 +171,20 @@ def make_hand_in(options: argparse.Namespace) -> int:
     # A folder is named relative to the kernel's, so that no path of this machine lands in the notebook.
     data = os.path.relpath(options.data, ROOT) if Path(options.data).is_dir() else options.data
     print(f"Executing {NOTEBOOK.name}: budget {options.budget}, data {data}", flush=True)
-    notebook, failure = execute(NOTEBOOK, {"SEGMENTATION_BUDGET": options.budget, "SEGMENTATION_DATA": data})
+    figures = ROOT / "figures" if options.commit else options.output.resolve() / "figures"  # git knows the former
+    if not options.commit:
+        shutil.copytree(ROOT / "figures", figures, dirs_exist_ok=True)
+    settings = {"SEGMENTATION_BUDGET": options.budget, "SEGMENTATION_DATA": data}
+    notebook, failure = execute(NOTEBOOK, settings | {"SEGMENTATION_FIGURES": os.path.relpath(figures, ROOT)})
     executed = options.output / f"{NOTEBOOK.stem}{'_failed' if failure else ''}.ipynb"
     nbformat.write(notebook, executed)
     print(f"Executed notebook  {executed}\n{failure}")
+    if failure:
+        return 1
+    if options.commit:
+        shutil.copy(executed, NOTEBOOK)
     again = None if options.budget == "quick" else failure_of_zip  # it would take as long again
-    return 1 if failure else handin.hand_in(executed, ROOT, again)
+    return handin.hand_in(executed, ROOT, again, figures)
 
 
 def reopen(options: argparse.Namespace) -> int:
@@ -169,11 +195,35 @@ def reopen(options: argparse.Namespace) -> int:
 
 
 def run_tests(options: argparse.Namespace) -> None:
-    """All tests on up to four cores; what follows is for pytest, as `-m "not slow"` for the fast ones."""
+    """All tests on up to four cores; with --quick the fast ones only.  All else is for pytest."""
     os.chdir(ROOT)
+    if not Path("tests").is_dir():
+        sys.exit("This copy of the course came without its tests.")
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread in each of the processes
     workers = ["-n", "auto", "--maxprocesses=4", "--dist=loadfile"]
-    continue_as([sys.executable, "-m", "pytest", *workers, *options.rest])
+    rest = [part for word in options.rest for part in (("-m", "not slow") if word == "--quick" else (word,))]
+    continue_as([sys.executable, "-m", "pytest", *workers, *rest])
+
+
+def pack(options: argparse.Namespace) -> int:
+    """Write the course as one zip."""
+    return handin.pack(options.zip, ROOT)
+
+
+def publish(options: argparse.Namespace, root: Path = ROOT) -> None:
+    """Write USER/NAME of a GitHub repository wherever the course names its home: README, notebook, citation."""
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", options.repository):
+        sys.exit(f"{options.repository!r} is no repository of GitHub: write USER/NAME.")
+    badge = f"https://colab.research.google.com/github/{options.repository}/blob/main/{handin.NOTEBOOK}"
+    home = f'repository-code: "https://github.com/{options.repository}"'
+    changes = [(r"https://colab\.research\.google\.com/(?!assets)[^)\s\\]*", badge)]
+    changes += [(r'(REPOSITORY = \\")[^"\\]*', rf"\g<1>{options.repository}"), (r"(# )?repository-code: .*", home)]
+    for name in ("README.md", handin.NOTEBOOK, "CITATION.cff"):
+        text = (root / name).read_text(encoding="utf-8")
+        for pattern, new in changes:
+            text = re.sub(pattern, new, text)
+        (root / name).write_text(text, encoding="utf-8")
+    print(f"README, notebook and citation name {options.repository}: commit, and push the branch main.")
 
 
 def help_text(command: str) -> str:
@@ -204,16 +254,27 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--budget", choices=["quick", "standard", "full"], default="standard", help="default: standard")
     parser.add_argument("--data", default="built-in", metavar="NAME|FOLDER", help="default: built-in")
     parser.add_argument("--output", default=ROOT / "handin", type=Path, metavar="FOLDER", help="default: handin")
+    parser.add_argument("--commit", action="store_true", help="keep outputs and figures as those of the course itself")
+    parser.add_argument("--cpu", action="store_true", help="set up PyTorch for the CPU alone, which is much smaller")
+    parser.add_argument("--version", action="version", version=VERSION)
     parser.set_defaults(action=make_hand_in)
     commands = parser.add_subparsers(title="commands", metavar="", dest="command")
     commands.add_parser("test", add_help=False, help="all tests; the rest is for pytest").set_defaults(action=run_tests)
     again = commands.add_parser("reopen", help="run the notebook of a hand-in in an empty folder")
     again.add_argument("zip", metavar="ZIP", help="the hand-in")
     again.set_defaults(action=reopen)
+    packing = commands.add_parser("pack", help="the course as one zip, for Colab, Kaggle, or students")
+    packing.add_argument(
+        "zip", nargs="?", type=Path, default=Path("course.zip"), metavar="ZIP", help="default: course.zip"
+    )
+    packing.set_defaults(action=pack)
+    publishing = commands.add_parser("publish", help="write the name of your GitHub repository into the course")
+    publishing.add_argument("repository", metavar="USER/NAME")
+    publishing.set_defaults(action=publish)
     for name, (_, _, text) in COMMANDS.items():
         commands.add_parser(name, add_help=False, help=text).set_defaults(action=run_module)
     options, rest = parser.parse_known_args(arguments)
-    if rest and options.command in (None, "reopen"):
+    if rest and options.command in (None, "reopen", "pack", "publish"):
         parser.error(f"unknown: {' '.join(rest)}")
     return argparse.Namespace(**vars(options), rest=rest)
 
@@ -235,4 +296,5 @@ if __name__ == "__main__":
     try:
         sys.exit(main(sys.argv[1:]))
     except KeyboardInterrupt:
-        sys.exit("\nStopped.")
+        print("\nStopped. The same command goes on where it can.")
+        sys.exit(130)

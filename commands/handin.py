@@ -1,6 +1,7 @@
 """The regulations of the course as checks, and one zip that is only written when all of them hold.
 
     python3 run.py handin semantic_segmentation.ipynb     # an executed notebook; the zip is written beside it
+    python3 run.py pack                                   # course.zip: what is uploaded to Colab or Kaggle
 
 The sheet asks for a single notebook with all outputs and images visible, every file pointed to by name, and all code
 included, in one `.zip`.  Each rule is a generator that yields one line for each problem; `hand_in` refuses or writes.
@@ -11,6 +12,7 @@ import ast
 import contextlib
 import importlib.util
 import json
+import os
 import re
 import sys
 import zipfile
@@ -21,6 +23,7 @@ from typing import Any, NamedTuple
 from urllib.parse import unquote
 
 ROOT = Path(__file__).resolve().parents[1]
+NOTEBOOK = "semantic_segmentation.ipynb"
 FOLDERS = ("geometry", "networks", "imagesets", "training", "experiments", "commands")
 TEXTS = ("README.md", "requirements.txt", "LICENSE")
 MAX_MEGABYTES = 20  # upload forms refuse large files; the notebook alone should stay below 4
@@ -56,8 +59,11 @@ class Report(NamedTuple):
     contents: dict[str, Path]
 
 
-def read_report(notebook: Path, root: Path) -> Report:
-    """Read an executed notebook, and find what goes into its zip; raises `ValueError` if there is nothing to read."""
+def read_report(notebook: Path, root: Path, figures: Path | None = None) -> Report:
+    """Read an executed notebook, and find what goes into its zip; `figures` of this run lie elsewhere than in `root`.
+
+    Raises `ValueError` if there is nothing to read.
+    """
     try:
         tree = json.loads(notebook.read_text(encoding="utf-8"))
         cells = list(_read_cells(tree["cells"])) if tree["nbformat"] == 4 else []
@@ -66,8 +72,10 @@ def read_report(notebook: Path, root: Path) -> Report:
     if not any(cell.is_code for cell in cells):
         raise ValueError(f"{notebook.name} is empty: it has no code that could show a result")
     modules = [*root.glob("*.py"), *(path for folder in FOLDERS for path in (root / folder).rglob("*.py"))]
-    paths = [*modules, *(root / "figures").rglob("*"), *(root / name for name in TEXTS)]
+    paths = [*modules, *(root / name for name in TEXTS)]
     names = {path.relative_to(root).as_posix(): path for path in paths if path.is_file()}
+    shown = figures or root / "figures"
+    names |= {f"figures/{path.relative_to(shown).as_posix()}": path for path in shown.rglob("*") if path.is_file()}
     files = {name: path for name, path in names.items() if not re.search(r"(^|/)\.", name)}
     return Report(notebook, root, cells, dict(sorted({**files, notebook.name: notebook}.items())))
 
@@ -76,6 +84,8 @@ def _read_cells(raw_cells: list[dict[str, Any]]) -> Iterator[Cell]:
     section = "before the first heading"
     for number, raw in enumerate(raw_cells, start=1):
         is_code, source, outputs = raw["cell_type"] == "code", "".join(raw["source"]), raw.get("outputs", [])
+        if is_code and "handin.from_notebook()" in source:  # still running while it is read
+            continue
         section = section if is_code else heading(source) or section
         shown = [item for output in outputs for item in (output | output.get("data", {})).items()]
         texts = ["".join(value) for kind, value in shown if kind.startswith(("text", "traceback"))]
@@ -103,10 +113,10 @@ def _text(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
 
 
-def problems(notebook: Path, root: Path) -> list[str]:
+def problems(notebook: Path, root: Path, figures: Path | None = None) -> list[str]:
     """All that speaks against handing in the executed `notebook` with the modules in `root`, one line each."""
     try:
-        report = read_report(notebook, root)
+        report = read_report(notebook, root, figures)
     except ValueError as error:
         return [str(error)]
     rules = (unfinished_cells, missing_files, missing_modules, machine_paths, wrong_files)
@@ -176,18 +186,18 @@ def wrong_files(report: Report) -> Iterator[str]:
 def reminders(notebook: Path, root: Path) -> list[str]:
     """What a person has to fill in or to look at; no reason to refuse."""
     texts = [cell for cell in read_report(notebook, root).cells if not cell.is_code]
-    lines = [] if any(NAMES.search(cell.source) for cell in texts) else ["the names of the group are missing"]
+    lines = [] if texts and NAMES.search(texts[0].source) else ["the names of the group are missing"]
     return lines + [f"{cell.where}: the needed time is missing" for cell in texts if EMPTY_TIME.search(cell.source)]
 
 
-def hand_in(notebook: Path, root: Path, failure: Callable[[Path], str] | None = None) -> int:
+def hand_in(
+    notebook: Path, root: Path, failure: Callable[[Path], str] | None = None, figures: Path | None = None
+) -> int:
     """Write the zip beside the executed notebook; or say all problems, what `failure` finds in it too, and return 1."""
-    target, found = notebook.with_suffix(".zip"), problems(notebook, root)
+    target, found = notebook.with_suffix(".zip"), problems(notebook, root, figures)
     part = target.with_suffix(".part")
     if not found:
-        with zipfile.ZipFile(part, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:
-            for name, path in read_report(notebook, root).contents.items():
-                archive.write(path, name)
+        _write_zip(part, read_report(notebook, root, figures))
         if failure and (fault := failure(part)):
             found = [f"the notebook does not run from the zip alone. {fault}"]
     if found:
@@ -195,8 +205,45 @@ def hand_in(notebook: Path, root: Path, failure: Callable[[Path], str] | None = 
         print("\n  - ".join(["No zip was written:", *found]))
         return 1
     part.replace(target)
-    print("\n  - ".join([f"{target} is ready to be handed in.", *reminders(notebook, root)]))
+    if lines := reminders(notebook, root):
+        print("\n  - ".join(["Before you hand it in, look at this:", *lines]))
+    print(f"{target} ({target.stat().st_size / 1e6:.1f} MB) is ready to be handed in.")
     return 0
+
+
+def _write_zip(target: Path, report: Report) -> None:
+    with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:
+        for name, path in report.contents.items():
+            archive.write(path, name)
+
+
+def pack(target: Path, root: Path) -> int:
+    """Write the whole course as one zip, which the notebook's first cell finds and unpacks in Colab and Kaggle."""
+    _write_zip(target, read_report(root / NOTEBOOK, root))
+    print(f"{target} ({target.stat().st_size / 1e6:.1f} MB): upload it beside {NOTEBOOK}, or give it to students.")
+    return 0
+
+
+def from_notebook() -> None:
+    """What the last cell does: find the notebook as it was saved (Colab: save it), check it, zip it, offer the zip."""
+    shell, path = sys.modules["__main__"], ROOT / "handin" / NOTEBOOK
+    if "SEGMENTATION_BUDGET" in os.environ:
+        return print("run.py checks this notebook and writes its zip.")
+    if in_colab := "google.colab" in sys.modules:
+        from google.colab import _message, files
+
+        path.parent.mkdir(exist_ok=True)
+        tree = _message.blocking_request("get_ipynb", timeout_sec=120)["ipynb"]
+        path.write_text(json.dumps(tree), encoding="utf-8")
+    else:  # VS Code and Jupyter tell the kernel where its notebook lies
+        told = getattr(shell, "__vsc_ipynb_file__", None) or os.environ.get("JPY_SESSION_NAME")
+        path = Path(told or ROOT / NOTEBOOK)
+        counts = [cell.number or 0 for cell in read_report(path, ROOT).cells if cell.is_code]
+        if max(counts) < len(getattr(shell, "In", [])) - 2:
+            return print("The file is older than what you see: save the notebook (Ctrl-S), then run this cell again.")
+    if hand_in(path, ROOT) == 0 and in_colab:
+        files.download(str(path.with_suffix(".zip")))
+    return None
 
 
 def main(arguments: list[str]) -> int:

@@ -12,8 +12,11 @@ import re
 import shutil
 import subprocess
 import sys
+import types
+import zipfile
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import CodeType
 
@@ -61,7 +64,7 @@ def test_no_cell_warns() -> None:
 
 
 def test_code_cells_are_short() -> None:
-    assert max(len("".join(cell["source"]).splitlines()) for cell in CODE) <= 25
+    assert max(len([line for line in "".join(cell["source"]).splitlines() if line]) for cell in CODE) <= 25
 
 
 def test_the_file_and_its_pictures_are_small() -> None:
@@ -72,15 +75,84 @@ def test_the_file_and_its_pictures_are_small() -> None:
     assert PATH.stat().st_size <= 4_000_000
 
 
-def test_readme_and_notebook_name_one_repository() -> None:
-    texts = [(ROOT / "README.md").read_text(encoding="utf-8"), PATH.read_text(encoding="utf-8")]
-    repositories = {found for text in texts for found in re.findall(r"github(?:\.com)?/([\w-]+/[\w-]+)", text)}
-    assert len(repositories) == 1
+def test_readme_notebook_and_citation_name_one_repository_or_none() -> None:
+    texts = [(ROOT / name).read_text(encoding="utf-8") for name in ("README.md", PATH.name, "CITATION.cff")]
+    assert len({tuple(re.findall(r"github(?:\.com)?/([\w-]+/[\w.-]+)[/)\"]", text)) for text in texts}) == 1
 
 
-def test_the_cell_for_colab_looks_for_every_folder_that_is_imported() -> None:
-    source = "".join(CODE[0]["source"])
-    assert all(f'"{name}"' in source for name in ("unet.py", *FOLDERS))
+@pytest.fixture
+def find_course(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """The function of the first cell, where nothing is asked of a network; `REPOSITORY` may be set in its globals."""
+    source, space = "".join(CODE[0]["source"]).partition("os.chdir")[0], {}
+    exec(source, space)
+    return partial(space["find_course"], drive=Path("no-drive"), kaggle=Path("no-kaggle"))
+
+
+def pack(folder: Path, prefix: str = "") -> Path:
+    with zipfile.ZipFile(folder / "any name (1).zip", "w") as archive:
+        for name in ("unet.py", "commands/handin.py"):
+            archive.writestr(f"{prefix}{name}", "")
+    return folder
+
+
+def modules_in(folder: Path) -> Path:
+    (folder / "commands").mkdir(parents=True)
+    (folder / "commands" / "handin.py").touch()
+    return folder
+
+
+def test_the_first_cell_is_short_and_finds_this_folder(find_course) -> None:
+    assert len([line for line in "".join(CODE[0]["source"]).splitlines() if line]) <= 25
+    assert find_course(ROOT) == ROOT
+
+
+def test_the_first_cell_finds_modules_beside_it_in_drive_or_unpacked_by_kaggle(find_course, tmp_path) -> None:
+    here = tmp_path / "here"
+    here.mkdir()
+    kaggle = modules_in(tmp_path / "kaggle" / "input" / "course")
+    assert find_course(here, kaggle=kaggle.parents[1]) == here / "course"  # a copy: nothing can be written over there
+    assert (here / "course" / "commands" / "handin.py").exists()
+    shutil.rmtree(here / "course")
+    drive = modules_in(tmp_path / "drive" / "study")
+    assert find_course(here, drive=drive.parent) == drive and find_course(here, drive=drive) == drive
+    beside = modules_in(here / "semantic-segmentation-course-main")
+    assert find_course(here, drive=drive.parent) == beside
+
+
+@pytest.mark.parametrize("prefix", ["", "course-main/"])
+@pytest.mark.parametrize("place", ["here", "drive", "kaggle"])
+def test_the_first_cell_unpacks_a_zip_of_any_name(find_course, tmp_path, place, prefix) -> None:
+    places = {name: tmp_path / name for name in ("here", "drive", "kaggle")}
+    for folder in places.values():
+        folder.mkdir()
+    (places["here"] / "broken.zip").write_text("no zip")
+    with zipfile.ZipFile(places["here"] / "another.zip", "w") as archive:
+        archive.writestr("holiday.txt", "")
+    pack(places[place], prefix)
+    found = find_course(places["here"], drive=places["drive"], kaggle=places["kaggle"])
+    assert found == places["here"] / "course" / prefix and (found / "unet.py").exists()
+
+
+def test_the_first_cell_asks_for_an_upload_in_colab_or_says_what_to_do(find_course, tmp_path, monkeypatch) -> None:
+    with pytest.raises(SystemExit) as told:
+        find_course(tmp_path)
+    assert len(str(told.value).splitlines()) == 3 and "upload course.zip" in str(told.value)
+    colab = types.ModuleType("google.colab")
+    colab.files = types.SimpleNamespace(upload=dict)  # closed without a choice
+    monkeypatch.setitem(sys.modules, "google.colab", colab)
+    with pytest.raises(SystemExit):
+        find_course(tmp_path)
+    colab.files.upload = lambda: {"course.zip": pack(tmp_path)}
+    assert find_course(tmp_path) == tmp_path / "course"
+
+
+def test_the_first_cell_clones_what_was_published(find_course, tmp_path, monkeypatch) -> None:
+    asked: list[str] = []
+    space = find_course.func.__globals__
+    monkeypatch.setitem(space, "REPOSITORY", "ada/course")
+    monkeypatch.setitem(space, "os", types.SimpleNamespace(system=lambda line: asked.append(line) or 0))
+    assert find_course(tmp_path) == tmp_path / "course"
+    assert asked == ["git clone -q --depth 1 https://github.com/ada/course course"]
 
 
 def test_no_name_changes_its_meaning_from_one_section_to_another() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import ast
 import importlib
 import importlib.metadata
@@ -12,6 +13,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +53,10 @@ def installed(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
         (folder / "bin").mkdir(parents=True)
         (folder / "bin" / "python").touch()
 
-    def call(command: list[str]) -> int:
+    def call(command: list[str], **streams: Any) -> int:
         assert (Path(command[0]).parents[1] / "made-by-run.txt").read_text() == "unfinished"  # a cut is seen later
         calls.append(command)
-        return 0
+        return int("--index-url" in command)  # such an index is not to be had
 
     monkeypatch.setattr(run.venv, "create", create)
     monkeypatch.setattr(run.subprocess, "call", call)
@@ -90,6 +92,14 @@ def test_an_environment_is_kept_completed_or_made_anew(project, installed, chang
     assert run.make_environment(folder, requirements).exists()
     assert len(installed) == installs and (folder / "large-package").exists() == (not is_new)
     assert (folder / "made-by-run.txt").read_text() == requirements.read_text()
+
+
+def test_pytorch_for_the_cpu_is_asked_for_first_and_its_lack_stops_nothing(project, installed, capsys):
+    run.make_environment(project / ".venv", project / "requirements.txt", cpu=True)
+    first, second = installed
+    assert first[-3:] == ["torch>=2.6", "--index-url", run.CPU_INDEX] and second[-2] == "-r"
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 3 and "1.5 GB" in said[0] and "the usual one follows" in said[1] and "minutes" in said[2]
 
 
 def test_an_environment_of_somebody_else_is_left_alone(project, installed):
@@ -151,11 +161,14 @@ def test_three_cells_in_a_new_kernel(tmp_path, monkeypatch, capfd):
     assert failure == "" and path.read_bytes() == before
     assert outputs(notebook)[0].split() == [sys.executable, str(tmp_path), "quick"]
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
-    assert all(cell.metadata == {} for cell in code)  # no times of the day
+    assert all(set(cell.metadata) <= {"seconds"} for cell in code)  # no times of the day
     assert [cell.execution_count for cell in code] == [1, 2, 3, None]
     assert any("image/png" in output.get("data", {}) for output in code[1].outputs)
-    lines = [re.sub(r" +\d+\.\d s", " T", line) for line in capfd.readouterr().out.splitlines()]
-    assert lines == ["[1/6] T  ", "[3/6] T  A1.1a U-Net", "[5/6] T  B2a Data"]
+    assert capfd.readouterr().out.splitlines() == ["[1/6]   ", "[3/6]   A1.1a U-Net", "[5/6]   B2a Data"]
+    nbformat.write(notebook, path)  # the next run knows how long the cells take
+    run.execute(path, {"SEGMENTATION_BUDGET": "quick"})
+    said = capfd.readouterr().out.splitlines()
+    assert all(" min left " in line for line in said[1:]) and " 0 min left " in said[-1]
 
 
 KILL, INTERRUPT = "os.kill(os.getpid(), 9)", "os.kill(os.getppid(), signal.SIGINT)\ntime.sleep(60)"
@@ -180,6 +193,8 @@ def course(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_notebook(tmp_path, "# Title\nNames: Ada", "import math", "# A1.1a U-Net / links", PLOT, PLOT)
     (tmp_path / "README.md").write_text("# Course\n")
     (tmp_path / "requirements.txt").write_text("pytest>=1.0\n")
+    (tmp_path / "figures").mkdir()
+    (tmp_path / "figures" / "study.csv").write_text("long\n")
     picture = nbformat.v4.new_output("display_data", data={"image/png": "iVBORw0KGgo=\n"})
 
     def execute(path: Path, settings: dict[str, str]) -> tuple[Any, str]:
@@ -188,6 +203,9 @@ def course(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for number, cell in enumerate(code, start=1):
             cell.update(execution_count=number, outputs=[picture] if "plt" in cell.source else [])
         (path.parent / "settings.json").write_text(json.dumps(settings))
+        (path.parent / settings.get("SEGMENTATION_FIGURES", "figures") / "new.csv").write_text(
+            settings["SEGMENTATION_BUDGET"]
+        )
         return notebook, "Stopped in A1.1a: no" if "fail" in code[0].source else ""
 
     monkeypatch.setattr(run, "ROOT", tmp_path)
@@ -208,10 +226,46 @@ def test_the_standard_run_is_followed_by_a_quick_one_from_the_zip_in_an_empty_fo
     monkeypatch.setattr(run, "execute", execute)
     assert run.main(["--data", "dsb2018", "--output", str(course / "handin")]) == 0
     (_, first, _), (folder, settings, files) = runs
+    assert first.pop("SEGMENTATION_FIGURES") == "handin/figures"
     assert first == {"SEGMENTATION_BUDGET": "standard", "SEGMENTATION_DATA": "dsb2018"}
     assert settings == {"SEGMENTATION_BUDGET": "quick", "SEGMENTATION_DATA": "built-in"}
-    assert files == {"course.ipynb", "README.md", "requirements.txt"} and not folder.exists()
-    assert sorted(path.name for path in (course / "handin").iterdir()) == ["course.ipynb", "course.zip"]
+    assert files == {"course.ipynb", "README.md", "requirements.txt", "figures"} and not folder.exists()
+    assert sorted(path.name for path in (course / "handin").iterdir()) == ["course.ipynb", "course.zip", "figures"]
+    with zipfile.ZipFile(course / "handin" / "course.zip") as archive:
+        assert archive.read("figures/new.csv") == b"standard" and archive.read("figures/study.csv") == b"long\n"
+    assert [path.name for path in (course / "figures").iterdir()] == ["study.csv"]  # nothing that git knows has changed
+
+
+def test_what_is_committed_changes_only_when_asked(course):
+    before = (course / "course.ipynb").read_bytes()
+    assert run.main(["--budget", "quick", "--output", str(course / "handin")]) == 0
+    assert (course / "course.ipynb").read_bytes() == before and not (course / "figures" / "new.csv").exists()
+    assert run.main(["--budget", "quick", "--output", str(course / "handin"), "--commit"]) == 0
+    assert (course / "course.ipynb").read_bytes() == (course / "handin" / "course.ipynb").read_bytes() != before
+    assert (course / "figures" / "new.csv").exists()
+
+
+def test_the_course_as_one_zip_is_enough(course, monkeypatch, capsys):
+    monkeypatch.setattr(run.handin, "ROOT", course)
+    monkeypatch.setattr(run.handin, "NOTEBOOK", "course.ipynb")
+    monkeypatch.chdir(course)
+    assert run.main(["pack"]) == 0 and "course.zip (0.0 MB)" in capsys.readouterr().out
+    with zipfile.ZipFile("course.zip") as archive:
+        assert archive.namelist() == ["README.md", "course.ipynb", "figures/study.csv", "requirements.txt"]
+
+
+def test_publishing_writes_one_name_everywhere(tmp_path, capsys):
+    for name in ("README.md", run.handin.NOTEBOOK, "CITATION.cff"):
+        shutil.copy(ROOT / name, tmp_path)
+    for repository in ("ada/course", "emmy/unet-2.0"):  # again under another name
+        run.publish(argparse.Namespace(repository=repository), tmp_path)
+        texts = [path.read_text(encoding="utf-8") for path in tmp_path.iterdir()]
+        address = rf"(?:colab\.research\.google\.com/github|https://github\.com)/{re.escape(repository)}[/\")]"
+        assert [len(re.findall(address, text)) for text in texts] == [1, 1, 1]
+        cells = nbformat.read(tmp_path / run.handin.NOTEBOOK, as_version=4).cells
+        assert f'REPOSITORY = "{repository}"' in cells[2].source
+    with pytest.raises(SystemExit, match="USER/NAME"):
+        run.publish(argparse.Namespace(repository="only-a-name"), tmp_path)
 
 
 def test_a_hand_in_is_reopened_in_an_empty_folder(course, monkeypatch, capsys):
@@ -228,7 +282,7 @@ def test_a_hand_in_is_reopened_in_an_empty_folder(course, monkeypatch, capsys):
 def test_a_failed_run_is_saved_under_another_name_and_makes_no_zip(course, capsys):
     write_notebook(course, "fail = True", PLOT)
     assert run.main(["--output", str(course / "handin")]) == 1
-    assert [path.name for path in (course / "handin").iterdir()] == ["course_failed.ipynb"]
+    assert not list((course / "handin").glob("*.zip")) and (course / "handin" / "course_failed.ipynb").exists()
     assert capsys.readouterr().out.endswith("Stopped in A1.1a: no\n")  # the failure comes last
 
 
@@ -251,7 +305,7 @@ def test_what_follows_test_is_for_pytest_on_several_cores(tmp_path, monkeypatch)
     monkeypatch.setattr(run, "continue_as", continued.append)
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.chdir(tmp_path)
-    assert run.main(["test", "-m", "not slow", "-h"]) == 0
+    assert run.main(["test", "--quick", "-h"]) == 0
     ((python, *options),) = continued
     assert python == sys.executable and options[:4] == ["-m", "pytest", "-n", "auto"]
     assert options[-3:] == ["-m", "not slow", "-h"] and Path.cwd() == ROOT
@@ -269,7 +323,7 @@ def test_a_module_gets_the_arguments_after_its_command(command, code, tmp_path, 
     assert got == [(rest, ROOT if from_root else tmp_path)]  # paths of a user are seen from where the user stands
 
 
-@pytest.mark.parametrize("command", [*run.COMMANDS, "test", "reopen"])
+@pytest.mark.parametrize("command", [*run.COMMANDS, "test", "reopen", "pack", "publish"])
 def test_the_help_of_a_command_needs_no_package_and_names_its_options(command, capsys):
     bare = [sys.executable, "-E", "-S", "-s", run.__file__, command, "-h"]  # nothing that is installed is seen
     said = subprocess.run(bare, capture_output=True, check=True, encoding="utf-8", timeout=60).stdout
@@ -278,7 +332,7 @@ def test_the_help_of_a_command_needs_no_package_and_names_its_options(command, c
             importlib.import_module(run.COMMANDS[command][0]).main(["-h"])
         assert set(re.findall(r"--\w+", capsys.readouterr().out)) <= set(re.findall(r"--\w+", f"{said} --help"))
     else:
-        assert "what follows is for pytest" in said or "the hand-in" in said
+        assert any(words in said for words in ("for pytest", "the hand-in", "default: course.zip", "USER/NAME"))
 
 
 def test_a_wrong_input_of_a_command_is_its_sentence_alone(monkeypatch):

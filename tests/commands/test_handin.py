@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -201,6 +203,60 @@ def test_a_hand_in_with_problems_or_one_that_fails_from_the_zip_is_not_written(r
     assert (root / "report.zip").read_bytes() == b"precious" and not list(root.glob("*.part"))
 
 
+def colab_with(tree: dict[str, Any], downloads: list[str]) -> dict[str, Any]:
+    """Colab as far as the hand-in knows it: it gives the notebook that is seen, and offers a file."""
+    message, files = ModuleType("google.colab._message"), ModuleType("google.colab.files")
+    message.blocking_request = lambda request, **options: {"ipynb": tree}
+    files.download = downloads.append
+    colab = ModuleType("google.colab")
+    colab._message, colab.files = message, files
+    return {"google": ModuleType("google"), "google.colab": colab}
+
+
+def test_in_colab_the_last_cell_saves_checks_zips_and_offers(root, monkeypatch, capsys):
+    last = code(None, "from commands import handin\n\nhandin.from_notebook()")  # it is running
+    tree = {"cells": [*good_cells(), last], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    downloads: list[str] = []
+    for name, module in colab_with(tree, downloads).items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(handin, "ROOT", root)
+    monkeypatch.delenv("SEGMENTATION_BUDGET", raising=False)
+    handin.from_notebook()
+    assert downloads == [str(root / "handin" / "semantic_segmentation.zip")] and Path(downloads[0]).exists()
+    assert capsys.readouterr().out.splitlines()[-1].endswith("is ready to be handed in.")  # the result comes last
+    tree["cells"][1]["execution_count"] = 7
+    handin.from_notebook()
+    assert "expected 1" in capsys.readouterr().out and len(downloads) == 1
+
+
+@pytest.mark.parametrize("place", ["Jupyter", "VS Code", "unknown"])
+def test_elsewhere_the_last_cell_takes_the_saved_file_if_it_is_new_enough(root, monkeypatch, capsys, place):
+    notebook = save(root, good_cells())
+    monkeypatch.setattr(handin, "ROOT", root)
+    monkeypatch.setattr(handin, "NOTEBOOK", notebook.name)
+    monkeypatch.delenv("SEGMENTATION_BUDGET", raising=False)
+    monkeypatch.delenv("JPY_SESSION_NAME", raising=False)
+    main = sys.modules["__main__"]
+    if place == "Jupyter":
+        monkeypatch.setenv("JPY_SESSION_NAME", str(notebook))
+    elif place == "VS Code":
+        monkeypatch.setattr(main, "__vsc_ipynb_file__", str(notebook), raising=False)
+    monkeypatch.setattr(main, "In", [""] * 9, raising=False)  # eight cells ran, three of them are in the file
+    handin.from_notebook()
+    assert "save the notebook (Ctrl-S)" in capsys.readouterr().out
+    monkeypatch.setattr(main, "In", [""] * 5, raising=False)  # the three, and this one
+    handin.from_notebook()
+    assert "report.zip" in capsys.readouterr().out and (root / "report.zip").exists()
+    monkeypatch.setenv("SEGMENTATION_BUDGET", "quick")
+    handin.from_notebook()
+    assert capsys.readouterr().out == "run.py checks this notebook and writes its zip.\n"
+
+
+def test_only_the_first_cell_tells_the_names(root):
+    cells = [text("# Report\nGroup: _name 1, name 2_"), *good_cells()[1:], text("Names: of layers")]
+    assert "the names of the group are missing" in handin.reminders(save(root, cells), root)
+
+
 def test_the_command_needs_no_package_and_writes_beside_the_notebook(root):
     program = (
         "import pathlib, sys; sys.path.insert(0, sys.argv[1]); from commands import handin; "
@@ -210,5 +266,5 @@ def test_the_command_needs_no_package_and_writes_beside_the_notebook(root):
     command = [sys.executable, "-E", "-s", "-S", "-c", program, str(Path(handin.__file__).parents[1])]
     result = subprocess.run(command, cwd=root, capture_output=True, text=True)  # nothing installed is seen
     assert result.returncode == 0, result.stdout + result.stderr
-    assert "report.zip is ready" in result.stdout
+    assert re.search(r"report.zip \(.* MB\) is ready", result.stdout)
     assert "cell 7 (Part): the needed time is missing" in result.stdout
