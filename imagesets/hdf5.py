@@ -59,7 +59,7 @@ def build_hdf5(
         names, given, hashes = zip(*_write_samples(file, samples, comparison, Path(path).name))
         parts = split_parts([arrays["image"] for arrays in hashes], FRACTIONS, seed, given, names)
         for key, name, part in zip(file["image"], names, parts):
-            file["image"][key].attrs.update(name=name, part=part)
+            file["image"][key].attrs.update(name=printable(name), part=part)
         contents = hashlib.sha256(json.dumps([num_classes, names, parts, hashes]).encode()).hexdigest()
         file.attrs.update(num_classes=num_classes, normalised=False, contents=contents, source=source)
     for remark in comparison.remarks():
@@ -158,7 +158,7 @@ class Comparison:
             found += [f"images {text}: is one grey value the same light in all? Save them in one bit depth"]
         for dtype, names in self.largest.items():
             low, high = (choose(names, key=lambda name: names[name]) for choose in (min, max))
-            if dtype != "uint8" and names[high] > DEPTHS * max(names[low], 0):
+            if dtype != "uint8" and 0 < DEPTHS * names[low] < names[high]:
                 text = f"{printable(low)} reaches {names[low]:g}, {printable(high)} {names[high]:g}"
                 found += [f"{text}: are 8, 12 and 16 bits mixed? Bring them to one range"]
         if groups := scenes(self.open):

@@ -120,7 +120,7 @@ def test_images_that_the_training_did_not_know_are_named(tmp_path, capsys):
     deep = [16 * picture(i, 32, 32).astype(np.uint16) for i in range(6)]  # 12 of 16 bits
     scaled = np.stack(deep) / 65535
     mean, std = [scaled.mean()], [scaled.std()]
-    known = [(torch.tensor((image - mean) / std),) for image in scaled[:4]]
+    known = [(torch.tensor((image[None] - mean) / std),) for image in scaled[:4]]
     model = trained_looking(UNet(1, 2, (2, 3)))
     modelfile.save(model, tmp_path / "new.pt2", mean=mean, std=std, dataset=known)
     modelfile.save(model, tmp_path / "8-bit.pt2", mean=[0.5], std=[0.29])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -144,6 +145,12 @@ def test_numbers_of_cells_get_an_advice_of_their_own():
     cell, edge = (problems_of(Sample("a", picture(0, 30, 48), label))[0] for label in (cells, soft))
     assert "label_map={0: 0, '*': 1} makes them one class" in cell and "named instances/" in cell
     assert "'*'" not in edge and "soft edges?" in edge
+
+
+def test_file_names_that_are_no_text_can_be_kept(tmp_path):
+    names = [os.fsdecode(b"n\xe4me"), "a\nb", "$x^{", "ü"]
+    with open_hdf5(build(tmp_path, [Sample(name, picture(i), mask(i)) for i, name in enumerate(names)])) as file:
+        assert [file["image"][key].attrs["name"] for key in file["image"]] == ["n?me", "a?b", "$x^{", "ü"]
 
 
 def test_remarks_on_a_set(tmp_path):
