@@ -225,7 +225,7 @@ def prepare(
         samples = read(folder)
         for change in changes:
             samples = filter(None, map(change, samples))
-        build_hdf5(samples, plain, num_classes=num_classes, seed=seed, source=made_by)
+        build_hdf5(samples, plain, num_classes=num_classes, seed=seed, source=made_by, say=say)
     if not _is_current(normalised, made_by):
         normalise_hdf5(plain, normalised)
     return normalised

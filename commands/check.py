@@ -49,7 +49,7 @@ class Report:
 
     source: str
     num_classes: int
-    layout: str = ""
+    layout: Layout | None = None
     problems: list[Problem] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     counts: np.ndarray = field(default_factory=lambda: np.zeros(256, np.int64))
@@ -62,7 +62,7 @@ def examine(source: str | Path, *, num_classes: int | None = None, label_map: La
     """Look at all files of a folder of a usual layout, or of a named set; raise nothing for them."""
     layout = _layout(source)
     counted = NUM_CLASSES.get(str(source)) or (layout.num_classes(label_map) if layout and not num_classes else 2)
-    report = Report(str(source), num_classes or counted, str(layout or ""))
+    report = Report(str(source), num_classes or counted, layout)
     copies: dict[str, dict[str, str]] = defaultdict(dict)  # hash of the image → name: hash of the label
     chosen: dict[str, Sample] = {}
     comparison = Comparison(report.num_classes)
@@ -194,7 +194,8 @@ def main(arguments: Sequence[str]) -> int:
     if report.examples:
         plots.use_style()
         images, labels, names = zip(*((sample.image, sample.label, sample.name) for sample in report.examples))
-        plots.contact_sheet(images, labels, names, report.num_classes)
+        class_names = report.layout.classes if report.layout else ()
+        plots.contact_sheet(images, labels, names, report.num_classes, class_names)
         plots.save(options.picture)
         print(f"Picture     {options.picture}: image, label, and the label drawn on the image", flush=True)
     if len(report.examples) > 1:

@@ -149,5 +149,5 @@ def finish(learner: Learner, options: Namespace) -> None:
             f"iou_{k}": f"IoU of {n}" for k, n in enumerate(classes)
         }
         print("".join(f"test {text} {scores[key]:.4f}\n" for key, text in names.items() if scores), end="")
-        path, statistics = options.output / "model.pt2", {"mean": dataset.mean, "std": dataset.std}
-        modelfile.save(learner.model, path, **statistics, class_names=classes)
+        path, known = options.output / "model.pt2", data.SegmentationDataset(dataset.path, "train")
+        modelfile.save(learner.model, path, mean=dataset.mean, std=dataset.std, class_names=classes, dataset=known)

@@ -32,20 +32,8 @@ SHOWN = 20  # problems in one message
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP")  # Pillow knows forty more, and one of them (EPS) starts a program
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 LOSSY = ("JPEG", "MPO", "WEBP")
-LOSSY_TIFF = (
-    6,
-    7,
-    22610,
-    33003,
-    33004,
-    33005,
-    34712,
-    34887,
-    34892,
-    34934,
-    50001,
-    50002,
-)  # the kinds of JPEG, LERC, WebP
+# The kinds of JPEG, LERC, and WebP
+LOSSY_TIFF = (6, 7, 22610, 33003, 33004, 33005, 34712, 34887, 34892, 34934, 50001, 50002)
 WHITE_IS_0, BLACK_IS_0, RGB, PALETTE, CMYK, YCBCR = 0, 1, 2, 3, 5, 6  # photometric interpretations of a TIFF
 ORIENTATION, INK_SET = 274, 332  # tags; 1, as none, means upright, and the four inks of CMYK
 NOT_HERE = (ImportError, Image.DecompressionBombError)  # a decoder is missing, or more pixels than Pillow opens

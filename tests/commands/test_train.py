@@ -47,6 +47,7 @@ def test_a_folder_becomes_a_model_file(folder, tmp_path, monkeypatch, capsys):
     assert [row.split(",")[0] for row in Path("runs/squares/history.csv").read_text().split()] == ["epoch", "1", "2"]
     assert read_image(Path("runs/squares/curves.png")).shape[1] > 300
     model = modelfile.load("runs/squares/model.pt2")
+    assert model.card.light != (0, 0, 1, 1)  # that of its training images
     assert model(torch.zeros(1, 1, 20, 30)).shape == (1, 2, 20, 30)
     assert train.main([str(folder), *SMALL]) == 0
     assert "trained before" in capsys.readouterr().out
