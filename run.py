@@ -165,16 +165,24 @@ def make_hand_in(options: argparse.Namespace) -> int:
     """Execute the notebook and write the executed copy and the checked zip."""
     import nbformat
 
+    from commands import check
+
     if options.output.resolve() == ROOT:
         sys.exit("--output is the folder of the notebook itself, which would be overwritten: choose another.")
     options.output.mkdir(parents=True, exist_ok=True)  # at once: a fault here would waste the whole run
     # A folder is named relative to the kernel's, so that no path of this machine lands in the notebook.
     data = os.path.relpath(options.data, ROOT) if Path(options.data).is_dir() else options.data
+    settings = {"SEGMENTATION_BUDGET": options.budget, "SEGMENTATION_DATA": data}
+    if options.map:
+        settings["SEGMENTATION_MAP"] = options.map
+    if options.data not in ("auto", "built-in", *check.NAMES):  # problems are told here, not in a notebook that failed
+        picture, label_map = ["--picture", str(options.output / "data_check.png")], ["--map", options.map]
+        if check.main([options.data, *picture, *label_map * bool(options.map)]):
+            return 1
     print(f"Executing {NOTEBOOK.name}: budget {options.budget}, data {data}", flush=True)
     figures = ROOT / "figures" if options.commit else options.output.resolve() / "figures"  # git knows the former
     if not options.commit:
         shutil.copytree(ROOT / "figures", figures, dirs_exist_ok=True)
-    settings = {"SEGMENTATION_BUDGET": options.budget, "SEGMENTATION_DATA": data}
     notebook, failure = execute(NOTEBOOK, settings | {"SEGMENTATION_FIGURES": os.path.relpath(figures, ROOT)})
     executed = options.output / f"{NOTEBOOK.stem}{'_failed' if failure else ''}.ipynb"
     nbformat.write(notebook, executed)
@@ -253,6 +261,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budget", choices=["quick", "standard", "full"], default="standard", help="default: standard")
     parser.add_argument("--data", default="built-in", metavar="NAME|FOLDER", help="default: built-in")
+    parser.add_argument("--map", metavar="VALUE=CLASS,…", help="the class of each value in the masks of your FOLDER")
     parser.add_argument("--output", default=ROOT / "handin", type=Path, metavar="FOLDER", help="default: handin")
     parser.add_argument("--commit", action="store_true", help="keep outputs and figures as those of the course itself")
     parser.add_argument("--cpu", action="store_true", help="set up PyTorch for the CPU alone, which is much smaller")

@@ -21,6 +21,7 @@ import nbformat
 import pytest
 
 import run
+from tests.data_helpers import make_folder
 
 ROOT, EXECUTE = Path(run.__file__).parent, run.execute
 PLOT = "import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()"
@@ -291,12 +292,16 @@ def test_the_notebook_is_never_overwritten(course):
         run.main(["--output", str(course)])
 
 
-def test_a_folder_of_data_is_named_relative_to_the_notebook(course, monkeypatch):
-    (course / "cells").mkdir()
+def test_a_folder_of_data_is_checked_first_and_named_relative_to_the_notebook(course, monkeypatch, capsys):
+    make_folder(course / "cells", "abcd")
     (course / "elsewhere").mkdir()
     monkeypatch.chdir(course / "elsewhere")
-    run.main(["--data", "../cells", "--budget", "quick", "--output", str(course / "handin")])
-    assert json.loads((course / "settings.json").read_text())["SEGMENTATION_DATA"] == "cells"
+    arguments = ["--data", "../cells", "--budget", "quick", "--output", str(course / "handin")]
+    assert run.main([*arguments, "--map", "0=0,7=1"]) == 1 and not (course / "settings.json").exists()
+    assert "labels/c.png: has 24 pixels not in label_map: 1" in capsys.readouterr().out
+    assert run.main([*arguments, "--map", "0=0,1=1"]) == 0
+    settings = json.loads((course / "settings.json").read_text())
+    assert (settings["SEGMENTATION_DATA"], settings["SEGMENTATION_MAP"]) == ("cells", "0=0,1=1")
 
 
 def test_what_follows_test_is_for_pytest_on_several_cores(tmp_path, monkeypatch):
