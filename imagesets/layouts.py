@@ -30,12 +30,12 @@ from imagesets.files import IMAGE_SUFFIXES, PARTS, BadFiles, LabelMap, Problem, 
 
 ROLES = ("labels", "images", "instances", "dead", "weights")
 MEANINGS = {  # words in the names of folders
-    "images": "images image imgs img jpeg leftimg8bit photos frames inputs input",
-    "labels": "labels label masks mask annotations annotation annot gt segmentation seg truth targets target",
+    "images": "images image imgs img jpeg rgb leftimg8bit photos frames originals original raw inputs input",
+    "labels": "labels label masks mask annotations annotation annot ann gt segmentation semantic seg truth targets",
     "train": "train training tr",
     "val": "val valid validation",
     "test": "test testing ts",
-    "": "class png tif fine ground set",
+    "": "class png tif fine ground set dir",
     **{role: role for role in ROLES[2:]},
 }
 WORDS = {word: meaning for meaning, words in MEANINGS.items() for word in words.split()}
@@ -174,7 +174,11 @@ def recognise(folder: str | Path) -> Layout:
     coco = {path: table for path, table in tables.items() if {"images", "annotations", "categories"} <= table.keys()}
     labelme = {path: table for path, table in tables.items() if {"shapes", "imagePath"} <= table.keys()}
     layout = Layout(folder)
-    (_coco if coco else _labelme if labelme else _folders)(layout, paths, coco or labelme)
+    try:
+        (_coco if coco else _labelme if labelme else _folders)(layout, paths, coco or labelme)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        found = f"{layout.kind}: a table in it cannot be understood ({type(error).__name__}: {error})"
+        raise BadFiles([Problem(str(folder), found, "export it again")]) from error
     layout.pairs.sort(key=lambda pair: pair.key)
     if all(pair.part != "val" for pair in layout.pairs):  # some of the training images will validate
         layout.pairs = [pair._replace(part=pair.part.replace("train", "")) for pair in layout.pairs]
@@ -254,6 +258,7 @@ def _by_role(layout: Layout, paths: Sequence[Path]) -> dict[str, dict[Key, list[
     found: dict[str, dict[Key, list[Path]]] = {role: {} for role in ROLES}
     places = {path: _place(path, layout.folder) for path in paths}
     named = any(role == "images" for role, _ in places.values())
+    jpegs = {path.with_suffix("") for path in paths if path.suffix.lower() in (".jpg", ".jpeg")}
     for path, (role, key) in places.items():
         if path.suffix.lower() not in IMAGE_SUFFIXES:
             if role and path.suffix.lower() not in files.SIDE_CARS:
@@ -262,7 +267,8 @@ def _by_role(layout: Layout, paths: Sequence[Path]) -> dict[str, dict[Key, list[
         elif named and not role:
             layout.leave(path)
         else:
-            role = role or ("images" if _core(key, "labels") == key else "labels")
+            beside_jpeg = path.suffix.lower() not in (".jpg", ".jpeg") and path.with_suffix("") in jpegs
+            role = role or ("labels" if beside_jpeg or _core(key, "labels") != key else "images")
             is_channel = layout.kind == "nnU-Net" and role == "images" and re.search(r"_\d{4}$", key[-1])
             same = found[role].setdefault((*key[:-1], key[-1][:-5]) if is_channel else key, [])
             if same and not is_channel:
@@ -306,8 +312,8 @@ def _read_table(path: Path) -> tuple[tuple[str, ...], LabelMap | None]:
     """Names of the classes, and the class of each value and colour; a line has a name and up to four numbers."""
     rows, last, value_at = list[tuple[str, list[int]]](), "", 0
     if path.suffix == ".json":  # of nnU-Net, older ones the other way round
-        labels = _json(path).get("labels", {}).items()
-        rows = sorted(((b, [int(a)]) if str(a).isdigit() else (a, [b]) for a, b in labels), key=lambda row: row[1])
+        labels = [(b, a) if a.isdigit() else (a, b) for a, b in _json(path)["labels"].items()]
+        rows = sorted(((name, [int(number)]) for name, number in labels), key=lambda row: row[1])
     for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines() if not rows else ():
         fields = [text for text in re.split(r"\s*[,;:\t]\s*", line.partition("#")[0].strip()) if text]
         numbers = [int(number) for text in fields if re.fullmatch(r"[\d ]+", text) for number in text.split()]
@@ -325,6 +331,8 @@ def _read_table(path: Path) -> tuple[tuple[str, ...], LabelMap | None]:
         if len(numbers) in (0, 1, 4):
             label_map[(numbers or [number])[value_at]] = number
             label_map.setdefault(IGNORE_INDEX, IGNORE_INDEX)
+    if any(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in names):
+        return (), None  # a list of files
     plain = all(value == number for value, number in label_map.items())
     return (tuple(names), None if plain else label_map) if len(names) > 1 else ((), None)
 

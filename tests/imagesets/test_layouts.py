@@ -61,6 +61,7 @@ FOLDERS = {  # files, what is said of them, and the names of the samples
     "suffix": (pairs("images/{}.png", "labels/{}_mask.png"), "3 pairs", "{}"),
     "prefix": (pairs("images/image_{}.png", "labels/gt_{}.png"), "3 pairs", "image_{}"),
     "side by side": (pairs("{}.jpg", "{}_mask.png"), "3 pairs", "{}"),
+    "JPEG beside PNG": (pairs("{}.jpg", "{}.png"), "3 pairs", "{}"),
     "a folder around": (pairs("cells/images/{}.png", "cells/masks/{}.png"), "3 pairs", "cells/{}"),
     "Pascal VOC": (
         pairs("JPEGImages/{}.jpg", "SegmentationClass/{}.png")
@@ -187,6 +188,14 @@ def test_coco_outlines_are_drawn_by_area_the_later_over_the_earlier(tmp_path):
     write(tmp_path, **files)
     message = refused(read_folder, tmp_path)
     assert "a box without an outline, annotation 1" in message and "names gone.jpg, which is not there" in message
+
+
+def test_tables_that_are_none_are_refused_or_left_alone(tmp_path):
+    write(tmp_path, **pairs("images/{}.png", "labels/{}.png"), **{"labels.txt": "a.png\nb.png\n"})
+    assert recognise(tmp_path).classes == ()
+    write(tmp_path, **{"dataset.json": {"labels": {"background": 0, "whole tumour": [1, 2]}}})
+    (tmp_path / "labels.txt").unlink()
+    assert "a table in it cannot be understood (TypeError" in refused(recognise, tmp_path)
 
 
 def test_labelme_outlines_are_drawn_beside_their_images(tmp_path):
