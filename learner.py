@@ -9,7 +9,6 @@ CPU, on a GPU up to the rounding of sums whose order is not fixed there.
 import contextlib
 import copy
 import ctypes
-import hashlib
 import math
 import platform
 import time
@@ -25,14 +24,26 @@ from torch.optim import Optimizer
 import metrics
 import plots
 from checks import InputError, check_images, two_or_more
-from losses import name_of
 from networks import inspection
 from training import checkpoint, parallel
 from training.modelfile import margin_of, predict_tiled
 
-VERSION = 2  # of the state in a checkpoint
+VERSION = 3  # of the state in a checkpoint
 SCHEDULES = ("cosine", "constant")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+CHOSEN = (
+    "model",
+    "loss",
+    "augment",
+    "train_loader",
+    "val_loader",
+    "lr",
+    "weight_decay",
+    "schedule",
+    "seed",
+    "precision",
+)
+STEPS = ("_fit", "_train_epoch", "_backward", "_forward", "_to_device", "_lr_factor", "_close_epoch", "evaluate")
 Batch = Sequence[Tensor]  # images (B, C, H, W), target (B, H, W), and further maps that the loss takes
 Row = dict[str, float]
 
@@ -95,9 +106,9 @@ class Learner:
         self.seed, self.precision, self.verbose = seed, precision, verbose
         self.history: list[Row] = []
         self.number_format = precision if precision != "auto" else "float32"
-        self._architecture = hashlib.sha256(repr(model).encode()).hexdigest()[:16]
         self._initial: dict[str, Any] | None = None  # state of model and loss before the first step
         self._state: dict[str, Any] | None = None  # the run as of its last epoch, as it is in the checkpoint
+        self._settings: dict[str, str] = {}  # as they were when the last `fit` ended
         self._pieces = 1  # into which a batch is cut
         self._train_model: nn.Module = self.model  # averages gradients over all processes, once `fit` has started them
 
@@ -107,7 +118,8 @@ class Learner:
         """Train until `epochs` epochs are done in all, and leave the model with the best weights seen.
 
         The best epoch is the one of highest validation mean IoU (the last epoch if there is no validation).  A run
-        found in `folder` with the same settings is continued, a finished one is not trained again.  If the memory
+        found in `folder` is continued, a finished one is not trained again, if nothing that determines it has changed:
+        choices, code, data, first weights (`settings`).  If the memory
         does not hold a batch, it is cut into pieces whose gradients are added up.
 
         `after_epoch` gets the row of each epoch: epoch, lr, train_loss, …, val_loss, …, seconds; `history` has all.
@@ -125,8 +137,7 @@ class Learner:
 
     def _fit(self, epochs: int, after_epoch: Callable[[Row], object]) -> list[Row]:
         line = parallel.LiveLine(self.verbose and parallel.rank() == 0)
-        if self._initial is None:  # all processes begin, and begin again, with the same weights
-            self._initial = parallel.from_rank_0(lambda: _copy_to_cpu(self._learnt().state_dict()))
+        self._initial = parallel.from_rank_0(self._first)  # all processes begin, and begin again, with the same weights
         state, note = parallel.from_rank_0(lambda: self._find_state(epochs))
         self.number_format = state["number_format"]
         optimizer = torch.optim.AdamW(self.model.parameters(), self.lr, weight_decay=self.weight_decay, fused=True)
@@ -153,6 +164,7 @@ class Learner:
             _glibc("malloc_trim", 0)
             self._learnt().load_state_dict(state["best"])
             self.history = list(state["history"])
+            self._settings = self.settings() if parallel.rank() == 0 else {}
             if self.history:
                 seconds = sum(row["seconds"] for row in self.history)
                 name = f"{self.folder.name}: " if self.folder is not None else ""
@@ -260,22 +272,22 @@ class Learner:
 
     # ---- the run as it lies in memory and in the checkpoint ---------------------------------------------------------
 
-    def settings(self) -> dict[str, Any]:
-        """What must be the same for a run to be continued: the choices, and what the loader yields in which order."""
-        plain = {name: getattr(self, name) for name in ("lr", "weight_decay", "schedule", "seed", "precision")}
-        names = {"model": self._architecture, "loss": name_of(self.loss), "augment": name_of(self.augment)}
-        sampler, dataset = (getattr(self.train_loader, name, None) for name in ("batch_sampler", "dataset"))
-        drawn = [getattr(sampler, name, None) for name in ("batch_size", "shuffle", "seed", "repeats")]
-        drawn += [getattr(dataset, name, None) for name in ("part", "crop", "maps", "seed")]
-        batches = {"batches": len(self.train_loader), "sampling": str(drawn)}
-        batches |= {"transform": name_of(getattr(dataset, "transform", None))}
-        return names | plain | batches | {"data": str(getattr(dataset, "fingerprint", None))}
+    def settings(self) -> dict[str, str]:
+        """What must be the same for a run to be continued: all that determines it (`checkpoint.identity`)."""
+        chosen = {name: getattr(self, name) for name in CHOSEN} | {"starting weights": self._first()}
+        own = [kind for kind in type(self).__mro__ if issubclass(kind, Learner) and kind is not Learner]
+        return checkpoint.identity(self._learnt(), **chosen, training=[getattr(type(self), n) for n in STEPS] + own)
+
+    def _first(self) -> dict[str, Any]:
+        """The state of model and loss before the first step."""
+        return self._initial if self._initial is not None else _copy_to_cpu(self._learnt().state_dict())
 
     def restore(self) -> None:
         """Give the model the best weights of the run in `folder`, without any training."""
         state, note = self._read()
         if state is None:
             raise InputError(f"Learner.restore: no finished epoch in folder={self.folder}. {note}Train it with fit.")
+        self._initial = self._first()
         self._learnt().load_state_dict(state["best"])
         self.history = list(state["history"])
 
@@ -292,15 +304,20 @@ class Learner:
 
     def _find_state(self, epochs: int) -> tuple[dict[str, Any], str]:
         """The state to start from (a new one, or that of an interrupted run) and what to say about it."""
-        settings = self.settings()
-        state, note = (self._state, "") if self._state is not None else self._read()
-        if state is not None and state["settings"] != settings:
-            changed = [key for key in settings if state["settings"].get(key) != settings[key]]
-            state, note = None, f"{note}settings changed ({', '.join(changed)}): started over. "
+        settings, state = self.settings(), self._state
+        if state is not None:  # objects of its own may have counted while it trained, or cannot be compared
+            same = {name: settings.get(name, "") for name, text in self._settings.items() if text[:7] == "unknown"}
+            note, before = "", self._settings | same
+        else:
+            state, note = self._read()
+            before = state["settings"] if state is not None else settings
+        if changed := checkpoint.changed(before, settings):
+            state, note = None, f"{note}changed since then: {changed}: started over. "
         if state is None:
             chosen = self.fastest_precision() if self.precision == "auto" else self.precision
             state = {"version": VERSION, "settings": settings, "number_format": chosen, "epochs": epochs, "epoch": 0}
             state |= {"history": [], "best_score": -math.inf, "learnt": self._initial, "best": self._initial}
+            self._state = None
         elif self._state is None:
             note += f"continued after epoch {state['epoch']}. " if state["epoch"] < epochs else "trained before. "
         if state["epochs"] != epochs:

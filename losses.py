@@ -10,10 +10,7 @@ in float32 (float64 if the logits are), also inside autocast, and stay finite fo
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import hashlib
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -250,22 +247,15 @@ class WeightedSum(nn.Module):
         return sum((a * loss(logits, target) for a, loss in others), start=factor * first(logits, target, *maps))
 
     def __repr__(self) -> str:
-        return f"WeightedSum({' + '.join(f'{factor} * {name_of(loss)}' for factor, loss in self.terms)})"
+        return f"WeightedSum({' + '.join(f'{factor} * {_text(loss)}' for factor, loss in self.terms)})"
 
 
-def name_of(function: Any) -> str:
-    """Name and settings of a loss or an augmentation, by which the learner knows a run again.
-
-    >>> name_of(functools.partial(dice_loss, smooth=2.0)), name_of(nn.Identity()), name_of(None)
-    ('dice_loss(smooth=2.0)', 'Identity()', 'NoneType')
-    """
-    if isinstance(function, functools.partial):
-        settings = [*map(str, function.args), *(f"{key}={value}" for key, value in sorted(function.keywords.items()))]
-        return f"{name_of(function.func)}({', '.join(settings)})"
-    if inspect.isfunction(function) and function.__module__ == "__main__":
-        with contextlib.suppress(OSError):  # a function of the notebook may have been edited: its text counts
-            return f"{function.__name__}-{hashlib.sha256(inspect.getsource(function).encode()).hexdigest()[:8]}"
-    return repr(function) if isinstance(function, nn.Module) else getattr(function, "__name__", type(function).__name__)
+def _text(loss: Any) -> str:
+    """Name and settings of a loss."""
+    if isinstance(loss, functools.partial):
+        settings = [*map(str, loss.args), *(f"{key}={value}" for key, value in sorted(loss.keywords.items()))]
+        return f"{_text(loss.func)}({', '.join(settings)})"
+    return getattr(loss, "__name__", None) or repr(loss)
 
 
 def _map_of_each(target: Tensor, make: Callable[[np.ndarray], np.ndarray]) -> Tensor:

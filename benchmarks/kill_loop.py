@@ -81,7 +81,7 @@ def kill_loop(kills: int, seed: int, base: Path) -> Counter[str]:
     seconds, number, announced = time.perf_counter() - began, 0, 0
     while counts["kills"] < kills:
         folder = base / f"run-{number}"
-        code, lines = attempt(folder, chance.uniform(0, seconds / 2))
+        code, lines = attempt(folder, chance.uniform(0, seconds))
         announced = max([announced, *(int(line.split()[1]) for line in lines if line.startswith("epoch"))])
         counts["kills"] += code == -signal.SIGKILL
         counts["kills in a save"] += any(folder.glob("*.part"))

@@ -37,7 +37,7 @@ from imagesets.yeast import write_yeast
 from learner import Learner, set_seed
 from losses import TopologyLoss, WeightedSum, cross_entropy, dice_loss, soft_cldice_loss
 from networks.baselines import Shrunk
-from training.checkpoint import replacing
+from training.checkpoint import identity, replacing
 from unet import UNet
 
 RUNS, FIGURES, DATA = Path("runs/study"), Path("figures"), Path("data")
@@ -178,7 +178,8 @@ def run_one(set_name: str, loss_name: str, seed: int) -> None:
     """Train, choose the threshold, judge, and keep the rows, unless they are there already."""
     study_set, file = SETS[set_name], file_of(set_name, loss_name, seed)
     learner, path = make_learner(set_name, loss_name, seed)
-    settings = {name: str(value) for name, value in (learner.settings() | {"epochs": study_set.epochs}).items()}
+    judged = identity(epochs=study_set.epochs, judged=[predict, choose_threshold, judge, dice, topology_row])
+    settings = learner.settings() | judged
     if file.exists() and json.loads(file.read_text())["settings"] == settings:
         return
     learner.fit(study_set.epochs)

@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-import linecache
 
 import pytest
 import torch
@@ -10,7 +9,7 @@ from torch import nn
 
 from checks import InputError
 from learner import Learner
-from losses import TopologyLoss, cross_entropy, name_of
+from losses import TopologyLoss, cross_entropy
 from training import checkpoint
 from unet import UNet
 
@@ -115,7 +114,7 @@ def test_other_settings_start_over_and_say_which(tmp_path, capsys, change):
     make(tmp_path).fit(2)
     other = make(tmp_path, verbose=True, **change)
     other.fit(1)
-    assert len(other.history) == 1 and "settings changed" in capsys.readouterr().out
+    assert len(other.history) == 1 and "changed since then: " in capsys.readouterr().out
 
 
 def test_a_checkpoint_of_an_older_version_is_one_sentence_and_a_new_start(tmp_path, capsys):
@@ -148,7 +147,7 @@ def test_nan_stops_before_the_step_and_keeps_the_good_weights():
     learner.fit(1)
     good = weights(learner)
     learner.loss = lambda logits, target: cross_entropy(logits, target) * float("nan")
-    learner.settings = lambda: learner._state["settings"]
+    learner.settings = lambda: learner._settings
     with pytest.raises(FloatingPointError, match="epoch 2, step 1"):
         learner.fit(2)
     assert same(good, weights(learner))
@@ -226,7 +225,6 @@ def test_stopped_in_the_first_epoch_the_next_fit_starts_from_the_first_weights()
             raise KeyboardInterrupt
         return cross_entropy(logits, target)
 
-    stops_once.__name__ = "cross_entropy"
     before, cut.loss = weights(cut), stops_once
     with pytest.raises(KeyboardInterrupt):
         cut.fit(2)
@@ -333,18 +331,77 @@ def test_bfloat16_is_what_the_forward_pass_runs_in():
         make(precision="half")
 
 
-def notebook_function(factor: str):
-    """A function as a notebook's cell defines it."""
-    source = f"def augment(x):\n    return {factor} * x\n"
-    linecache.cache[f"<cell {factor}>"] = (len(source), None, source.splitlines(True), f"<cell {factor}>")
-    namespace = {"__name__": "__main__"}
-    exec(compile(source, f"<cell {factor}>", "exec"), namespace)
-    return namespace["augment"]
+class Counting:
+    """A loss that counts its calls in a plain attribute, which no checkpoint holds."""
+
+    def __init__(self, factor=1.0):
+        self.calls, self.factor = 0, factor
+
+    def __call__(self, logits, target):
+        self.calls += 1
+        return self.factor * cross_entropy(logits, target)
 
 
-def test_an_edited_function_of_the_notebook_is_another_setting():
-    names = [name_of(notebook_function(factor)) for factor in ("1", "2")]
-    assert names[0] != names[1] and all(name.startswith("augment-") for name in names)
+def test_what_the_training_counts_is_no_change_but_what_the_user_sets_is(tmp_path, capsys):
+    learner = make(tmp_path, loss=Counting(), verbose=True)
+    learner.fit(1)
+    learner.fit(2)
+    assert learner.loss.calls == 4 + 2 and "changed" not in capsys.readouterr().out  # two steps and a validation each
+    make(tmp_path, loss=Counting(), verbose=True).fit(2)
+    assert "trained before" in capsys.readouterr().out
+    learner.loss.factor = 2.0
+    assert [row["epoch"] for row in learner.fit(2)] == [1, 2]
+    assert "changed since then: loss.factor: started over" in capsys.readouterr().out
+
+
+def test_own_loaders_weights_and_methods_are_part_of_the_run(tmp_path, capsys):
+    class Clipped(Learner):
+        def _lr_factor(self, progress, one_step):
+            return 0.5
+
+    def changed(name, folder, **given):
+        make(folder, val=False).fit(1)
+        other = make(folder, val=False, verbose=True)
+        for key, value in given.items():
+            setattr(other, key, value)
+        other.fit(1)
+        return f"changed since then: {name}" in capsys.readouterr().out
+
+    images, target = discs()
+    dataset, (frozen, touched) = torch.utils.data.TensorDataset(images, target), [make().model for _ in range(2)]
+    frozen.head.requires_grad_(False)
+    touched.head.weight.data += 1
+    assert changed("train_loader.images", tmp_path / "a", train_loader=Batches(images + 1, target, 2))
+    assert changed("train_loader", tmp_path / "b", train_loader=[(images, target)])
+    assert changed("train_loader", tmp_path / "c", train_loader=torch.utils.data.DataLoader(dataset, 2))
+    assert changed("val_loader", tmp_path / "d", val_loader=[(images, target)])
+    assert changed("model.head", tmp_path / "e", model=frozen) and changed("starting", tmp_path / "f", model=touched)
+    assert changed("training", tmp_path / "g", __class__=Clipped)
+    assert not changed("", tmp_path / "h", train_loader=Batches(images.clone(), target, 2))
+
+
+def test_what_cannot_be_compared_is_trained_anew_and_named(tmp_path, capsys):
+    class Streamed(Batches):
+        def __init__(self):
+            super().__init__(*discs(), 2)
+            self.stream = (number for number in range(3))
+
+    for _ in range(2):
+        learner = make(tmp_path)
+        learner.train_loader, learner.verbose = Streamed(), True
+        learner.fit(1)
+        learner.fit(2)  # the very same object goes on
+    out = capsys.readouterr().out
+    assert out.count("train_loader.stream (generator: cannot be compared): started over") == 2  # lines
+    assert [row["epoch"] for row in learner.history] == [1, 2]
+
+
+def test_a_restored_run_can_be_trained_on(tmp_path, capsys):
+    make(tmp_path).fit(2)
+    learner = make(tmp_path, verbose=True)
+    learner.restore()
+    learner.fit(3)
+    assert "continued after epoch 2" in capsys.readouterr().out
 
 
 class Indices:

@@ -25,7 +25,7 @@ import uuid
 import weakref
 import zipfile
 import zlib
-from collections import deque
+from collections import ChainMap, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -193,10 +193,13 @@ class _Walk:
 
     def enter(self, name: str, value: Any, depth: int = 2) -> None:
         """Make an entry of a value, and of its attributes, so that a message can name them."""
-        state = self.attributes(value) if depth and self.simple(value) is None and _inside(value) is None else {}
+        whole = id(value) in self.open or depth == 0 or self.simple(value) is not None or _inside(value) is not None
+        state = {} if whole else self.attributes(value)
         self.note(name, self.simple if state else lambda one: [self.digest(one)], type(value) if state else value)
+        self.open.append(id(value))
         for key in sorted(state):
             self.enter(f"{name}.{key}", state[key], depth - 1)
+        self.open.pop()
 
     def note(self, name: str, parts: Callable[[Any], Any], value: Any) -> None:
         try:
@@ -219,10 +222,10 @@ class _Walk:
         return self.seen[id(thing)][0]
 
     def of_function(self, function: types.FunctionType) -> list[str]:
-        codes, scope = _codes(function.__code__), {**sys.modules, **function.__globals__}
+        codes, scope = _codes(function.__code__), ChainMap(function.__globals__, sys.modules)
         names = {name for code in codes for name in code.co_names}
-        reads = {name for code in codes for name in _steps(code)[2] & scope.keys() if name[:2] != "__"}
-        used = [(name, _named_in(scope[name], names)) for name in sorted(reads)]
+        reads = sorted({name for code in codes for name in _steps(code)[2] if name[:2] != "__"})
+        used = [(name, _named_in(scope[name], names)) for name in reads if name in scope]
         state = function.__defaults__, function.__kwdefaults__, _cells(function), vars(function), used
         return [self.digest(part) for part in (function.__code__, *state)]
 
@@ -235,10 +238,8 @@ class _Walk:
         return [self.digest(part) for part in (own, kind.__bases__, type(kind))]
 
     def of_code(self, code: types.CodeType) -> list[str]:
-        steps, constants, _ = _steps(code)
-        arguments = code.co_posonlyargcount, code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-        plain = steps, code.co_names, arguments, code.co_flags & 0x2AC  # *args, yield, async
-        return [repr(plain), repr(getattr(code, "co_exceptiontable", b"")), *map(self.digest, constants)]
+        text, constants, _ = _steps(code)
+        return [text, *map(self.digest, constants)]
 
     def of_array(self, array: Any) -> list[str]:
         if id(array) not in self.seen:
@@ -363,9 +364,10 @@ def _codes(code: types.CodeType) -> list[types.CodeType]:
     return [code, *(c for inner in code.co_consts if isinstance(inner, types.CodeType) for c in _codes(inner))]
 
 
-def _steps(code: types.CodeType) -> tuple[list[tuple[int, int]], list[Any], set[str]]:
-    """The instructions, the constants they load (so no docstrings), and the names of globals and modules they read."""
-    steps, constants, reads, number = list[tuple[int, int]](), list[Any](), set[str](), 0
+@functools.lru_cache(10_000)
+def _steps(code: types.CodeType) -> tuple[str, list[Any], set[str]]:
+    """What a code does, the constants that it loads (so no docstrings), and the globals and modules that it reads."""
+    steps, constants, reads, number = list[int](), list[Any](), set[str](), 0
     for op, low in zip(code.co_code[::2], code.co_code[1::2]):
         number = number << 8 | low
         if op == dis.EXTENDED_ARG:
@@ -375,9 +377,11 @@ def _steps(code: types.CodeType) -> tuple[list[tuple[int, int]], list[Any], set[
             number = 0
         elif (name := dis.opname[op]) in _READS:  # since Python 3.11 the last bit of this one means something else
             reads.add(code.co_names[number >> (name == "LOAD_GLOBAL" and sys.version_info >= (3, 11))])
-        steps.append((op, number))
+        steps += [op, number]
         number = 0
-    return steps, constants, reads
+    arguments = code.co_posonlyargcount, code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    flags, handlers = code.co_flags & 0x2AC, getattr(code, "co_exceptiontable", b"")  # *args, yield, async; try
+    return _sha256(repr((steps, code.co_names, arguments, flags, handlers))), constants, reads
 
 
 def _cells(function: Any) -> list[Any]:

@@ -1,20 +1,25 @@
 """Checkpoints: nothing that can happen while saving costs the checkpoint that was there, and no damage loads."""
 
 import errno
+import itertools
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 from collections import OrderedDict
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from checks import InputError
+from tests.data_helpers import make_folder
 from training import checkpoint
-from training.checkpoint import replacing
+from training.checkpoint import changed, identity, replacing
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, which this system does not have")
 ROOT = Path(__file__).parents[2]
@@ -239,3 +244,124 @@ def test_the_lock_of_a_killed_process_keeps_nobody_out(tmp_path):
         process.kill()
     with checkpoint.locked(tmp_path):
         pass
+
+
+# --- what determines a result ---
+
+LOSS = """
+import torch
+from functools import partial
+NAMES, step, FACTOR = {"a", "b"}, 0, 2
+
+def helper(x, shift=1):
+    return FACTOR * x + shift
+
+class Base:
+    def scale(self, x):
+        return helper(x) if "a" in NAMES else x
+
+class Loss(Base):
+    rate: float = 3.0
+
+    def __init__(self):
+        self.step, self.other = partial(helper, shift=5), self
+
+    @property
+    def double(self):
+        return [2 * y for y in (1, 2)]
+
+    @staticmethod
+    @torch.no_grad()
+    def half(x):
+        return x / 4
+
+    def __call__(self, x):
+        return self.scale(x)
+
+loss = Loss()
+"""
+
+
+def described(source, **others):
+    scope = {"__name__": "__main__"}
+    exec(source, scope)
+    return identity(loss=scope["loss"], **others)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "named"),
+    [
+        ("    return FACTOR", "\n    # why\n    'What it is.'\n    return FACTOR", ""),
+        ("class Base:", 'class Base:\n    """What it is."""\n', ""),
+        ('"a", "b"}, 0', '"b", "a"}, 9', ""),  # the global `step` is not read, though an attribute is called so
+        ("2 * y", "3 * y", "Loss.double"),
+        ("0, 2", "0, 7", "helper"),
+        ("shift=1", "shift=2", "helper"),
+        ("shift=5", "shift=6", "loss.step, Loss.__init__"),
+        ("x / 4", "x / 5", "Loss.half"),
+        ("= 3.0", "= 4.0", "Loss"),
+        ("else x", "else -x", "Base.scale"),
+        ('{"a", "b"}', '{"a", "c"}', "Base.scale"),
+    ],
+)
+def test_code_counts_and_not_its_text(old, new, named):
+    assert old in LOSS and changed(described(LOSS), described(LOSS.replace(old, new))) == named
+
+
+def test_values_count_by_what_they_hold(tmp_path):
+    (tmp_path / "list.csv").write_text("a")
+    bad = nn.Linear(2, 2)
+    bad.register_forward_hook(lambda module, given, result: result)
+
+    def alike(make):
+        return changed(identity(value=make()), identity(value=make())) == ""
+
+    same = [lambda: np.arange(3), lambda: torch.ones(2, dtype=torch.bfloat16), lambda: {"b": {1, "x"}, 2: range(3)}]
+    same += [lambda: np.random.default_rng(0), lambda: torch.Generator().manual_seed(1), lambda: tmp_path / "list.csv"]
+    same += [lambda: np.array([None, len, torch.relu], object), lambda: [bad, np.add, np.unique, torch.nn.functional]]
+    assert all(map(alike, same))
+    assert not alike(lambda: (n for n in range(3)))  # no one can tell
+    different = [np.arange(3), np.arange(3.0), np.arange(3)[::-1], np.arange(3)[None], [0, 1], (0, 1), {0: 1}, {0, 1}]
+    different += [0, False, "0", np.add, np.unique, np.random.default_rng(0), np.random.default_rng(1)]
+    different += [torch.zeros(1), torch.zeros(1, dtype=torch.float64), torch.Generator().manual_seed(2)]
+    different += [bad, nn.Linear(2, 2), nn.Linear(2, 2)]
+    assert all(changed(identity(value=a), identity(value=b)) for a, b in itertools.combinations(different, 2))
+    before = identity(value=str(tmp_path / "list.csv"))
+    (tmp_path / "list.csv").write_text("ab")
+    assert changed(before, identity(value=str(tmp_path / "list.csv"))) == "value"
+
+
+def test_weights_of_the_trained_model_are_a_value_of_their_own_but_those_of_a_teacher_count():
+    one, two = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
+    two.weight.data += 1
+    assert changed(identity(one, model=one.eval()), identity(two, model=two)) == ""
+    assert "teacher.weight" in changed(identity(teacher=one), identity(teacher=two))
+    assert "model.weight" in changed(identity(one, model=one), identity(one, model=one.requires_grad_(False)))
+
+
+def test_many_changes_are_counted():
+    names = "abcdefgh"
+    assert (
+        changed(identity(**dict.fromkeys(names, 1)), identity(**dict.fromkeys(names, 2))) == "a, b, c, d, e and 3 more"
+    )
+
+
+def test_an_edited_module_is_trained_anew_by_the_next_process(tmp_path):
+    course, folder = tmp_path / "course", make_folder(tmp_path / "cells", "abcdef")
+    skipped = shutil.ignore_patterns("data", "figures", "tests", "runs", "benchmarks", ".*", "*.ipynb")
+    shutil.copytree(ROOT, course, ignore=skipped)
+    options = ["--epochs", "1", "--repeats", "1", "--crop", "8", "--batch", "2", "--widths", "2", "2"]
+    command = "import sys, commands.train; commands.train.main(sys.argv[1:])"
+
+    def run(old, new):
+        path = course / "losses.py"
+        path.write_text(path.read_text("utf-8").replace(old, new), "utf-8")
+        call = [sys.executable, "-c", command, str(folder), "--output", str(tmp_path / "run"), *options]
+        return subprocess.run(call, cwd=course, capture_output=True, text=True, check=True, encoding="utf-8").stdout
+
+    text = '    """−log p_y of each pixel, (B, H, W); 0 where ignored."""\n'
+    assert "1 epochs in" in run(text, text)
+    assert "trained before" in run(text, "    # Another text\n    '''For all.'''\n\n")
+    assert "changed since then: losses._nats: started over" in run(
+        "return F.cross_entropy", "return 10 * F.cross_entropy"
+    )
