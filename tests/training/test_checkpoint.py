@@ -353,15 +353,15 @@ def test_an_edited_module_is_trained_anew_by_the_next_process(tmp_path):
     options = ["--epochs", "1", "--repeats", "1", "--crop", "8", "--batch", "2", "--widths", "2", "2"]
     command = "import sys, commands.train; commands.train.main(sys.argv[1:])"
 
-    def run(old, new):
+    def run(old, new, *more):
         path = course / "losses.py"
         path.write_text(path.read_text("utf-8").replace(old, new), "utf-8")
-        call = [sys.executable, "-c", command, str(folder), "--output", str(tmp_path / "run"), *options]
-        return subprocess.run(call, cwd=course, capture_output=True, text=True, check=True, encoding="utf-8").stdout
+        call = [sys.executable, "-c", command, str(folder), "--output", str(tmp_path / "run"), *options, *more]
+        ran = subprocess.run(call, cwd=course, capture_output=True, text=True, encoding="utf-8")
+        return ran.stdout + ran.stderr
 
     text = '    """−log p_y of each pixel, (B, H, W); 0 where ignored."""\n'
     assert "1 epochs in" in run(text, text)
     assert "trained before" in run(text, "    # Another text\n    '''For all.'''\n\n")
-    assert "changed since then: losses._nats: started over" in run(
-        "return F.cross_entropy", "return 10 * F.cross_entropy"
-    )
+    assert "holds another run, which differs in losses._nats." in run("return F.cross", "return 10 * F.cross")
+    assert "changed since then: losses._nats: started over" in run(text, text, "--overwrite")
