@@ -251,7 +251,7 @@ def run_module(options: argparse.Namespace) -> int:
     try:
         return importlib.import_module(module).main(options.rest) or 0
     except ValueError as error:
-        if type(error).__name__ != "InputError":  # which is in checks.py, and that needs torch
+        if all(kind.__name__ != "InputError" for kind in type(error).__mro__):  # it is in checks.py, which needs torch
             raise
         sys.exit(str(error))  # its text says all; a traceback would hide it
 

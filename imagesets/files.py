@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
+from argparse import ArgumentTypeError
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -163,9 +164,15 @@ def parse_map(text: str) -> dict[Any, int]:
     ({0: 0, '*': 1}, {(255, 0, 255): 1})
     """
     label_map: dict[Any, int] = {}
-    for value, number in (entry.strip().split("=") for entry in text.split(",")):
-        numbers = tuple(map(int, value.split("-"))) if value != "*" else ("*",)
-        label_map[numbers if len(numbers) > 1 else numbers[0]] = int(number)
+    try:
+        for value, number in (entry.strip().split("=") for entry in text.split(",")):
+            numbers = tuple(map(int, value.split("-"))) if value != "*" else ("*",)
+            label_map[numbers if len(numbers) > 1 else numbers[0]] = range(256)[int(number)]
+    except (ValueError, IndexError):
+        message = (
+            f"{text!r} is no list VALUE=CLASS,…: write 0=0,255=1, or *=1 for all other values, or a colour 255-0-255=1"
+        )
+        raise ArgumentTypeError(message) from None
     return label_map
 
 

@@ -340,12 +340,16 @@ def test_the_help_of_a_command_needs_no_package_and_names_its_options(command, c
         assert any(words in said for words in ("for pytest", "the hand-in", "default: course.zip", "USER/NAME"))
 
 
-def test_a_wrong_input_of_a_command_is_its_sentence_alone(monkeypatch):
+def test_a_wrong_input_of_a_command_is_its_sentence_alone(tmp_path, monkeypatch):
     monkeypatch.setattr(run, "ensure_environment", refuse)  # handin and reopen need no environment
     assert run.main(["handin", "gone.ipynb"]) == 1
     monkeypatch.setattr(run, "ensure_environment", lambda arguments: None)
     with pytest.raises(SystemExit, match="^'nowhere' is neither a folder nor a known data set"):
         run.main(["tune", "--data", "nowhere"])
+    monkeypatch.chdir(tmp_path)
+    (make_folder(tmp_path / "cells", "abcd") / "labels" / "b.png").unlink()
+    with pytest.raises(SystemExit, match="1 problem\n- images/b.png has no label; add one"):  # a kind of InputError
+        run.main(["train", "cells"])
 
 
 @pytest.mark.parametrize("arguments", [["--budget", "huge"], ["--bugdet=full"], ["tests"]])

@@ -83,7 +83,7 @@ def test_another_run_in_the_folder_is_not_replaced_without_being_told(folder, tm
 
 
 @pytest.mark.parametrize(
-    "option", ["--lr -1", "--lr nan", "--epochs 0", "--seed -1", "--crop 0", "--batch 0", "--map 0"]
+    "option", ["--lr -1", "--lr nan", "--epochs 0", "--seed -1", "--crop 0", "--batch 0", "--map 0", "--map 0=256"]
 )
 def test_values_are_looked_at_before_the_work(folder, tmp_path, monkeypatch, capsys, option):
     monkeypatch.chdir(tmp_path)
