@@ -6,6 +6,7 @@ import ast
 import base64
 import builtins
 import dis
+import importlib.util
 import json
 import os
 import re
@@ -144,6 +145,25 @@ def test_the_first_cell_asks_for_an_upload_in_colab_or_says_what_to_do(find_cour
         find_course(tmp_path)
     colab.files.upload = lambda: {"course.zip": pack(tmp_path)}
     assert find_course(tmp_path) == tmp_path / "course"
+
+
+def test_the_first_cells_in_colab_from_an_empty_folder(tmp_path, monkeypatch) -> None:
+    def upload() -> dict[str, bytes]:
+        handin.pack(Path("course (1).zip"), ROOT)
+        return {"course (1).zip": b""}
+
+    colab, asked, space = types.ModuleType("google.colab"), list[list[str]](), dict[str, object]()
+    colab.files = types.SimpleNamespace(upload=upload)
+    monkeypatch.setitem(sys.modules, "google.colab", colab)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    exec("".join(CODE[0]["source"]), space)
+    assert str(Path.cwd()) == sys.path[0] == str(tmp_path / "course")
+    assert all((Path(folder) / "__init__.py").exists() for folder in FOLDERS) and Path("figures/study.csv").exists()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "optuna" else name)
+    monkeypatch.setattr(subprocess, "run", lambda command, **options: asked.append(command))
+    exec("".join(CODE[1]["source"]), space)
+    assert asked == [[sys.executable, "-m", "pip", "install", "-q", "optuna"]]  # nothing that Colab has is touched
 
 
 def test_the_first_cell_clones_what_was_published(find_course, tmp_path, monkeypatch) -> None:
