@@ -228,25 +228,21 @@ def show_receptive_field(ax: Axes, image: Array, field: Array, box: Sequence[int
 
 
 def contact_sheet(
-    images: Sequence[Array],
-    labels: Sequence[Array],
-    names: Sequence[str],
-    num_classes: int,
-    class_names: Sequence[str] = (),
+    images: Sequence[Array], labels: Sequence[Array], names: Sequence[str], classes: Sequence[str]
 ) -> Array:
-    """Draw samples two in a row, each as image, label, and the outlines of its classes on the image."""
+    """Draw samples two in a row, each as image, label, and outlines on the image, in the colours of the `classes`."""
     axes = grid(-(-len(images) // 2), 6).reshape(-1, 3)
     for row, image, label, name in zip(axes, images, labels, names):
         show_image(row[0], image)
         name = printable(name if len(name) < 20 else f"{name[:18]}…")
         row[0].set_title(name, fontsize=9, parse_math=False)  # a file name may hold $
-        show_classes(row[1], label, num_classes=min(num_classes, len(CLASS_COLOURS)))
+        show_classes(row[1], label, num_classes=min(len(classes), len(CLASS_COLOURS)))
         show_image(row[2], image)
         for number in np.unique(label[(label > 0) & (label < len(CLASS_COLOURS))]).tolist():
             draw_contours(row[2], label, CLASS_COLOURS[number], number)
     for ax in axes[len(images) :].flat:
         ax.axis("off")
-    class_legend(axes[0, 0], class_names or [f"class {k}" for k in range(min(num_classes, len(CLASS_COLOURS)))])
+    class_legend(axes[0, 0], classes)
     return axes
 
 

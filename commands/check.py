@@ -194,8 +194,8 @@ def main(arguments: Sequence[str]) -> int:
     if report.examples:
         plots.use_style()
         images, labels, names = zip(*((sample.image, sample.label, sample.name) for sample in report.examples))
-        class_names = report.layout.classes if report.layout else ()
-        plots.contact_sheet(images, labels, names, report.num_classes, class_names)
+        classes = report.layout.classes if report.layout else ()
+        plots.contact_sheet(images, labels, names, classes or [f"class {k}" for k in range(report.num_classes)])
         plots.save(options.picture)
         print(f"Picture     {options.picture}: image, label, and the label drawn on the image", flush=True)
     if len(report.examples) > 1:

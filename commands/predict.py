@@ -97,19 +97,15 @@ def _normalised(image: np.ndarray, card: Card) -> np.ndarray:
 
 def unlike_training(card: Card, lights: Sequence[tuple[float, float]]) -> str:
     """A line on the images whose light (`light_of`) the training did not know, where a model guesses; else nothing."""
-    low, high, least, most = card.light
-    shifts = [mean - min(max(mean, low), high) for mean, _ in lights]  # 0 inside the range
-    factors = [std / min(max(std, least), most) for _, std in lights]
-    for found, number, word in (
-        ([shift for shift in shifts if shift > SHIFT], "{:.0f} deviations", "brighter"),
-        ([-shift for shift in shifts if shift < -SHIFT], "{:.0f} deviations", "darker"),
-        ([factor for factor in factors if factor > FACTOR], "{:.0f} times", "richer in contrast"),
-        ([1 / max(factor, 1e-6) for factor in factors if factor < 1 / FACTOR], "{:.0f} times", "poorer in contrast"),
-    ):
-        if found:
-            text = f"{number.format(np.median(found))} {word} than those of the training"
-            return f"WARNING: {len(found)} of {len(lights)} images are {text}: another bit depth, camera or stain?\n"
-    return ""
+    (low, high, least, most), found = card.light, list[str]()
+    for mean, std in lights:
+        shift, factor = mean - min(max(mean, low), high), max(std, 1e-6) / min(max(std, least), most)
+        if abs(shift) > SHIFT:
+            found.append(f"{abs(shift):.0f} deviations {'brighter' if shift > 0 else 'darker'}")
+        elif max(factor, 1 / factor) > FACTOR:
+            found.append(f"{max(factor, 1 / factor):.0f} times {'richer' if factor > 1 else 'poorer'} in contrast")
+    text = f"WARNING: {len(found)} of {len(lights)} images are unlike those of the training"
+    return f"{text}, the first {found[0]}: another bit depth, camera or stain?\n" if found else ""
 
 
 def _write_png(path: Path, array: np.ndarray) -> None:

@@ -12,7 +12,7 @@ import os
 import re
 import tempfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +30,9 @@ MARK = b"segmentation "  # how the seal begins: without it a file is not ours
 FILLS = (-9999, -32767, -32768, -99999)  # in maps of the earth these stand for "no data", beside ±1e30 and more
 FAR = 10  # ranges of the other numbers: an edge of the image is not so far away, but a number without a meaning is
 DEPTHS = 12  # times brighter: 12 bits beside 8 are 16 times
+ASK = "is num_classes right? soft edges? numbers of cells? use label_map"
+CELLS = "if these are numbers of cells, label_map={0: 0, '*': 1} makes one class of them; a copy of the folder, named \
+instances/, keeps the numbers"
 
 
 class Damaged(InputError):
@@ -37,13 +40,7 @@ class Damaged(InputError):
 
 
 def build_hdf5(
-    samples: Iterable[Sample],
-    path: str | Path,
-    *,
-    num_classes: int,
-    seed: int = 0,
-    source: str = "",
-    say: Callable[[str], object] = print,
+    samples: Iterable[Sample], path: str | Path, *, num_classes: int, seed: int = 0, source: str = "", say: Any = print
 ) -> Path:
     """Write all samples into one checked .hdf5 file and return its path.
 
@@ -96,7 +93,7 @@ class Comparison:
     num_classes: int
     first: Sample | None = None
     colours: dict[Any, tuple[str, Any]] = field(default_factory=dict)  # of a number in the masks, and who has it so
-    largest: dict[str, dict[str, float]] = field(default_factory=dict)  # dtype → name → largest value
+    largest: dict[str, tuple[float, str]] = field(default_factory=dict)  # name → largest value, dtype
     open: list[str] = field(default_factory=list)  # names of those whose part is still to be chosen
 
     def problems(self, sample: Sample) -> list[Problem]:
@@ -104,7 +101,7 @@ class Comparison:
         found = self._wrong_alone(sample) or self._wrong_beside(sample)
         if not found:
             self.first = self.first or sample
-            self.largest.setdefault(sample.image.dtype.name, {})[sample.name] = float(sample.image.max())
+            self.largest[sample.name] = float(sample.image.max()), sample.image.dtype.name
             self.open += [sample.name] * (sample.part is None)
             for number, colour in sample.colours.items():
                 self.colours.setdefault((number, type(colour)), (sample.name, colour))
@@ -129,8 +126,11 @@ class Comparison:
         if label.dtype.kind not in "ui":
             found += [(f"has a label of dtype {label.dtype}", "save class numbers, for example as 8-bit PNG")]
         elif wrong.size:
-            what = f"has {wrong.size} label pixels that are not in 0 … {self.num_classes - 1} and not 255"
-            found += [(f"{what}: {list_values(wrong)}", _advice_on(label, wrong))]
+            what, advice = f"has {wrong.size} label pixels that are not in 0 … {self.num_classes - 1} and not 255", ASK
+            patches = (label[:, 1:] == label[:, :-1]) & np.isin(label[:, 1:], wrong)
+            if len(np.unique(wrong)) > 8 and 2 * patches.sum() > wrong.size:  # soft edges have no patches
+                advice = CELLS
+            found += [(f"{what}: {list_values(wrong)}", advice)]
         return found
 
     def _wrong_beside(self, sample: Sample) -> list[tuple[str, str]]:
@@ -144,23 +144,19 @@ class Comparison:
         for number, colour in sample.colours.items():
             name, other = self.colours.get((number, type(colour)), ("", colour))
             if other != colour:
-                advice = (
-                    "if a colour is one class in all masks, use label_map={(255, 0, 0): 1, …}, else save them alike"
-                )
+                advice = "if one colour is one class, use label_map={(255, 0, 0): 1, …}, else save all masks alike"
                 return [*found, (f"shows {number} in its mask as {colour}, but {printable(name)} as {other}", advice)]
         return found
 
     def remarks(self) -> list[str]:
         """What may make a set useless, and what to do, after the last sample."""
-        found, kinds = list[str](), {dtype: len(names) for dtype, names in self.largest.items()}
-        if len(kinds) > 1:
-            text = ", ".join(f"{number} of {dtype}" for dtype, number in kinds.items())
-            found += [f"images {text}: is one grey value the same light in all? Save them in one bit depth"]
-        for dtype, names in self.largest.items():
-            low, high = (choose(names, key=lambda name: names[name]) for choose in (min, max))
-            if dtype != "uint8" and 0 < DEPTHS * names[low] < names[high]:
-                text = f"{printable(low)} reaches {names[low]:g}, {printable(high)} {names[high]:g}"
-                found += [f"{text}: are 8, 12 and 16 bits mixed? Bring them to one range"]
+        found, kinds = list[str](), sorted({dtype for _, dtype in self.largest.values()})
+        if self.largest:
+            low, high = (choose(self.largest, key=lambda name: self.largest[name]) for choose in (min, max))
+            (least, _), (most, _) = self.largest[low], self.largest[high]
+            if len(kinds) > 1 or (kinds != ["uint8"] and 0 < DEPTHS * least < most):
+                text = f"{printable(low)} reaches {least:g}, {printable(high)} {most:g} ({', '.join(kinds)})"
+                found += [f"{text}: are 8, 12 and 16 bits mixed? Bring all images to one range"]
         if groups := scenes(self.open):
             text = f"{sum(map(len, groups.values()))} images seem to be cut from {len(groups)} recordings"
             advice = "sort what belongs together into one of train/, val/ and test/, or the score is too good"
@@ -172,20 +168,10 @@ def fill_value(image: np.ndarray) -> float | None:
     """The number that stands for "no data" in a finite float image, in more than one pixel; None if there is none."""
     for value in (float(image.min()), float(image.max())):
         rest = image[image != value].astype(np.float64)
-        low, high = (rest.min(), rest.max()) if rest.size else (value, value)
-        is_far = max(low - value, value - high) > FAR * (high - low) > 0
+        is_far = bool(rest.size) and abs(rest - value).min() > FAR * np.ptp(rest) > 0
         if rest.size < image.size - 1 and (value in FILLS or abs(value) > 1e30 or is_far):
             return value
     return None
-
-
-def _advice_on(label: np.ndarray, wrong: np.ndarray) -> str:
-    """What to do about values that are no classes: numbers of cells are many, in patches; soft edges are not."""
-    patches = (label[:, 1:] == label[:, :-1]) & np.isin(label[:, 1:], wrong)
-    if len(np.unique(wrong)) > 8 and 2 * patches.sum() > wrong.size:
-        keep = "a copy of the folder, named instances/, keeps the numbers"
-        return f"if these are numbers of cells: label_map={{0: 0, '*': 1}} makes them one class; {keep}"
-    return "is num_classes right? soft edges? numbers of cells? use label_map"
 
 
 def scenes(names: Sequence[str]) -> dict[str, list[str]]:

@@ -94,7 +94,7 @@ def test_a_saved_picture_is_small_and_keeps_our_colours(tmp_path, ax):
 def test_contact_sheet_has_image_label_and_outlines_of_each_sample():
     images = [np.zeros((6, 8)), np.zeros((6, 8, 3), np.uint8), np.ones((9, 4))]
     labels = [np.eye(6, 8, dtype=np.uint8), np.full((6, 8), 255, np.uint8), np.full((9, 4), 12, np.uint8)]
-    axes = plots.contact_sheet(images, labels, ["a", "b" * 40, "$\\frac$\n\udcff^_"], num_classes=13)
+    axes = plots.contact_sheet(images, labels, ["a", "b" * 40, "$\\frac$\n\udcff^_"], [f"class {k}" for k in range(13)])
     assert axes.shape == (4, 3)  # two samples in a row, so one place is left
     assert [ax.get_title() or ax.get_title(loc="left") for ax in axes[:, 0]] == [
         "a",

@@ -130,9 +130,13 @@ def test_images_that_the_training_did_not_know_are_named(tmp_path, capsys):
         save(tmp_path / "export" / f"{i}.tif", (deep[i] // 16).astype(np.uint8))
     for model_name, folder, words in (
         ("new", "deep", ""),
-        ("new", "export", "WARNING: 2 of 2 images are 26 deviations brighter than those of the training"),
+        ("new", "export", "WARNING: 2 of 2 images are unlike those of the training, the first 26 deviations brighter"),
         ("8-bit", "export", ""),
-        ("8-bit", "deep", "WARNING: 2 of 2 images are 16 times poorer in contrast than those of the training"),
+        (
+            "8-bit",
+            "deep",
+            "WARNING: 2 of 2 images are unlike those of the training, the first 16 times poorer in contrast",
+        ),
     ):
         predict.predict_folder(tmp_path / f"{model_name}.pt2", tmp_path / folder)
         out = capsys.readouterr().out

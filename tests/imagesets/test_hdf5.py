@@ -103,7 +103,7 @@ def test_masks_whose_colours_disagree_are_named(tmp_path):
         problems_of(a, replace(second, colours={0: (0, 0, 0), 2: green}), replace(second, colours={0: "black"})) == []
     )
     (message,) = problems_of(a, replace(second, colours={0: (0, 0, 0), 1: green}))
-    assert message.startswith("s1 shows 1 in its mask as (0, 255, 0), but s0 as (255, 0, 0); if a colour is one class")
+    assert message.startswith("s1 shows 1 in its mask as (0, 255, 0), but s0 as (255, 0, 0); if one colour is one class")
     message = refused(build, tmp_path, [replace(first, colours={0: "white"}), replace(second, colours={0: "black"})])
     assert "shows 0 in its mask as black, but s0 as white" in message
 
@@ -143,7 +143,7 @@ def test_numbers_of_cells_get_an_advice_of_their_own():
     soft = np.uint16(cells > 20) * 255
     soft[:, 24:29] = np.arange(40, 240, 40)[:, None].repeat(6, 1).ravel()[:, None] + np.arange(5) * 7
     cell, edge = (problems_of(Sample("a", picture(0, 30, 48), label))[0] for label in (cells, soft))
-    assert "label_map={0: 0, '*': 1} makes them one class" in cell and "named instances/" in cell
+    assert "label_map={0: 0, '*': 1} makes one class of them" in cell and "named instances/" in cell
     assert "'*'" not in edge and "soft edges?" in edge
 
 
@@ -157,8 +157,9 @@ def test_remarks_on_a_set(tmp_path):
     said: list[str] = []
     deep = [Sample(f"s{i}", picture(i).astype(np.uint16) * 16 ** (i < 5), mask(i)) for i in range(8)]
     build(tmp_path, [*deep, Sample("b", picture(9), mask())], say=said.append)
-    assert said[0].startswith("set: images 8 of uint16, 1 of uint8")
-    assert " reaches 2" in said[1] and "are 8, 12 and 16 bits mixed" in said[1] and len(said) == 2
+    assert " (uint16, uint8): are 8, 12 and 16 bits mixed" in said[0]
+    build(tmp_path, deep, say=said.append)
+    assert " reaches 2" in said[1] and " (uint16): are 8, 12 and 16 bits mixed" in said[1] and len(said) == 2
     said.clear()
     tiles = [Sample(f"scene{i // 4}_r{i // 2 % 2}_c{i % 2}", picture(i), mask(i)) for i in range(12)]
     build(tmp_path, tiles, say=said.append)
