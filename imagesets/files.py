@@ -22,7 +22,7 @@ import numpy as np
 import tifffile
 from PIL import Image, ImageOps
 
-from checks import InputError, memory_is_full, printable
+from checks import InputError, memory_is_full, printable, reason_of
 
 PARTS = ("train", "val", "test")
 FRACTIONS = {"train": 0.7, "val": 0.15, "test": 0.15}
@@ -197,8 +197,8 @@ def decode(path: Path) -> Stored:
         reason = printable(f"{type(error).__name__}: {error}".replace(str(path), path.name)[:120])
         found, advice = f"cannot be read as an image ({reason})", "copy or download it again"
         if isinstance(error, NOT_HERE) or memory_is_full(error) or getattr(error, "errno", None):
-            found = f"cannot be opened here ({reason})"
-            advice = "the file may be sound: close programs, ask for rights, cut it into tiles, save it uncompressed"
+            found = f"cannot be opened here: {printable(reason_of(error))}"
+            advice = "the file may be sound: close programs, ask for rights, cut it into tiles, or save it uncompressed"
         elif start.strip().startswith((b"<", b"{")):
             found = f"begins with {start.strip()[:20]!r}: a saved web page?"
             advice = "open its address in a browser, log in if asked, download it again"

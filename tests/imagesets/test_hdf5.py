@@ -103,7 +103,9 @@ def test_masks_whose_colours_disagree_are_named(tmp_path):
         problems_of(a, replace(second, colours={0: (0, 0, 0), 2: green}), replace(second, colours={0: "black"})) == []
     )
     (message,) = problems_of(a, replace(second, colours={0: (0, 0, 0), 1: green}))
-    assert message.startswith("s1 shows 1 in its mask as (0, 255, 0), but s0 as (255, 0, 0); if one colour is one class")
+    assert message.startswith(
+        "s1 shows 1 in its mask as (0, 255, 0), but s0 as (255, 0, 0); if one colour is one class"
+    )
     message = refused(build, tmp_path, [replace(first, colours={0: "white"}), replace(second, colours={0: "black"})])
     assert "shows 0 in its mask as black, but s0 as white" in message
 
