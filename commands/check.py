@@ -24,6 +24,7 @@ from torch import Tensor
 
 import plots
 from checks import IGNORE_INDEX, InputError, printable
+from commands.train import at_least
 from data import NAMES, NUM_CLASSES, source_folder
 from imagesets.files import LabelMap, Problem, Sample, parse_map
 from imagesets.hdf5 import Comparison
@@ -125,7 +126,9 @@ def describe(report: Report) -> list[str]:
     lines += [f"Copies      {names}: one image; they go into one part" for names in report.duplicates[:SHOWN]]
     lines += [f"Look at     {remark}" for remark in report.remarks]
     rare = np.flatnonzero(shares < RARE)
-    return lines + [f"Look at     class {k} has {shares[k]:.2%} of the pixels: is --classes right?" for k in rare]
+    return lines + [
+        f"Look at     class {k} has {shares[k]:.2%} of the pixels: is --classes right?" for k in rare[:SHOWN]
+    ]
 
 
 class OneBatch(NamedTuple):
@@ -183,7 +186,7 @@ def main(arguments: Sequence[str]) -> int:
     """What `run.py check` does; 1 if there are problems."""
     parser = ArgumentParser("run.py check", description=__doc__, formatter_class=RawTextHelpFormatter)
     parser.add_argument("source", metavar="FOLDER|NAME", help="images/ and labels/ lie in it, or a known data set")
-    parser.add_argument("--classes", type=int, choices=range(2, 256), metavar="N", help="default: as data.prepare")
+    parser.add_argument("--classes", type=at_least(2), metavar="N", help="default: as data.prepare")
     parser.add_argument("--map", type=parse_map, metavar="VALUE=CLASS,…", help="the class of each value in the masks")
     parser.add_argument("--picture", default="data_check.png", type=Path, help="default: data_check.png")
     options = parser.parse_args(arguments)

@@ -51,6 +51,10 @@ def predict_folder(
     paths = [path for path in entries if path.suffix.lower() in IMAGE_SUFFIXES and not is_junk(path.name)]
     if not paths:
         raise InputError(f"{folder} holds no image ({', '.join(IMAGE_SUFFIXES)}); folders inside are not looked at.")
+    try:
+        (output / "overlays").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{output} cannot be written: {reason_of(error)}.\nChoose another --output.") from error
     masks, problems, lights = list[Path](), list[Problem](), list[tuple[float, float]]()
     for number, path in enumerate(paths, start=1):
         mask = output / "masks" / f"{path.stem}.png"

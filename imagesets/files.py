@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+import re
 import warnings
 from argparse import ArgumentTypeError
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,7 @@ import numpy as np
 import tifffile
 from PIL import Image, ImageOps
 
-from checks import InputError, memory_is_full, printable, reason_of
+from checks import IGNORE_INDEX, InputError, memory_is_full, printable, reason_of
 
 PARTS = ("train", "val", "test")
 FRACTIONS = {"train": 0.7, "val": 0.15, "test": 0.15}
@@ -116,7 +117,7 @@ def read_mask(path: Path, label_map: LabelMap | None = None) -> tuple[np.ndarray
     colours = {} if by_colour or label.ndim == 3 else _colours(label, stored.shown)
     if label_map is None:
         return label, colours
-    classes = np.full(label.shape[:2], -1, np.int16)
+    classes = np.full(label.shape[:2], -1, np.int32)
     for value, number in label_map.items():
         values = stored.shown if isinstance(value, tuple) else label
         if value != "*":
@@ -125,7 +126,7 @@ def read_mask(path: Path, label_map: LabelMap | None = None) -> tuple[np.ndarray
         found = f"has {left.sum()} pixels not in label_map: {list_values(label[left][None])}"
         raise _refused(path, found, "add these values to it, or '*' for all others; class 255 means ignored")
     classes[left] = label_map.get("*", 0)
-    return classes.astype(np.uint8), colours
+    return classes.astype(np.uint8) if classes.max() <= IGNORE_INDEX else classes, colours
 
 
 def read_map(path: Path, name: str) -> np.ndarray:
@@ -164,15 +165,12 @@ def parse_map(text: str) -> dict[Any, int]:
     ({0: 0, '*': 1}, {(255, 0, 255): 1})
     """
     label_map: dict[Any, int] = {}
-    try:
-        for value, number in (entry.strip().split("=") for entry in text.split(",")):
-            numbers = tuple(map(int, value.split("-"))) if value != "*" else ("*",)
-            label_map[numbers if len(numbers) > 1 else numbers[0]] = range(256)[int(number)]
-    except (ValueError, IndexError):
-        message = (
-            f"{text!r} is no list VALUE=CLASS,…: write 0=0,255=1, or *=1 for all other values, or a colour 255-0-255=1"
-        )
-        raise ArgumentTypeError(message) from None
+    for entry in text.split(","):
+        if not (match := re.fullmatch(r" *(\*|\d+(?:-\d+)*)=(\d+) *", entry)) or int(match[2]) > IGNORE_INDEX:
+            advice = "write 0=0,255=1, or *=1 for all other values, or a colour 255-0-255=1"
+            raise ArgumentTypeError(f"{text!r} is no list VALUE=CLASS,…: {advice}")
+        numbers = tuple(map(int, match[1].split("-"))) if match[1] != "*" else ("*",)
+        label_map[numbers if len(numbers) > 1 else numbers[0]] = int(match[2])
     return label_map
 
 

@@ -49,10 +49,8 @@ def build_hdf5(
     `part`; the file has `contents`, a hash of the samples and their parts, and `source`, any text.  Raises one
     `InputError` with the problems of all samples; an older file at `path` then stays as it is.  `say` gets remarks.
     """
-    if num_classes not in range(2, IGNORE_INDEX + 1):
-        raise InputError(f"num_classes is {num_classes}; expected 2 … {IGNORE_INDEX}.")
+    comparison = Comparison(num_classes)
     with _writing(path) as file:
-        comparison = Comparison(num_classes)
         names, given, hashes = zip(*_write_samples(file, samples, comparison, Path(path).name))
         parts = split_parts([arrays["image"] for arrays in hashes], FRACTIONS, seed, given, names)
         for key, name, part in zip(file["image"], names, parts):
@@ -95,6 +93,10 @@ class Comparison:
     colours: dict[Any, tuple[str, Any]] = field(default_factory=dict)  # of a number in the masks, and who has it so
     largest: dict[str, tuple[float, str]] = field(default_factory=dict)  # name → largest value, dtype
     open: list[str] = field(default_factory=list)  # names of those whose part is still to be chosen
+
+    def __post_init__(self) -> None:
+        if self.num_classes not in range(2, IGNORE_INDEX + 1):
+            raise InputError(f"num_classes is {self.num_classes}; expected 2 … {IGNORE_INDEX}.")
 
     def problems(self, sample: Sample) -> list[Problem]:
         """What is wrong with a sample; an empty list if nothing is."""

@@ -144,6 +144,9 @@ def test_images_that_the_training_did_not_know_are_named(tmp_path, capsys):
 
 
 def test_labels_that_lie_beside_the_images_are_never_overwritten(model_file, images, tmp_path):
+    for file in ("images/one.png", "images/one.png/new"):
+        message = refused(predict.predict_folder, model_file, images, tmp_path / file)
+        assert "one.png" in message and "cannot be written" in message and "Choose another --output" in message
     save(tmp_path / "masks" / "one.png", picture())
     before = read_all(tmp_path)
     assert "was not made here" in refused(predict.predict_folder, model_file, images, tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import struct
 import zlib
+from argparse import ArgumentTypeError
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -300,6 +301,10 @@ def test_colours_of_a_palette_may_name_the_classes(png, tif):
         label = read_label(path, {(0, 0, 0): 0, (200, 10, 10): 1, "*": 2})
         assert np.array_equal(label, mask(1, classes=3)) and label.dtype == np.uint8
     assert np.array_equal(read_label(png, parse_map("0=0,*=1")), mask(1, classes=3) > 0)
+    assert read_label(png, {0: 0, "*": 300}).max() == 300  # and not 44: it is named as no class later
+    for text in ("0=0;255=1", "0", "a=1", "0=-1", "0=256", "1-=2", ""):
+        with pytest.raises(ArgumentTypeError, match="is no list VALUE=CLASS"):
+            parse_map(text)
 
 
 def test_colour_mask_needs_a_table(png):
