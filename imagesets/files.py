@@ -29,7 +29,7 @@ PARTS = ("train", "val", "test")
 FRACTIONS = {"train": 0.7, "val": 0.15, "test": 0.15}
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg", ".bmp", ".gif", ".webp")
 # What other programs put beside images: places on the earth, notes, annotations, outlines of ImageJ and Cellpose
-SIDE_CARS = (".xml", ".json", ".txt", ".csv", ".md", ".tfw", ".pgw", ".jgw", ".wld", ".prj", ".roi", ".zip", ".npy")
+SIDE_CARS = (".xml", ".json", ".txt", ".csv", ".tfw", ".pgw", ".jgw", ".wld", ".prj", ".ovr", ".roi", ".zip", ".npy")
 SHOWN = 20  # problems in one message
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP")  # Pillow knows forty more, and one of them (EPS) starts a program
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
