@@ -36,7 +36,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from checks import InputError
+from checks import InputError, memory_is_full, reason_of
 
 LATEST, PREVIOUS, LOCK = "latest.ckpt", "previous.ckpt", "in-use.lock"
 
@@ -52,7 +52,7 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(part, path)
         with contextlib.suppress(OSError):  # Windows and some network drives cannot: there the old name may return
             _sync(path.parent, os.O_RDONLY)
-    except OSError as error:
+    except (OSError, MemoryError) as error:
         raise _cannot_write(path, error) from error
     finally:
         with contextlib.suppress(OSError):  # after the rename there is nothing to remove
@@ -67,16 +67,16 @@ def _sync(path: Path, flags: int) -> None:
         os.close(number)
 
 
-def _cannot_write(path: Path, error: OSError) -> InputError:
-    what = f"{path} cannot be written: {error.strerror or error}. What was saved before stays."
+def _cannot_write(path: Path, error: Exception) -> InputError:
+    what = f"{path} cannot be written: {reason_of(error)}. What was saved before stays."
     return InputError(f"{what}\nMake room, or choose a folder where you may write; then run the same cell again.")
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:
     """Write `state` (nested tensors, numbers, texts) as the latest checkpoint of `folder`; the one there is kept."""
     latest, buffer = folder / LATEST, io.BytesIO()
-    torch.save(state, buffer)  # in memory first: torch hides the reason why a disk refuses
     with replacing(latest) as part:
+        torch.save(state, buffer)  # in memory first: torch hides the reason why a disk refuses
         part.write_bytes(buffer.getbuffer())
         if latest.exists() and not is_damaged(latest.read_bytes()):  # else it must not push out the one before
             os.replace(latest, folder / PREVIOUS)
@@ -85,7 +85,8 @@ def save(folder: Path, state: dict[str, Any]) -> None:
 def load(folder: Path) -> tuple[dict[str, Any] | None, str]:
     """Return the newest whole state in `folder` (None without any), on the CPU, and a sentence on what was damaged.
 
-    `InputError` if a checkpoint cannot be read or loaded (rights, memory, code in it): it may be whole, and stays.
+    Only wrong checksums are damage.  `InputError` if a checkpoint cannot be loaded for another reason (memory, rights,
+    disk, code in it): it may be whole, and stays.
     """
     damaged = ""
     for path in (folder / LATEST, folder / PREVIOUS):
@@ -96,9 +97,9 @@ def load(folder: Path) -> tuple[dict[str, Any] | None, str]:
         except FileNotFoundError:
             continue
         except Exception as error:  # torch and pickle raise many kinds
-            if "PytorchStreamReader" not in str(error):  # else it found damage, where the directory has no checksum
-                reason = str(error).strip().partition("\n")[0]
-                raise InputError(f"{path} cannot be loaded: {reason}\nMove it away to start over.") from error
+            if "PytorchStreamReader" not in str(error) or memory_is_full(error):  # else damage of a directory
+                advice = "It stays as it is: mend this and run again, or move it away to start over."
+                raise InputError(f"{path} cannot be loaded: {reason_of(error)}\n{advice}") from error
         damaged += f"{path.name} is damaged. "
     return None, damaged and f"{damaged}There is no other checkpoint: started over. "
 
@@ -109,9 +110,9 @@ def is_damaged(content: bytes) -> bool:
         with zipfile.ZipFile(io.BytesIO(content)) as archive:
             is_folder = (entry.external_attr & 0x10 for entry in archive.infolist())  # torch would read such as nothing
             return archive.testzip() is not None or any(is_folder)
-    except MemoryError:
-        raise
-    except Exception:  # a damaged directory raises nearly everything
+    except Exception as error:  # a damaged directory raises nearly everything
+        if memory_is_full(error):
+            raise
         return True
 
 

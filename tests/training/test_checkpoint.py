@@ -17,7 +17,9 @@ import torch
 from torch import nn
 
 from checks import InputError
-from tests.data_helpers import make_folder
+from data import SegmentationDataset
+from imagesets.files import Sample
+from tests.data_helpers import build_normalised, make_folder
 from training import checkpoint
 from training.checkpoint import changed, identity, replacing
 
@@ -185,6 +187,33 @@ def test_a_disk_that_cannot_read_ends_the_run_and_renames_nothing(two, monkeypat
         checkpoint.save(two, {"epoch": 3})
     monkeypatch.undo()
     assert epoch_in(two) == 2 and names(two) == [checkpoint.LATEST, checkpoint.PREVIOUS]
+
+
+@needs_fork
+def test_in_a_full_memory_nothing_is_taken_for_damaged(tmp_path):
+    resource = pytest.importorskip("resource")
+    noise = np.random.default_rng(0)
+    samples = [Sample(str(i), noise.random((900, 900)).astype("f4"), np.eye(900, dtype=np.uint8)) for i in range(4)]
+    path = build_normalised(tmp_path, samples)
+    for epoch in (1, 2):
+        checkpoint.save(tmp_path, {"epoch": epoch, "w": torch.rand(4_000_000)})
+    before = {file.name: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+
+    def with_room_for(megabytes, action):
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + megabytes * 2**20, resource.RLIM_INFINITY))
+        try:
+            return str(action())
+        except InputError as error:
+            return str(error)
+
+    actions = [lambda: checkpoint.load(tmp_path)[0]["epoch"], lambda: len(SegmentationDataset(path, "train"))]
+    actions += [lambda: checkpoint.save(tmp_path / "new", {"w": torch.zeros(1).expand(9_000_000).clone()})]
+    for action, whole in zip(actions, ("2", "2", "None")):
+        told = [in_a_child(lambda n=n, action=action: with_room_for(n, action)) for n in (2, 6, 12, 20, 35, 600)]
+        assert "the memory is full" in told[0] and told[-1] == whole
+        assert all(text == whole or "the memory is full" in text for text in told)
+    assert before.items() <= {file.name: file.stat().st_mtime_ns for file in tmp_path.iterdir()}.items()
 
 
 class Evil:
