@@ -53,7 +53,8 @@ def check_images(images: Tensor) -> None:
 def check_pair(logits: Tensor, target: Tensor, weight: Tensor | None = None, *, labels: bool = True) -> None:
     """Raise `InputError` unless `logits` (B, C, H, W) float and `target` (B, H, W) integer belong together.
 
-    Labels lie in 0 … C−1 (with C = 1: 0 or 1) or are `IGNORE_INDEX`; a `weight` has the shape of `target`.
+    Labels, of any integer type, lie in 0 … C−1 (with C = 1: 0 or 1) or are `IGNORE_INDEX`; a `weight` has the shape of
+    `target`, and is finite and ≥ 0.  What would make the host wait for a GPU is looked at on the CPU only.
 
     >>> check_pair(torch.zeros(1, 2, 3, 3), torch.zeros(1, 3, 3, dtype=torch.int64))
     """
@@ -69,7 +70,11 @@ def check_pair(logits: Tensor, target: Tensor, weight: Tensor | None = None, *, 
         raise InputError(f"logits is on {logits.device}, target on {target.device}; move both to one device.")
     if weight is not None and weight.shape != target.shape:
         raise InputError(f"weight has shape {tuple(weight.shape)}; expected {tuple(target.shape)}, that of target.")
-    if labels and target.device.type == "cpu":  # on a GPU each step would wait for this; the .hdf5 was checked before
+    if weight is not None and weight.device.type == "cpu":
+        low, high = (weight if weight.is_floating_point() else weight.float()).aminmax()
+        if not 0 <= low <= high < torch.inf:
+            raise InputError(f"weight lies in {low:.3g} … {high:.3g}; expected finite numbers ≥ 0.")
+    if labels and target.device.type == "cpu":
         check_labels(target, max(C, 2))
 
 
@@ -78,6 +83,7 @@ def check_labels(target: Tensor, num_classes: int) -> None:
 
     >>> check_labels(torch.tensor([0, 1, 255]), num_classes=2)
     """
+    target = target if target.dtype == torch.uint8 else target.long()  # in int8, 255 would be −1
     low, high = target.aminmax()
     if low >= 0 and high < num_classes:  # most often, and one pass in place of five
         return

@@ -211,7 +211,8 @@ class Learner:
                     loss = self.loss(logits, target, *maps) * (len(images) / len(mine[0]))
                     scaler.scale(loss * weight).backward()
                     losses.append(loss.detach())
-                    counts.append(metrics.confusion_matrix(logits.detach(), target))
+                    # NaN is a matter of the loss, which names the batch
+                    counts.append(metrics.confusion_matrix(logits.detach().nan_to_num(), target, threshold=0.0))
                 return torch.stack(losses).sum(), torch.stack(counts).sum(dim=0)
             except RuntimeError as error:
                 if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
@@ -354,7 +355,7 @@ class Learner:
             images, target, *maps = parallel.shared(self._to_device(batch))
             if len(images):
                 logits = self._forward(self.model, images)
-                done.append((self.loss(logits, target, *maps), metrics.confusion_matrix(logits, target)))
+                done.append((self.loss(logits, target, *maps), metrics.confusion_matrix(logits, target, threshold=0.0)))
         return _scores(done)
 
     @torch.no_grad()

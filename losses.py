@@ -109,6 +109,7 @@ def boundary_loss(logits: Tensor, target: Tensor, distance: Tensor | None = None
     Kervadec et al., 2021 (doi:10.1016/j.media.2020.101851), equations 4 and 5, plus a constant that makes the best 0.
     """
     probs, truth = _probs_and_one_hot(logits, target)
+    target = target.long()
     if distance is None:
         distance = _map_of_each(target, functools.partial(signed_distance, num_classes=probs.shape[1]))
     signed = distance[:, None] if distance.ndim == 3 else distance[:, 1:]

@@ -12,33 +12,52 @@ import warnings
 import torch
 from torch import Tensor
 
-from checks import IGNORE_INDEX, InputError, check_labels, check_pair, two_or_more
+from checks import IGNORE_INDEX, InputError, check_labels, check_pair
+
+NAN = 2**40  # more than pixels can be counted
 
 
-def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int | None = None) -> Tensor:
+def confusion_matrix(
+    prediction: Tensor, target: Tensor, num_classes: int | None = None, *, threshold: float | None = None
+) -> Tensor:
     """Count the pixels of true class i that were predicted as class j.
 
     `prediction` is logits or probabilities (B, C, H, W) float, or labels (B, H, W) integer together with the number K
     of classes (with logits K = C, and 2 where C = 1); `target` is (B, H, W) integer, `IGNORE_INDEX` is not counted.
-    Returns int64 (K, K), rows = truth, columns = prediction; raises `InputError` for what does not belong together.
+    Where C = 1, class 1 is what exceeds the `threshold`, 0 for logits and 0.5 for probabilities; without it, numbers
+    that all lie in 0 … 1 are refused, as they may be either.
+    Returns int64 (K, K), rows = truth, columns = prediction; raises `InputError` for what does not belong together, and
+    for NaN (on a GPU `scores` does, as the counts of such a batch are negative).
 
     >>> confusion_matrix(torch.tensor([[[0, 1, 1]]]), torch.tensor([[[0, 0, 1]]]), num_classes=2).tolist()
     [[1, 1], [0, 1]]
     """
+    nan = torch.zeros((), dtype=torch.bool, device=target.device)
     if prediction.is_floating_point():
         check_pair(prediction, target, labels=False)  # the counts will tell
-        logits = two_or_more(prediction)
-        num_classes = logits.shape[1]
-        # the first maximum, as by `argmax`, which takes ten times as long across an outer axis
-        prediction = (logits[:, 1] > logits[:, 0]).long() if num_classes == 2 else logits.max(dim=1).indices
+        if prediction.shape[1] == 1 and threshold is None and prediction.numel():
+            low, high = prediction.aminmax()
+            if low >= 0 and high <= 1:
+                advice = "For logits give threshold=0.0, for probabilities threshold=0.5."
+                raise InputError(f"The one channel lies in {low:.3g} … {high:.3g}: logits or probabilities?\n{advice}")
+        nan, num_classes = prediction.sum().isnan(), max(prediction.shape[1], 2)  # true for ∞ − ∞, too
+        if target.device.type == "cpu" and nan and prediction.isnan().any():
+            raise InputError("The prediction holds NaN, which is no class: has the training gone wrong?")
+        if prediction.shape[1] == 1:
+            labels = prediction[:, 0] > (threshold or 0.0)
+        else:  # the first maximum, as by `argmax`, which takes ten times as long across an outer axis
+            labels = prediction[:, 1] > prediction[:, 0] if num_classes == 2 else prediction.max(dim=1).indices
     elif num_classes is None or prediction.shape != target.shape:
         shapes = f"prediction has shape {tuple(prediction.shape)}, target {tuple(target.shape)}, {num_classes=}"
         advice = "Expected logits (B, C, H, W), or labels in the shape of target together with num_classes."
         raise InputError(f"{shapes}.\n{advice}")
-    elif target.device.type == "cpu":
-        check_labels(prediction.where(target != IGNORE_INDEX, IGNORE_INDEX), num_classes)
-    count = _count if target.device.type == "cpu" else _count_without_waiting
-    return count(prediction, target, num_classes)
+    else:
+        labels, target = prediction.long(), target.long()  # compared with 255 as integers of one width
+        if target.device.type == "cpu":
+            check_labels(labels.where(target != IGNORE_INDEX, IGNORE_INDEX), num_classes)
+    if target.device.type == "cpu":
+        return _count(labels, target, num_classes)
+    return _count_without_waiting(labels, target, num_classes) - NAN * nan
 
 
 def _count(prediction: Tensor, target: Tensor, num_classes: int) -> Tensor:
@@ -137,6 +156,8 @@ def scores(confusion: Tensor) -> dict[str, float]:
     0.775
     """
     confusion = confusion.cpu()  # one transfer for all scores
+    if (confusion < 0).any():
+        raise InputError("A prediction held NaN, which is no class: has the training gone wrong?")
     if confusion.sum() == 0:
         warnings.warn("No pixel was counted: all are ignored, or the set is empty. All scores are NaN.", stacklevel=2)
     return {

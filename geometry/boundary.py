@@ -72,7 +72,7 @@ def separation_weights(
     is high only in narrow gaps between two cells.  `instances` (H, W): 0 background (ignored pixels too), 1 … n cells.
     The rest is as in `boundary_weights`; class 1 is "any cell".
     """
-    _check_label(instances)
+    instances = renumber(instances)
     _check_bump(w0, sigma)
     nearest, second = _two_distances(instances, reach=4 * sigma)
     gap = np.where(instances == 0, w0 * np.exp(-((nearest + second) ** 2) / (2 * sigma**2)), 0)
@@ -93,6 +93,21 @@ def find_cells(label: np.ndarray) -> np.ndarray:
         cells += np.where(parts > 0, parts + total, 0)
         total += count
     return cells
+
+
+def renumber(instances: np.ndarray) -> np.ndarray:
+    """Number the objects of an instance map anew, 1 … n in the order of their numbers, int64; 0 stays 0.
+
+    Numbers of objects are names: they may have any size.  `InputError` for negative ones.
+
+    >>> renumber(np.array([[0, 2**63, 7]], np.uint64)).tolist()
+    [[0, 2, 1]]
+    """
+    _check_label(instances)
+    if instances.min(initial=0) < 0:
+        raise InputError("An instance map holds a negative number; expected 0 (background) and numbers > 0 (objects).")
+    names, numbers = np.unique(instances, return_inverse=True)
+    return numbers.reshape(instances.shape) + int(names.size > 0 and names[0] > 0)
 
 
 def _squared_distance(label: np.ndarray) -> np.ndarray:
@@ -128,9 +143,7 @@ def _two_distances(instances: np.ndarray, reach: float) -> tuple[np.ndarray, np.
     """
     nearest, second = np.full(instances.shape, np.inf), np.full(instances.shape, np.inf)
     margin = int(np.ceil(reach)) + 1
-    for number, box in enumerate(ndimage.find_objects(instances), start=1):
-        if box is None:  # no cell has this number
-            continue
+    for number, box in enumerate(ndimage.find_objects(instances), start=1):  # renumbered: none is missing
         around = tuple(slice(max(s.start - margin, 0), s.stop + margin) for s in box)
         distance = border_distance((instances[around] == number).astype(np.uint8))
         distance[distance > reach] = np.inf

@@ -32,6 +32,7 @@ from geometry.topology import check_maps, critical_regions
 Maps = Sequence[np.ndarray]
 Row = dict[str, Any]
 T = TypeVar("T")
+MOST_CLASSES = 100  # an instance map with more objects than this is told from a class map
 SETTINGS = ("threshold", "connectivity", "tolerance")
 
 
@@ -88,19 +89,23 @@ class Overlaps:
 
 def overlaps(pred: ArrayLike, target: ArrayLike) -> Overlaps:
     """Count the pixels that predicted and true objects of two instance maps (H, W) share."""
-    maps = [labels.ravel().astype(np.int64) for labels in check_maps(pred, target, "H, W")]
+    maps = [labels.ravel() for labels in check_maps(pred, target, "H, W")]
     if min(labels.min(initial=0) for labels in maps) < 0:
         raise InputError("An instance map holds a negative number; expected 0 (background) and numbers > 0 (objects).")
     # Cut into runs in which neither label changes: in pictures of cells ten times fewer items to sort.
     changes = (maps[0][1:] != maps[0][:-1]) | (maps[1][1:] != maps[1][:-1])
     start = np.flatnonzero(np.append(maps[0].size > 0, changes))
     length = np.diff(start, append=maps[0].size)
-    # the 0 in front keeps the background 0, also where there is none
-    pred_run, target_run = (np.unique(np.append(0, labels[start]), return_inverse=True)[1][1:] for labels in maps)
+    pred_run, target_run = (_named(labels[start]) for labels in maps)
     columns = pred_run.max(initial=0) + 1
     key, pair = np.unique(target_run * columns + pred_run, return_inverse=True)
     sizes = (np.bincount(run, length, n).astype(np.int64) for run, n in ((pair, 0), (pred_run, 1), (target_run, 1)))
     return Overlaps(key % columns, key // columns, *sizes)
+
+
+def _named(labels: np.ndarray) -> np.ndarray:
+    """Numbers 0 … n in the place of names of any size; the 0 in front keeps the background 0, also without any."""
+    return np.unique(np.append(labels.dtype.type(0), labels), return_inverse=True)[1][1:]
 
 
 @dataclass(frozen=True)
@@ -282,27 +287,45 @@ class BoundaryDistances:
         return float(max(np.percentile(self.pred, percentile), np.percentile(self.target, percentile)))
 
 
-def boundary_distances(pred: ArrayLike, target: ArrayLike, of_class: int | None = None) -> BoundaryDistances:
+def boundary_distances(
+    pred: ArrayLike, target: ArrayLike, of_class: int | None = None, *, instances: bool | None = None
+) -> BoundaryDistances:
     """Exact distances between the borders in a predicted and a true label map (H, W); the frame is no border.
 
     With `of_class` it is the border of this class against the rest, by default all borders between different labels.
+    In instance maps (`instances=True`) 255 is an object like all others, in class maps (False) what is ignored; without
+    a word, class maps are expected, and a 255 beside numbers that no class has, or in `pred`, is refused.
 
     >>> distances = boundary_distances(np.array([[0, 0, 1, 1]]), np.array([[0, 1, 1, 1]]))  # one pixel off
     >>> distances.hausdorff(), distances.within(0.5).f1, distances.within(1).f1
     (1.0, 0.0, 1.0)
     """
-    pred, target = check_maps(pred, target, "H, W")
-    ignored = target == IGNORE_INDEX
-    maps = (pred, target) if of_class is None else class_masks(pred, target, of_class)
+    maps: Maps = check_maps(pred, target, "H, W")
+    if of_class is None and instances is None and _may_be_instances(*maps):
+        advice = "Give instances=True if 255 is an object, and instances=False if these pixels are ignored."
+        raise InputError(f"The maps hold 255, and seem to number objects, of which 255 may be one.\n{advice}")
+    if instances:  # other numbers, of which none is 255
+        maps = [-_named(labels.ravel()).reshape(labels.shape) for labels in maps]
+    ignored = maps[1] == IGNORE_INDEX
+    maps = maps if of_class is None else class_masks(pred, target, of_class)
     points = [np.argwhere(find_cracks(np.where(ignored, IGNORE_INDEX, labels.astype(np.int64)))) for labels in maps]
     middles = [p[p.sum(axis=1) % 2 == 1] for p in points]  # one coordinate is even, one odd
     # Exact, since middles and ends of all cracks lie on the lattice of half pixels
     return BoundaryDistances(*(cKDTree(others).query(own)[0] / 2 for own, others in zip(middles, points[::-1])))
 
 
+def _may_be_instances(pred: np.ndarray, target: np.ndarray) -> bool:
+    """Whether 255 occurs as in no class map: in the prediction, or beside numbers that no class has."""
+    counts = target != IGNORE_INDEX
+    others = max(labels.max(initial=0, where=counts) for labels in (pred, target))
+    return bool((pred == IGNORE_INDEX).any() or (not counts.all() and others >= MOST_CLASSES))
+
+
 def choose_threshold(probs: Maps, labels: Maps) -> tuple[float, list[Row]]:
     """The threshold (0.05 … 0.95) with the fewest errors of topology, in a tie the one near 0.5; and a row for each."""
     rows = []
+    if not all(np.isfinite(p).all() for p in probs):
+        raise InputError("choose_threshold: the probabilities hold NaN or Inf; look at the predictions.")
     for threshold in (k / 20 for k in range(1, 20)):
         guesses = [p > threshold for p in probs]
         rows.append({"threshold": threshold, "dice": dice(guesses, labels)} | topology_row(guesses, labels))
@@ -313,18 +336,22 @@ def choose_threshold(probs: Maps, labels: Maps) -> tuple[float, list[Row]]:
 def judge(guesses: Maps, labels: Maps, object_class: int = 1) -> Row:
     """All scores of boolean maps; the components of `object_class` (1: 8-connected, 0: 4-connected) are the objects.
 
-    `hd95` is the median over the images, counts of topology are per image; all others are of the whole set.
+    `hd95` is the median over the `hd95_images` with a border in truth or guess, infinite where one of them has none;
+    counts of topology are per image; all others are of the whole set.
     """
     pairs = list(zip(guesses, labels))
     borders = [boundary_distances(guess, label, of_class=1) for guess, label in pairs]
     connectivity = 8 if object_class == 1 else 4
+    hd95 = np.array([distances.hausdorff(95) for distances in borders])
+    hd95 = hd95[~np.isnan(hd95)]  # nothing there and nothing found has no score
     tables = [overlaps(*class_objects(*pair, object_class, connectivity=connectivity)) for pair in pairs]
     parts, matches = total(map(partition, tables)), total(map(match_objects, tables))
     return {
         "dice": dice(guesses, labels),
         "mean_iou": metrics.mean_iou(_confusion(guesses, labels)),
         "boundary_f1": total(distances.within(2) for distances in borders).f1,
-        "hd95": np.median([distances.hausdorff(95) for distances in borders]),
+        "hd95": float(np.median(hd95)) if hd95.size else math.nan,
+        "hd95_images": hd95.size,
         "cl_dice": total(centre_lines(guess, label) for guess, label in pairs).cl_dice,
         **{name: getattr(parts, name) for name in ("arand", "voi_split", "voi_merge")},
         "object_f1": matches.f1,

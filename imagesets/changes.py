@@ -16,7 +16,7 @@ from scipy import ndimage
 from torch.nn.functional import interpolate
 
 from checks import InputError
-from geometry.boundary import boundary_weights, find_cells, separation_weights
+from geometry.boundary import boundary_weights, find_cells, renumber, separation_weights
 from imagesets.files import Sample
 
 
@@ -33,11 +33,11 @@ def separate_cells(sample: Sample) -> Sample:
     """
     if "instances" not in sample.extras:
         raise InputError(f"{sample.name}: separate_cells needs a map that numbers the cells, in a folder instances/.")
-    ids = sample.extras["instances"]
+    instances, ids = sample.extras["instances"], renumber(sample.extras["instances"])
     largest = ndimage.maximum_filter(ids, 3, mode="nearest")
     smallest = ndimage.minimum_filter(np.where(ids > 0, ids, ids.max()), 3, mode="nearest")  # background does not count
     touching = (ids > 0) & (largest != smallest)
-    extras = {**sample.extras, "instances": np.where(touching, 0, ids).astype(ids.dtype)}
+    extras = {**sample.extras, "instances": np.where(touching, 0, instances).astype(instances.dtype)}
     return replace(sample, label=np.where(touching, 0, sample.label).astype(np.uint8), extras=extras)
 
 

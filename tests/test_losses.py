@@ -403,3 +403,26 @@ def test_the_names_of_losses_show_their_settings_and_no_address():
         "WeightedSum(1.0 * focal_loss(gamma=3) + "
         "0.5 * BoundaryWeightedLoss(w0=5.0, sigma=2.0, class_weight=None, separation=False))"
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.uint16, torch.int32, torch.uint32, torch.uint64])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_labels_of_every_integer_type_are_those_of_int64(loss, dtype):
+    logits, target = random_pair()
+    target[0, 0] = 1 if dtype is torch.int8 else 255
+    assert loss(logits, target.to(dtype)) == loss(logits, target)
+    with pytest.raises(InputError, match="label"):
+        loss(logits, target.where(target != 0, -1 if dtype is torch.int8 else 7).to(dtype))
+
+
+@pytest.mark.parametrize("bad", [-0.1, math.nan, math.inf])
+@pytest.mark.parametrize(
+    "loss", [cross_entropy, TopologyLoss(), BoundaryWeightedLoss(), WeightedSum((1, cross_entropy))]
+)
+def test_weights_are_finite_and_not_negative(loss, bad):
+    logits, target = random_pair()
+    weight = torch.ones(target.shape)
+    assert torch.isfinite(loss(logits, target, weight)) and torch.isfinite(loss(logits, target, weight.long()))
+    weight[0, 0, 0] = bad
+    with pytest.raises(InputError, match="expected finite numbers ≥ 0"):
+        loss(logits, target, weight)

@@ -140,3 +140,50 @@ def test_equal_logits_count_for_the_first_class(memory_format):
     logits = torch.tensor([1.0, 3.0, 3.0, 0.0]).view(1, 4, 1, 1).expand(1, 4, 40, 40)
     counts = confusion_matrix(logits.contiguous(memory_format=memory_format), torch.zeros(1, 40, 40, dtype=torch.int64))
     assert counts[0].tolist() == [0, 1600, 0, 0]
+
+
+INTEGERS = [torch.uint8, torch.int8, torch.int16, torch.uint16, torch.int32, torch.uint32, torch.int64, torch.uint64]
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+def test_every_integer_type_counts_like_int64(dtype):
+    truth, wanted = TRUTH.clone(), confusion_matrix(GUESS, TRUTH, 2).tolist()
+    if dtype is torch.int8:  # has no 255, and −1 is not taken for it
+        with pytest.raises(InputError, match=r"\[-1\]"):
+            confusion_matrix(GUESS, (TRUTH - (TRUTH == 0).long()).to(dtype), 2)
+    else:
+        truth[0, 0] = 255
+        wanted = [[1, 1], [2, 0]]
+    logits = torch.nn.functional.one_hot(GUESS, 2).movedim(-1, 1).float()
+    assert confusion_matrix(GUESS.to(dtype), truth.to(dtype), 2).tolist() == wanted
+    assert confusion_matrix(logits, truth.to(dtype)).tolist() == wanted
+    assert confusion_matrix(GUESS.bool(), truth.to(dtype), 2).tolist() == wanted
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_nan_is_no_class(channels, dtype, device):
+    logits = torch.full((2, channels, 4, 5), -2.0, dtype=dtype, device=device)
+    target = torch.zeros(2, 4, 5, dtype=torch.int64, device=device)
+    logits[0, 0, 0, 0], logits[0, -1, 1, 1] = torch.inf, -torch.inf
+    assert confusion_matrix(logits, target).sum() == 40
+    logits[1, 0, 2, 2] = torch.nan
+    with pytest.raises(InputError, match="NaN"):
+        scores(confusion_matrix(logits, target))
+
+
+def test_counts_of_nan_are_refused_by_the_scores_also_in_a_sum():
+    with pytest.raises(InputError, match="NaN"):  # what a GPU gives, which is not waited for
+        scores(torch.tensor([[2**20, 3], [4, 5]]) + torch.tensor([[7, 0], [0, 9]]) - metrics.NAN)
+
+
+def test_probabilities_of_one_channel_count_at_one_half_or_are_refused():
+    probs = torch.zeros(1, 1, 8, 8)
+    probs[..., :2, :2], probs[..., :2, 2:4] = 0.9, 0.4
+    truth = torch.zeros(1, 8, 8, dtype=torch.int64)
+    truth[:, :2, :2] = 1
+    with pytest.raises(InputError, match="threshold=0.5"):
+        confusion_matrix(probs, truth)
+    assert confusion_matrix(probs, truth, threshold=0.5).tolist() == [[60, 0], [0, 4]]
+    assert confusion_matrix(probs.logit(), truth, threshold=0.0).tolist() == [[60, 0], [0, 4]]
+    assert confusion_matrix(torch.cat([1 - probs, probs], dim=1), truth).tolist() == [[60, 0], [0, 4]]

@@ -16,6 +16,7 @@ from skimage.measure import label
 from skimage.metrics import adapted_rand_error, variation_of_information
 
 from checks import IGNORE_INDEX, InputError
+from geometry.boundary import separation_weights
 from geometry.objects import (
     BoundaryCounts,
     CentreLineCounts,
@@ -447,3 +448,42 @@ def test_step_area_by_hand():
 def test_what_cannot_be_ranked_is_refused(probs, labels):
     with pytest.raises(InputError, match="precision_recall"):
         precision_recall(list(map(np.array, probs)), list(map(np.array, labels)))
+
+
+def test_255_is_an_object_like_others_in_instance_maps():
+    target = np.zeros((9, 20), int)
+    target[2:6, 2:6], target[2:6, 10:14] = 7, 255
+    missed = np.where(target == 255, 0, target)
+    # one of two equal borders was found: precision 1, recall 1/2
+    assert boundary_distances(missed, target, instances=True).within(1).f1 == pytest.approx(2 / 3)
+    assert boundary_distances(missed, target, instances=False).within(1).f1 == 1  # in a class map: ignored
+    renamed = np.where(target == 255, 300, target)
+    assert boundary_distances(renamed, target, instances=True).within(0).f1 == 1
+    for pred, truth in ((target, target), (missed, np.where(target == 7, 254, target))):
+        with pytest.raises(InputError, match="instances=True"):
+            boundary_distances(pred, truth)
+
+
+@pytest.mark.parametrize("large", [2**31, 2**24, 2**63 - 1, 2**64 - 2])
+def test_numbers_of_objects_are_names_of_any_size(large):
+    small = np.array([[1, 1, 0, 2, 2, 0, 1]])
+    big = np.where(small == 2, np.uint64(large), np.where(small == 1, np.uint64(large + 1), np.uint64(0)))
+    for pred, target in ((small, big), (big, small), (big, big)):
+        assert match_objects(overlaps(pred, target)).panoptic_quality == 1
+    assert np.array_equal(separation_weights(big), separation_weights(3 * small))
+    with pytest.raises(InputError, match="negative"):
+        separation_weights(-small)
+
+
+def test_an_image_without_borders_does_not_spoil_the_distance_of_the_set():
+    empty, disc = np.zeros((9, 9), bool), np.pad(np.ones((3, 3), bool), 3)
+    row = judge([disc, empty], [np.roll(disc, 1, axis=1), empty])
+    assert (row["hd95"], row["hd95_images"]) == (1.0, 1)
+    assert judge([disc, empty], [empty, empty])["hd95"] == np.inf  # found where nothing is: no image to leave out
+    nothing = judge([empty], [empty])
+    assert np.isnan(nothing["hd95"]) and nothing["hd95_images"] == 0
+
+
+def test_a_threshold_is_not_chosen_from_nan():
+    with pytest.raises(InputError, match="NaN"):
+        choose_threshold([np.array([[0.3, np.nan]])], [np.array([[0, 1]])])
