@@ -158,7 +158,8 @@ class Learner:
                     row |= {f"val_{name}": value for name, value in self.evaluate(self.val_loader).items()}
                 row["seconds"] = time.perf_counter() - began
                 self._close_epoch(state, row, optimizer, scaler)
-                line.show(f"epoch {epoch + 1}/{epochs} · {self._summary(state)}")
+                left = f" · about {row['seconds'] * (epochs - epoch - 1) / 60:.1f} minutes left" * (epoch + 1 < epochs)
+                line.show(f"epoch {epoch + 1}/{epochs} · {self._summary(state)}{left}")
                 after_epoch(row)
         finally:  # also when the student presses stop, or the loss is not finite
             _glibc("malloc_trim", 0)

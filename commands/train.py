@@ -55,11 +55,11 @@ def refuse_another_run(learner: Learner, options: Namespace) -> None:
     """Raise `InputError` if the folder holds the run of other data, other options, or other code."""
     stored, note = checkpoint.load(options.output / "checkpoints")
     print(note, end="")
-    before, now = (
-        {key: str(value) for key, value in each.items()}
-        for each in (stored["settings"] if stored else {}, learner.settings())
-    )
-    if stored and not options.overwrite and (what := checkpoint.changed(before, now)):
+    if (
+        stored
+        and not options.overwrite
+        and (what := checkpoint.changed(stored.get("settings", {}), learner.settings()))
+    ):
         found = f"{options.output} holds another run, which differs in {what}."
         raise InputError(f"{found}\nAdd --output {options.output}-2 to keep it, or --overwrite to replace it.")
 

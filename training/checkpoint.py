@@ -223,9 +223,12 @@ class _Walk:
         return self.seen[id(thing)][0]
 
     def of_function(self, function: types.FunctionType) -> list[str]:
-        codes, scope = _codes(function.__code__), ChainMap(function.__globals__, sys.modules)
+        codes = _codes(function.__code__)
         names = {name for code in codes for name in code.co_names}
         reads = sorted({name for code in codes for name in _steps(code)[2] if name[:2] != "__"})
+        loaded = {name: sys.modules[name] for name in reads if name in sys.modules}
+        own = {name: module for name, module in loaded.items() if not _of_library(module)}  # others come when they like
+        scope = ChainMap(function.__globals__, own)
         used = [(name, _named_in(scope[name], names)) for name in reads if name in scope]
         state = function.__defaults__, function.__kwdefaults__, _cells(function), vars(function), used
         return [self.digest(part) for part in (function.__code__, *state)]

@@ -43,6 +43,7 @@ def test_a_folder_becomes_a_model_file(folder, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert train.main([str(folder), *SMALL]) == 0
     printed = capsys.readouterr().out
+    assert len(re.findall(r"epoch 1/2 · .* · about 0\.\d minutes left", printed)) == printed.count("minutes left") == 1
     assert "test mean_iou 0." in printed and "test IoU of class 1 0." in printed and "model.pt2" in printed
     assert [row.split(",")[0] for row in Path("runs/squares/history.csv").read_text().split()] == ["epoch", "1", "2"]
     assert read_image(Path("runs/squares/curves.png")).shape[1] > 300

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import types
 from collections import OrderedDict
 from pathlib import Path
 
@@ -394,3 +395,15 @@ def test_an_edited_module_is_trained_anew_by_the_next_process(tmp_path):
     assert "trained before" in run(text, "    # Another text\n    '''For all.'''\n\n")
     assert "holds another run, which differs in losses._nats." in run("return F.cross", "return 10 * F.cross")
     assert "changed since then: losses._nats: started over" in run(text, text, "--overwrite")
+
+
+def test_a_library_that_was_imported_meanwhile_makes_no_other_function(monkeypatch):
+    def function():
+        import wave_of_the_library
+
+        return wave_of_the_library
+
+    before, module = identity(x=function), types.ModuleType("wave_of_the_library")
+    module.__file__ = "/usr/lib/site-packages/wave_of_the_library.py"
+    monkeypatch.setitem(sys.modules, "wave_of_the_library", module)
+    assert changed(before, identity(x=function)) == ""
