@@ -125,7 +125,10 @@ class Layout:
         if used := label_map or self.label_map:
             return max(2, *(number + 1 for number in used.values() if number != IGNORE_INDEX))
         labels = [] if self.objects else [pair.label for pair in self.pairs if isinstance(pair.label, Path)]
-        return len(self.classes) or _count_classes(labels, self.kind in ("Pascal VOC", "Cityscapes"))
+        number = len(self.classes) or _count_classes(labels, self.kind in ("Pascal VOC", "Cityscapes"))
+        if number == 0:
+            self.kind += " that may be numbers of objects (add --map '0=0,*=1' to make them one class)"
+        return number or 2
 
 
 def read_folder(folder: str | Path, label_map: LabelMap | None = None) -> Iterator[Sample]:
@@ -224,7 +227,7 @@ def _folders(layout: Layout, paths: Sequence[Path], _: Tables) -> None:
     """Images and masks in folders of their own, or side by side, paired by their names."""
     names = " ".join(path.relative_to(layout.folder).as_posix() for path in paths)
     layout.kind = next((kind for mark, kind in KINDS.items() if mark in names), layout.kind)
-    for table in [path for name in TABLES.split() for path in paths if path.name.lower() == name][:1]:
+    for table in [path for name in TABLES.split() for path in paths if path.name.lower().strip("_") == name][:1]:
         layout.classes, layout.label_map = _read_table(table)
     if layout.kind == "Pascal VOC" and layout.label_map:
         layout.label_map = {**layout.label_map, (224, 224, 192): IGNORE_INDEX}  # the colour of its borders
@@ -234,7 +237,7 @@ def _folders(layout: Layout, paths: Sequence[Path], _: Tables) -> None:
             layout.label_map = dict.fromkeys(range(256), IGNORE_INDEX) | {id: k for k, id in enumerate(STREET_IDS)}
         paths = [path for path in paths if chosen in path.name or "gtFine" not in path.name]
     found = _by_role(layout, paths)
-    layout.objects = layout.kind == "Cellpose" or not found["labels"]
+    layout.objects = layout.kind == "Cellpose" or bool(found["instances"] and not found["labels"])
     images, labels = found.pop("images"), found.pop("labels") or found.pop("instances")
     partners = {key: key for key in images.keys() & labels.keys()}
     by_core = {_core(key, "labels"): key for key in labels.keys() - partners.keys()}
@@ -249,8 +252,8 @@ def _folders(layout: Layout, paths: Sequence[Path], _: Tables) -> None:
         maps = {role: those[key][0] for role, those in found.items() if key in those}
         layout.pairs.append(Pair(key, images[key], labels[of_label][0], part_of.get(key[-1], key[0]), maps))
     if not part_of:
-        _lonely(layout, images, partners.keys(), labels, "has no label", paths)
-    _lonely(layout, labels, {*partners.values()}, images, "has no image", ())
+        _lonely(layout, images, partners.keys(), labels, "has no label", {path.name: path for path in paths})
+    _lonely(layout, labels, {*partners.values()}, images, "has no image", {})
 
 
 def _by_role(layout: Layout, paths: Sequence[Path]) -> dict[str, dict[Key, list[Path]]]:
@@ -263,7 +266,11 @@ def _by_role(layout: Layout, paths: Sequence[Path]) -> dict[str, dict[Key, list[
         if path.suffix.lower() not in IMAGE_SUFFIXES:
             if role and path.suffix.lower() not in files.SIDE_CARS:
                 other = "move it to another place, or save it as PNG or TIFF"
-                layout.problem(path, f"is none of {', '.join(IMAGE_SUFFIXES)}", _advice([path], path.stem, other))
+                layout.problem(
+                    path,
+                    f"is none of {', '.join(IMAGE_SUFFIXES)}",
+                    _advice({path.name: path}, path.name.partition(".")[0], other),
+                )
         elif named and not role:
             layout.leave(path)
         else:
@@ -280,7 +287,12 @@ def _by_role(layout: Layout, paths: Sequence[Path]) -> dict[str, dict[Key, list[
 
 
 def _lonely(
-    layout: Layout, there: dict[Key, list[Path]], used: Iterable[Key], others: Iterable[Key], found: str, paths: Any
+    layout: Layout,
+    there: dict[Key, list[Path]],
+    used: Iterable[Key],
+    others: Iterable[Key],
+    found: str,
+    by_name: dict[str, Path],
 ) -> None:
     """Files without a partner: problems, but for test images, which may have no label, and folders of other things."""
     places = {key[:-1] for key in others}
@@ -290,13 +302,13 @@ def _lonely(
         if key[:-1] not in places and (key[0] == "test" or is_other):
             layout.leave(path)
         else:
-            layout.problem(path, found, _advice(paths, key[-1], "add one, or take this file away"))
+            layout.problem(path, found, _advice(by_name, key[-1], "add one, or take this file away"))
 
 
-def _advice(paths: Iterable[Path], name: str, otherwise: str) -> str:
-    """What turns the labels of another program, if there are some, into files that are read."""
-    texts = [text for end, text in ADVICE.items() if any(path.name.endswith(end) for path in paths)]
-    return texts[0].replace("NAME", name) if texts else otherwise
+def _advice(places: dict[str, Path], name: str, otherwise: str) -> str:
+    """What turns the label of another program, if there is one of this name, into a file that is read."""
+    found = ((text, places[name + end].with_name(name)) for end, text in ADVICE.items() if name + end in places)
+    return next((text.replace("NAME", path.as_posix()) for text, path in found), otherwise)
 
 
 def _lists(paths: Sequence[Path], names: set[str]) -> dict[str, str]:
@@ -338,7 +350,7 @@ def _read_table(path: Path) -> tuple[tuple[str, ...], LabelMap | None]:
 
 
 def _count_classes(paths: Sequence[Path], may_have_gaps: bool) -> int:
-    """K if the labels are 0 … K−1, each of them somewhere; 2 if they may be numbers of objects, or anything else."""
+    """K if the labels are 0 … K−1, each of them somewhere; 0 if they may be numbers of objects; 2 if anything else."""
     values, numbers, may_be_objects = set[int](), set[int](), True
     for path in paths:
         with contextlib.suppress(BadFiles):  # it will be named when it is read
@@ -349,8 +361,9 @@ def _count_classes(paths: Sequence[Path], may_have_gaps: bool) -> int:
                 pieces = (ndimage.label(label == value, np.ones((3, 3)))[1] for value in here)
                 may_be_objects = here == [*range(1, len(here) + 1)] and all(number == 1 for number in pieces)
     largest, are_objects = max(values, default=1), may_be_objects and len(numbers) > 1
-    is_plain = may_have_gaps or (len(values) == largest and not are_objects)
-    return max(2, largest + 1) if largest < MOST_CLASSES and is_plain else 2
+    if are_objects and largest > 1 and not may_have_gaps:
+        return 0
+    return max(2, largest + 1) if largest < MOST_CLASSES and (may_have_gaps or len(values) == largest) else 2
 
 
 # ---- outlines in JSON -----------------------------------------------------------------------------------------------

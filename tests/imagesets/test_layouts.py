@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from imagesets.files import BadFiles, Problem, raise_problems
+from imagesets.files import BadFiles, Problem, parse_map, raise_problems
 from imagesets.layouts import read_folder, recognise
 from tests.data_helpers import colour_picture, make_folder, mask, picture, refused, save
 
@@ -148,7 +148,7 @@ def test_numbers_of_objects_are_one_class_and_a_map(tmp_path):
 @pytest.mark.parametrize(
     ("labels", "number"),
     [
-        ([[0, 1, 2], [0, 0, 1]], 3),  # 0, 1, 2: three classes … but in pieces of one, and differently many: objects?
+        ([[0, 1, 2], [0, 0, 1]], 2),  # each in one piece, and not everywhere as many: objects?
         ([[0, 1, 2, 1], [0, 2, 0, 2]], 3),
         ([[0, 1, 3, 1], [1, 0, 1, 3]], 2),  # a gap: `check` asks
         ([[0, 1, 255, 1], [0, 1, 0, 0]], 2),
@@ -156,8 +156,13 @@ def test_numbers_of_objects_are_one_class_and_a_map(tmp_path):
 )
 def test_the_number_of_classes_is_read_off_the_labels_if_they_say_it(tmp_path, labels, number):
     for name, row in enumerate(labels):
-        write(tmp_path, **{f"images/{name}.png": picture(), f"labels/{name}.png": np.array([row], np.uint8)})
-    assert recognise(tmp_path).num_classes() == (2 if len(labels[0]) == 3 else number)
+        write(
+            tmp_path, **{f"images/{name}.png": picture(0, 1, len(row)), f"labels/{name}.png": np.array([row], np.uint8)}
+        )
+    assert (layout := recognise(tmp_path)).num_classes() == number and len(layout.pairs) == 2
+    if len(labels[0]) == 3:  # the advice is taken
+        label_map = parse_map(re.search(r"add --map '(\S+)'", str(layout))[1])
+        assert [sample.label.tolist() for sample in read_folder(tmp_path, label_map)] == [[[0, 1, 1]], [[0, 0, 1]]]
     assert recognise(tmp_path).num_classes({0: 0, 255: 4}) == 5
 
 
