@@ -23,12 +23,13 @@ from torch.optim import Optimizer
 
 import metrics
 import plots
-from checks import InputError, check_images, two_or_more
+from checks import InputError, check_images, memory_is_full, two_or_more
 from networks import inspection
 from training import checkpoint, parallel
-from training.modelfile import margin_of, predict_tiled
+from training.modelfile import GRID, margin_of, predict_tiled
 
 VERSION = 3  # of the state in a checkpoint
+TILE = 1024  # side of the pieces, in pixels, that large images are cut into
 SCHEDULES = ("cosine", "constant")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 CHOSEN = (
@@ -215,9 +216,9 @@ class Learner:
                     # NaN is a matter of the loss, which names the batch
                     counts.append(metrics.confusion_matrix(logits.detach().nan_to_num(), target, threshold=0.0))
                 return torch.stack(losses).sum(), torch.stack(counts).sum(dim=0)
-            except RuntimeError as error:
-                if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
-                    raise  # on a CPU PyTorch has no class for a full memory, only a message
+            except (RuntimeError, MemoryError) as error:
+                if not memory_is_full(error):
+                    raise
             if self._pieces >= len(mine[0]):
                 advice = "Take a smaller crop, or a model with smaller widths."
                 raise InputError(f"The memory of {self.device} does not hold one image of the batch.\n{advice}")
@@ -349,29 +350,46 @@ class Learner:
 
     @torch.no_grad()
     def evaluate(self, loader: Iterable[Batch]) -> dict[str, float]:
-        """Loss and all scores of `metrics.scores` over a whole set, from one confusion matrix."""
+        """Loss and all scores of `metrics.scores` over a whole set, from one confusion matrix; by tiles if need be."""
         self.model.eval()
         done = []
         for batch in loader:
             images, target, *maps = parallel.shared(self._to_device(batch))
             if len(images):
-                logits = self._forward(self.model, images)
+                logits = self._by_tiles(lambda part: self._forward(self.model, part), images)
                 done.append((self.loss(logits, target, *maps), metrics.confusion_matrix(logits, target, threshold=0.0)))
         return _scores(done)
 
     @torch.no_grad()
-    def predict(self, images: Tensor, *, tile: int = 1024, flips: bool = False) -> Tensor:
+    def predict(self, images: Tensor, *, tile: int = TILE, flips: bool = False) -> Tensor:
         """Class probabilities (B, K, H, W), float32 on the CPU, for normalised images (B, C, H, W) of any size.
 
-        Images larger than `tile` are cut (`predict_tiled`); `flips` averages over the four reflections of the image.
+        Images larger than `tile`, or than the memory holds, are cut (`predict_tiled`); `flips` averages over the four
+        reflections of the image.
         """
         check_images(images)
         self.model.eval()
         if flips:
             views = [self.predict(images.flip(axes), tile=tile).flip(axes) for axes in ((), (2,), (3,), (2, 3))]
             return torch.stack(views).mean(dim=0)
-        margin = margin_of(self.model, images.shape[1]) if max(images.shape[2:]) > tile else None
-        return predict_tiled(self._probs, images, tile=tile, margin=margin)
+        return self._by_tiles(self._probs, images, tile)
+
+    def _by_tiles(self, forward: Callable[[Tensor], Tensor], images: Tensor, tile: int = TILE) -> Tensor:
+        """`forward` of the images: all at once, else one by one, else in ever smaller tiles, as the memory allows."""
+        at_once, tile, margin = len(images), min(tile, max(images.shape[2:])), None
+        while True:
+            if margin is None and max(images.shape[2:]) > tile:
+                margin = margin_of(self.model, images.shape[1])
+            try:
+                parts = images.split(at_once)
+                return torch.cat([predict_tiled(forward, part, tile=tile, margin=margin) for part in parts])
+            except (RuntimeError, MemoryError) as error:
+                if not memory_is_full(error):
+                    raise
+            if at_once == 1 and (tile <= 2 * GRID or (margin is None and max(images.shape[2:]) > tile)):
+                size = f"one image of {images.shape[2]} × {images.shape[3]} pixels, not even by tiles"
+                raise InputError(f"The memory of {self.device} does not hold {size}.\nTake a smaller model or image.")
+            at_once, tile = 1, tile if at_once > 1 else tile // 2
 
     def _probs(self, images: Tensor) -> Tensor:
         (images,) = self._to_device([images])

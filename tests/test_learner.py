@@ -474,3 +474,52 @@ def test_not_even_one_image_fits():
     learner.model.forward = lambda images: torch.zeros(1, 1) @ images  # another RuntimeError is not hidden
     with pytest.raises(RuntimeError, match="size"):
         learner.fit(1)
+
+
+def small_memory(learner, monkeypatch, pixels):
+    """Let the learner take only so many pixels at once; returns the list of those that it took."""
+    forward, taken = learner._forward, []
+
+    def limited(model, images):
+        if images[:, 0].numel() > pixels:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate many bytes.")
+        taken.append(images[:, 0].numel())
+        return forward(model, images)
+
+    monkeypatch.setattr(learner, "_forward", limited)
+    return taken
+
+
+@pytest.mark.parametrize("norm", ["batch", "none"])
+def test_what_the_memory_does_not_hold_is_judged_and_predicted_by_tiles(monkeypatch, norm):
+    learner = make(val=False, model={"norm": norm})
+    learner.fit(1)
+    images, target = discs(n=2, size=400)
+    target[0, :9] = 255
+    whole, probs = learner.evaluate([(images, target)]), learner.predict(images)
+    taken = small_memory(learner, monkeypatch, 200 * 400)
+    assert learner.evaluate([(images, target)]) == pytest.approx(whole, rel=1e-5)
+    torch.testing.assert_close(learner.predict(images), probs)
+    assert len(taken) > 4
+    monkeypatch.setattr("learner.TILE", 256)
+    assert learner.evaluate([(images, target)]) == pytest.approx(whole, rel=1e-5)
+    small_memory(learner, monkeypatch, 2000)
+    for action in (lambda: learner.evaluate([(images, target)]), lambda: learner.predict(images)):
+        with pytest.raises(InputError, match="400 × 400 pixels, not even by tiles"):
+            action()
+
+
+def test_a_validation_that_the_memory_does_not_hold_does_not_end_the_training(monkeypatch):
+    learner, (images, target) = make(), discs(n=2, size=400)
+    learner.val_loader = [(images, target)]
+    small_memory(learner, monkeypatch, 150 * 400)
+    assert len(learner.fit(2)) == 2
+
+
+def test_small_crops_and_deep_nets_have_a_fastest_format(tmp_path):
+    images, target = (tensor[..., 8:24, 8:24] for tensor in discs(n=8))
+    for batch in (8, 2):
+        model = UNet(widths=(2, 2, 2, 2, 2), norm="batch")  # one pixel is left at its bottom
+        learner = Learner(model, cross_entropy, Batches(images, target, batch), device="cpu", verbose=False)
+        learner.fit(1)
+        assert learner.number_format in ("float32", "bfloat16")
