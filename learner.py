@@ -386,6 +386,7 @@ class Learner:
             except (RuntimeError, MemoryError) as error:
                 if not memory_is_full(error):
                     raise
+            _glibc("malloc_trim", 0)  # else the heap keeps what the convolutions of a tile need
             if at_once == 1 and (tile <= 2 * GRID or (margin is None and max(images.shape[2:]) > tile)):
                 size = f"one image of {images.shape[2]} × {images.shape[3]} pixels, not even by tiles"
                 raise InputError(f"The memory of {self.device} does not hold {size}.\nTake a smaller model or image.")

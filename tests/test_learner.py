@@ -501,8 +501,6 @@ def test_what_the_memory_does_not_hold_is_judged_and_predicted_by_tiles(monkeypa
     assert learner.evaluate([(images, target)]) == pytest.approx(whole, rel=1e-5)
     torch.testing.assert_close(learner.predict(images), probs)
     assert len(taken) > 4
-    monkeypatch.setattr("learner.TILE", 256)
-    assert learner.evaluate([(images, target)]) == pytest.approx(whole, rel=1e-5)
     small_memory(learner, monkeypatch, 2000)
     for action in (lambda: learner.evaluate([(images, target)]), lambda: learner.predict(images)):
         with pytest.raises(InputError, match="400 × 400 pixels, not even by tiles"):
