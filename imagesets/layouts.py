@@ -11,6 +11,7 @@ Cityscapes;  Isensee et al., 2021 (doi 10.1038/s41592-020-01008-z), nnU-Net;  Li
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import re
 import unicodedata
@@ -57,6 +58,7 @@ ADVICE = {  # for labels of other programs
     ".nii.gz": "save each slice of the volume as a PNG or TIFF of its own",
 }
 Key = tuple[str, ...]  # part or nothing, folders whose names say nothing, name of the file
+Found = dict[Key, list[Path]]
 Tables = dict[Path, dict[str, Any]]
 
 
@@ -123,7 +125,7 @@ class Layout:
     def num_classes(self, label_map: LabelMap | None = None) -> int:
         """By the map, by the names, or by the labels themselves, which are then read."""
         if used := label_map or self.label_map:
-            return max(2, *(number + 1 for number in used.values() if number != IGNORE_INDEX))
+            return max([2, *(number + 1 for number in used.values() if number != IGNORE_INDEX)])
         labels = [] if self.objects else [pair.label for pair in self.pairs if isinstance(pair.label, Path)]
         number = len(self.classes) or _count_classes(labels, self.kind in ("Pascal VOC", "Cityscapes"))
         if number == 0:
@@ -139,6 +141,9 @@ def read_folder(folder: str | Path, label_map: LabelMap | None = None) -> Iterat
     (`instances/`, `dead/`, `weights/`) travel along.  After the last good sample, an `InputError` lists all problems.
     """
     layout = recognise(folder)
+    if label_map and any(isinstance(pair.label, Outlines) for pair in layout.pairs):
+        advice = "leave out --map, in Python label_map"
+        raise BadFiles([Problem(str(folder), f"holds outlines of {layout.kind}, whose classes have names", advice)])
     problems, classes, label_map = layout.problems, set[int](), label_map or layout.label_map
     for pair in layout.pairs:
         try:
@@ -225,17 +230,7 @@ def _core(key: Key, role: str) -> Key:
 
 def _folders(layout: Layout, paths: Sequence[Path], _: Tables) -> None:
     """Images and masks in folders of their own, or side by side, paired by their names."""
-    names = " ".join(path.relative_to(layout.folder).as_posix() for path in paths)
-    layout.kind = next((kind for mark, kind in KINDS.items() if mark in names), layout.kind)
-    for table in [path for name in TABLES.split() for path in paths if path.name.lower().strip("_") == name][:1]:
-        layout.classes, layout.label_map = _read_table(table)
-    if layout.kind == "Pascal VOC" and layout.label_map:
-        layout.label_map = {**layout.label_map, (224, 224, 192): IGNORE_INDEX}  # the colour of its borders
-    if layout.kind == "Cityscapes":  # one of its kinds of label
-        chosen = "labelTrainIds" if "labelTrainIds" in names else "labelIds"
-        if chosen == "labelIds":
-            layout.label_map = dict.fromkeys(range(256), IGNORE_INDEX) | {id: k for k, id in enumerate(STREET_IDS)}
-        paths = [path for path in paths if chosen in path.name or "gtFine" not in path.name]
+    paths = _known_by_names(layout, paths)
     found = _by_role(layout, paths)
     layout.objects = layout.kind == "Cellpose" or bool(found["instances"] and not found["labels"])
     images, labels = found.pop("images"), found.pop("labels") or found.pop("instances")
@@ -256,21 +251,34 @@ def _folders(layout: Layout, paths: Sequence[Path], _: Tables) -> None:
     _lonely(layout, labels, {*partners.values()}, images, "has no image", {})
 
 
-def _by_role(layout: Layout, paths: Sequence[Path]) -> dict[str, dict[Key, list[Path]]]:
+def _known_by_names(layout: Layout, paths: Sequence[Path]) -> Sequence[Path]:
+    """Note kind and table of classes of a folder; return its paths, of Cityscapes those of one kind of label."""
+    names = " ".join(path.relative_to(layout.folder).as_posix() for path in paths)
+    layout.kind = next((kind for mark, kind in KINDS.items() if mark in names), layout.kind)
+    for table in [path for name in TABLES.split() for path in paths if path.name.lower().strip("_") == name][:1]:
+        layout.classes, layout.label_map = _read_table(table)
+    if layout.kind == "Pascal VOC" and layout.label_map:
+        layout.label_map = {**layout.label_map, (224, 224, 192): IGNORE_INDEX}  # the colour of its borders
+    if layout.kind != "Cityscapes":
+        return paths
+    chosen = "labelTrainIds" if "labelTrainIds" in names else "labelIds"
+    if chosen == "labelIds":
+        layout.label_map = dict.fromkeys(range(256), IGNORE_INDEX) | {id: k for k, id in enumerate(STREET_IDS)}
+    return [path for path in paths if chosen in path.name or "gtFine" not in path.name]
+
+
+def _by_role(layout: Layout, paths: Sequence[Path]) -> dict[str, Found]:
     """The images and masks by role and key: one file each, but for the channels of an image in nnU-Net."""
-    found: dict[str, dict[Key, list[Path]]] = {role: {} for role in ROLES}
+    found: dict[str, Found] = {role: {} for role in ROLES}
     places = {path: _place(path, layout.folder) for path in paths}
     named = any(role == "images" for role, _ in places.values())
     jpegs = {path.with_suffix("") for path in paths if path.suffix.lower() in (".jpg", ".jpeg")}
     for path, (role, key) in places.items():
         if path.suffix.lower() not in IMAGE_SUFFIXES:
             if role and path.suffix.lower() not in files.SIDE_CARS:
-                other = "move it to another place, or save it as PNG or TIFF"
-                layout.problem(
-                    path,
-                    f"is none of {', '.join(IMAGE_SUFFIXES)}",
-                    _advice({path.name: path}, path.name.partition(".")[0], other),
-                )
+                advice = "move it to another place, or save it as PNG or TIFF"
+                advice = _advice({path.name: path}, path.name.partition(".")[0], advice)
+                layout.problem(path, f"is none of {', '.join(IMAGE_SUFFIXES)}", advice)
         elif named and not role:
             layout.leave(path)
         else:
@@ -287,12 +295,7 @@ def _by_role(layout: Layout, paths: Sequence[Path]) -> dict[str, dict[Key, list[
 
 
 def _lonely(
-    layout: Layout,
-    there: dict[Key, list[Path]],
-    used: Iterable[Key],
-    others: Iterable[Key],
-    found: str,
-    by_name: dict[str, Path],
+    layout: Layout, there: Found, used: Iterable[Key], others: Found, what: str, by_name: dict[str, Path]
 ) -> None:
     """Files without a partner: problems, but for test images, which may have no label, and folders of other things."""
     places = {key[:-1] for key in others}
@@ -302,7 +305,7 @@ def _lonely(
         if key[:-1] not in places and (key[0] == "test" or is_other):
             layout.leave(path)
         else:
-            layout.problem(path, found, _advice(by_name, key[-1], "add one, or take this file away"))
+            layout.problem(path, what, _advice(by_name, key[-1], "add one, or take this file away"))
 
 
 def _advice(places: dict[str, Path], name: str, otherwise: str) -> str:
@@ -376,7 +379,10 @@ def _coco(layout: Layout, paths: Sequence[Path], tables: Tables) -> None:
     name_of = {(path, each["id"]): each["name"] for path, table in tables.items() for each in table["categories"]}
     names = {name_of[path, each["category_id"]] for path, table in tables.items() for each in table["annotations"]}
     layout.classes = ("background", *sorted(names - {"background"}))
-    images = [path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES]
+    images = defaultdict[str, list[Path]](list)
+    for path in paths:
+        if path.suffix.lower() in IMAGE_SUFFIXES:
+            images[path.name].append(path)
     for path, table in tables.items():
         shapes = defaultdict[Any, list[tuple[int, np.ndarray]]](list)
         for each in table["annotations"]:
@@ -389,16 +395,15 @@ def _coco(layout: Layout, paths: Sequence[Path], tables: Tables) -> None:
         part = _place(path, layout.folder)[1][0] or next((word for word in words if word in PARTS), "")
         for image in table["images"]:
             place = Path(image["file_name"])
-            there = [each for each in images if each.name == place.name]
+            there = images[place.name]
             there.sort(key=lambda each: (each.match(f"{place}"), each.is_relative_to(path.parent), part in each.parts))
             if not there:
                 layout.problem(path, f"names {place}, which is not there", "add this image, or delete its entry")
                 continue
-            images.remove(there[-1])
             size = (image["height"], image["width"]) if image.get("height") else None
             key = (part, place.with_suffix("").as_posix())
-            layout.pairs.append(Pair(key, there[-1:], Outlines(size, shapes[image["id"]]), part))
-    for path in images:
+            layout.pairs.append(Pair(key, [there.pop()], Outlines(size, shapes[image["id"]]), part))
+    for path in itertools.chain(*images.values()):
         layout.leave(path)
 
 

@@ -163,7 +163,7 @@ def test_the_number_of_classes_is_read_off_the_labels_if_they_say_it(tmp_path, l
     if len(labels[0]) == 3:  # the advice is taken
         label_map = parse_map(re.search(r"add --map '(\S+)'", str(layout))[1])
         assert [sample.label.tolist() for sample in read_folder(tmp_path, label_map)] == [[[0, 1, 1]], [[0, 0, 1]]]
-    assert recognise(tmp_path).num_classes({0: 0, 255: 4}) == 5
+    assert [layout.num_classes(one) for one in ({0: 0, 255: 4}, {"*": 1}, {0: 255})] == [5, 2, 2]
 
 
 def test_coco_outlines_are_drawn_by_area_the_later_over_the_earlier(tmp_path):
@@ -214,6 +214,7 @@ def test_labelme_outlines_are_drawn_beside_their_images(tmp_path):
     label = np.zeros((6, 8), int)
     label[1:4, 2:6], label[4:6, 1:3], label[4, 6] = 2, 1, 255
     assert np.array_equal(sample.label, label) and recognise(tmp_path).classes == ("background", "bud", "cell")
+    assert "whose classes have names; leave out --map" in refused(read_folder, tmp_path, {0: 0, 1: 255})
     shapes.append({"label": "cell", "points": [[1, 1]], "shape_type": "point"})
     write(tmp_path, **{"b.jpg": picture(), "a.json": content})
     message = refused(read_folder, tmp_path)
