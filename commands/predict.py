@@ -9,6 +9,7 @@ tiles.  A bad image does not stop the others: all problems are listed at the end
 the training are named.
 """
 
+import os
 from argparse import ArgumentParser, RawTextHelpFormatter
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,12 +40,12 @@ def predict_folder(
     `InputError` if model or folder cannot be read or masks of others would be overwritten; and at the end, with the
     problems of all images that were left out.
     """
-    network, folder = modelfile.load(model, device), Path(folder).resolve()
+    network, folder = modelfile.load(model, device), Path(os.path.abspath(folder))
     folder = folder / "images" if (folder / "images").is_dir() else folder
     home = folder.parent if folder.is_file() else folder
     if any((home.parent / kind).is_dir() for kind in ("labels", "masks")):  # images of a data set
         home = home.parent
-    output = home.with_name(f"{home.name}_predicted") if output is None else Path(output)
+    output = home.parent / f"{home.name}_predicted" if output is None else Path(output)
     if (output / "masks").is_dir() and not (output / "overlays").is_dir():  # here the overlay is written first
         raise InputError(f"{output}/masks was not made here and would be overwritten.\nChoose another --output.")
     entries = sorted(folder.iterdir()) if folder.is_dir() else [folder] * folder.is_file()

@@ -160,7 +160,7 @@ class Comparison:
                 text = f"{printable(low)} reaches {least:g}, {printable(high)} {most:g} ({', '.join(kinds)})"
                 found += [f"{text}: are 8, 12 and 16 bits mixed? Bring all images to one range"]
         if groups := scenes(self.open):
-            text = f"{sum(map(len, groups.values()))} images seem to be cut from {len(groups)} recordings"
+            text = f"{sum(map(len, groups.values()))} images seem to be cut from {len(groups)} recording(s)"
             advice = "sort what belongs together into one of train/, val/ and test/, or the score is too good"
             found += [f"{text} ({', '.join(map(printable, list(groups)[:3]))}, …): {advice}"]
         return found
@@ -177,14 +177,14 @@ def fill_value(image: np.ndarray) -> float | None:
 
 
 def scenes(names: Sequence[str]) -> dict[str, list[str]]:
-    """Samples that seem to be cut from one recording, as scene1_r2_c3 and scene1_r2_c4: they differ in the last number.
+    """Samples that seem to be cut from one recording: their names differ in the last number, behind another one.
 
-    >>> scenes(["a1_x1", "a1_x2", "a2_x1", "b_1", "b_2"])
-    {'a1': ['a1_x1', 'a1_x2']}
+    >>> scenes(["scene1_x0_y0", "scene1_x0_y9", "scene2_x0_y0", "cell_1", "cell_2"])
+    {'scene1_x0': ['scene1_x0_y0', 'scene1_x0_y9']}
     """
     groups = defaultdict[str, list[str]](list)
     for name in names:
-        if match := re.fullmatch(r"(.*\d.*?)[-_ .,x][a-zA-Z]*\d+", name):
+        if match := re.fullmatch(r"(.*\d)\D+\d+\D*", name):
             groups[match[1]].append(name)
     return {scene: members for scene, members in groups.items() if len(members) > 1}
 

@@ -166,7 +166,7 @@ def test_remarks_on_a_set(tmp_path):
     tiles = [Sample(f"scene{i // 4}_r{i // 2 % 2}_c{i % 2}", picture(i), mask(i)) for i in range(12)]
     build(tmp_path, tiles, say=said.append)
     assert said == [
-        "set: 12 images seem to be cut from 6 recordings (scene0_r0, scene0_r1, scene1_r0, …): "
+        "set: 12 images seem to be cut from 6 recording(s) (scene0_r0, scene0_r1, scene1_r0, …): "
         "sort what belongs together into one of train/, val/ and test/, or the score is too good"
     ]
     said.clear()
