@@ -305,10 +305,8 @@ class Sample:
 
 
 def is_junk(name: str) -> bool:
-    """True for the files and folders that operating systems, Jupyter and `predict` leave behind."""
-    return (
-        name.startswith(".") or name.endswith("_predicted") or name.lower() in ("__macosx", "thumbs.db", "desktop.ini")
-    )
+    """True for the files and folders that operating systems and Jupyter leave behind."""
+    return name.startswith(".") or name.lower() in ("__macosx", "thumbs.db", "desktop.ini")
 
 
 def split_parts(

@@ -13,7 +13,6 @@ import plots
 from commands import predict
 from imagesets.files import read_image, read_label
 from imagesets.hdf5 import normalise_image
-from imagesets.layouts import recognise
 from tests.data_helpers import colour_picture, picture, refused, save
 from tests.net_helpers import trained_looking
 from training import modelfile
@@ -114,9 +113,6 @@ def test_masks_of_a_data_set_or_of_one_image_lie_beside_and_not_in_it(model_file
     for source, number in ((images, 3), (tmp_path, 3), (images / "one.png", 1)):
         assert [mask.parent for mask in predict.predict_folder(model_file, source)] == [beside / "masks"] * number
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "labels"]
-    before = str(recognise(tmp_path))
-    predict.predict_folder(model_file, images / "one.png", tmp_path / "images_predicted")
-    assert str(recognise(tmp_path)) == before  # where somebody wants it there, it is no part of the set
 
 
 def test_images_that_the_training_did_not_know_are_named(tmp_path, capsys):
