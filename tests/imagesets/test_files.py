@@ -159,12 +159,10 @@ def test_palette_and_print_colours_become_red_green_blue(tmp_path, mode, suffix)
     assert image.shape == (6, 8, 3) and np.abs(image.astype(int) - even).max() < 10  # JPEG rounds
 
 
-# bits, photometric interpretation, channels, and what is shown for numbers n of them, black is 0
 WHITE, BLACK, RGB, PALETTE, CMYK = 0, 1, 2, 3, 5
 TIFFS = [(bits, colours, 1) for bits in (1, 2, 4, 8, 16) for colours in (WHITE, BLACK, PALETTE)]
-TIFFS += [
-    (bits, colours, C) for bits in (8, 16) for colours, C in ((BLACK, 2), (BLACK, 5), (RGB, 3), (RGB, 4), (CMYK, 4))
-]
+MANY = ((BLACK, 2), (BLACK, 5), (RGB, 3), (RGB, 4), (CMYK, 4))  # photometric interpretation and channels
+TIFFS += [(bits, colours, channels) for bits in (8, 16) for colours, channels in MANY]
 
 
 @pytest.mark.parametrize("packing", PACKINGS)
@@ -182,10 +180,8 @@ def test_a_tiff_is_as_image_what_it_shows_and_as_label_what_is_stored(tif, bits,
         shown = np.moveaxis(table, 0, -1)[n] // 256
     elif colours == CMYK:
         shown = np.round((largest - n[..., :3]) * (largest - n[..., 3:]) / largest)
-    image = read_image(tif)
-    assert np.array_equal(image, shown) and image.dtype == (
-        np.uint16 if bits == 16 and colours != PALETTE else np.uint8
-    )
+    image, is_deep = read_image(tif), bits == 16 and colours != PALETTE
+    assert np.array_equal(image, shown) and image.dtype == (np.uint16 if is_deep else np.uint8)
     if channels == 1:
         assert np.array_equal(read_label(tif), n)
     else:
@@ -193,9 +189,7 @@ def test_a_tiff_is_as_image_what_it_shows_and_as_label_what_is_stored(tif, bits,
 
 
 def test_only_what_a_tiff_calls_alpha_is_alpha(tif):
-    five = np.dstack(
-        [colour_picture(), np.full((6, 8), 255, np.uint8), picture()]
-    )  # the fourth is opaque, the fifth red
+    five = np.dstack([colour_picture(), np.full((6, 8), 255, np.uint8), picture()])  # the fourth could be alpha
     for kind in (1, 2):
         assert np.array_equal(read_image(write_tiff(tif, five, 8, 2, _338=[kind, 0])), five[..., [0, 1, 2, 4]])
         assert "has an alpha channel" in refused(read_label, tif)
@@ -207,26 +201,19 @@ PNGS = [(bits, 0) for bits in (1, 2, 4, 8, 16)] + [(bits, 3) for bits in (1, 2, 
 
 
 @pytest.mark.parametrize("bits, colours", PNGS)
-def test_a_png_is_as_image_what_it_shows_and_a_transparent_entry_that_a_pixel_uses_is_a_hole(png, bits, colours):
-    n = np.random.default_rng(bits).integers(0, 2**bits - 1, (7, 9, 3 if colours == 2 else 1)).squeeze()
-    n.flat[:2] = (0, 2**bits - 2)  # the largest number is left out
-    table = np.random.default_rng(0).integers(0, 256, (2**bits, 3), np.uint8)
+def test_a_png_is_what_it_shows_and_a_transparent_entry_that_a_pixel_uses_is_a_hole(png, bits, colours):
+    largest, channels = 2**bits - 1, 3 if colours == 2 else 1
+    n = np.random.default_rng(bits).integers(0, largest + 1, (7, 9, channels)).squeeze()
+    n[0, 0] = largest
+    table = np.random.default_rng(0).integers(0, 256, (largest + 1, 3), np.uint8)
     chunks = {"PLTE": table.tobytes()} if colours == 3 else {}
-    write_png(png, n, bits, colours, **chunks)
-    shown = table[n] if colours == 3 else n * (255 // (2**bits - 1)) if bits < 8 else n
-    assert np.array_equal(read_image(png), shown) and (bits == 16) == (read_image(png).dtype == np.uint16)
-    if colours != 2:
-        assert np.array_equal(read_label(png), n)
-    for clear in (0, 2**bits - 1) if colours != 2 else (n[0, 0], 2**bits - 1):
-        mark = bytes([0] if np.all(clear == 0) else [255] * (len(table) - 1) + [9])
-        mark = (
-            mark if colours == 3 else struct.pack(f">{n[0, 0].size}H", *np.ravel(np.broadcast_to(clear, n[0, 0].shape)))
-        )
-        write_png(png, n, bits, colours, **chunks, tRNS=mark)
-        if np.all(clear == 2**bits - 1):
-            assert np.array_equal(read_image(png), shown)
-        else:
-            assert "has transparent pixels" in refused(read_image, png)
+    clear = bytes([255] * largest + [9]) if colours == 3 else struct.pack(f">{channels}H", *[largest] * channels)
+    assert "has transparent pixels" in refused(read_image, write_png(png, n, bits, colours, **chunks, tRNS=clear))
+    for numbers, marks in ((n, {}), (np.where(n == largest, 0, n), {"tRNS": clear})):
+        image = read_image(write_png(png, numbers, bits, colours, **chunks, **marks))
+        shown = table[numbers] if colours == 3 else numbers * (255 // largest) if bits < 8 else numbers
+        assert np.array_equal(image, shown) and image.dtype == (np.uint16 if bits == 16 else np.uint8)
+        assert colours == 2 or np.array_equal(read_label(png), numbers)
 
 
 @pytest.mark.parametrize("channels, colours", [(2, 4), (4, 6)])
