@@ -357,6 +357,9 @@ def test_packed_tiffs_of_other_programs_are_read(tif, compression):
     tif.parent.mkdir()
     stored = mask().astype(bool) if compression == "group4" else picture()
     Image.fromarray(stored).save(tif, compression=compression)
+    if compression == "group4" and 4 not in tifffile.TIFF.DECOMPRESSORS:  # so for Python 3.10
+        assert "has the packing CCITT" in refused(read_image, tif)
+        return
     assert np.array_equal(read_image(tif), stored * np.uint8(255) if stored.dtype == bool else stored)
 
 
