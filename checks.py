@@ -19,11 +19,8 @@ class InputError(ValueError):
 
 def memory_is_full(error: BaseException) -> bool:
     """Whether the error of a library says so: for a full memory, few have a class of their own."""
-    signs: tuple[str, ...] = ("allocate memory", "out of memory", "allocation failed", "filter returned failure")
-    signs += (
-        "could not create a primitive",
-        "could not create a memory object",
-    )  # those were PyTorch, zip, HDF5; oneDNN
+    signs = ["allocate memory", "out of memory", "allocation failed", "filter returned failure"]  # PyTorch, zip, HDF5
+    signs += ["could not create a primitive", "could not create a memory object"]  # oneDNN
     return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(sign in str(error) for sign in signs)
 
 

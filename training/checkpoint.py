@@ -168,18 +168,14 @@ def changed(before: Mapping[str, str], now: Mapping[str, str]) -> str:
 
 _PLAIN = (type(None), bool, int, float, complex, bytes, range, slice, type(...), np.generic, np.dtype, logging.Logger)
 _OF_TORCH = (torch.dtype, torch.device, torch.layout, torch.memory_format)
-_CACHES = (weakref.ref, weakref.WeakValueDictionary, weakref.WeakKeyDictionary, weakref.WeakSet)
-_NO_DATA = (*_CACHES, type(threading.Lock()), type(threading.RLock()))
+_NO_DATA: tuple[type, ...] = (type(threading.Lock()), type(threading.RLock()))
+_NO_DATA += (weakref.ref, weakref.WeakValueDictionary, weakref.WeakKeyDictionary, weakref.WeakSet)
 _SLOTS = (types.GetSetDescriptorType, types.MemberDescriptorType)
 _WRAPPERS = (types.MethodType, staticmethod, classmethod, property, functools.partial, type(functools.cache(len)))
 _WRAPPED = ("__func__", "__self__", "__wrapped__", "fget", "fset", "fdel", "func", "args", "keywords")
 _OF_LOADER = "dataset batch_sampler sampler batch_size drop_last collate_fn generator num_workers worker_init_fn"
 _LIBRARIES = ("site-packages", "dist-packages", "<frozen", sysconfig.get_path("stdlib"))
 _READS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS", "IMPORT_NAME")
-
-
-class _Unknown(Exception):
-    """A value of this type cannot be compared."""
 
 
 class _Walk:
@@ -205,7 +201,7 @@ class _Walk:
     def note(self, name: str, parts: Callable[[Any], Any], value: Any) -> None:
         try:
             self.found[name] = _sha256(*parts(value))
-        except _Unknown as error:
+        except pickle.PicklingError as error:
             self.found[name] = f"unknown {error} {uuid.uuid4().hex}"
 
     def follow(self, thing: Any) -> str:
@@ -223,13 +219,11 @@ class _Walk:
         return self.seen[id(thing)][0]
 
     def of_function(self, function: types.FunctionType) -> list[str]:
-        codes = _codes(function.__code__)
-        names = {name for code in codes for name in code.co_names}
-        reads = sorted({name for code in codes for name in _steps(code)[2] if name[:2] != "__"})
+        _, _, reads, names = _steps(function.__code__)
         loaded = {name: sys.modules[name] for name in reads if name in sys.modules}
         own = {name: module for name, module in loaded.items() if not _of_library(module)}  # others come when they like
         scope = ChainMap(function.__globals__, own)
-        used = [(name, _named_in(scope[name], names)) for name in reads if name in scope]
+        used = [(name, _named_in(scope[name], names)) for name in sorted(reads) if name in scope]
         state = function.__defaults__, function.__kwdefaults__, _cells(function), vars(function), used
         return [self.digest(part) for part in (function.__code__, *state)]
 
@@ -240,10 +234,6 @@ class _Walk:
             if is_code or not (name[0] == name[-1] == "_" or name == "_abc_impl" or isinstance(value, _SLOTS)):
                 own.append((name, value))
         return [self.digest(part) for part in (own, kind.__bases__, type(kind))]
-
-    def of_code(self, code: types.CodeType) -> list[str]:
-        text, constants, _ = _steps(code)
-        return [text, *map(self.digest, constants)]
 
     def of_array(self, array: Any) -> list[str]:
         if id(array) not in self.seen:
@@ -278,7 +268,7 @@ class _Walk:
         if id(value) in self.open:
             return f"circle {len(self.open) - self.open.index(id(value))}"
         if len(self.open) > 100:
-            raise _Unknown(type(value).__qualname__)
+            raise pickle.PicklingError(type(value).__qualname__)
         self.open.append(id(value))
         try:
             return _sha256(type(value).__qualname__, *(self.simple(value) or self.made_of(value)))
@@ -297,7 +287,7 @@ class _Walk:
         if isinstance(value, (types.FunctionType, type)):
             return [self.follow(value)]
         if isinstance(value, types.CodeType):
-            return self.of_code(value)
+            return [_steps(value)[0], *map(self.digest, _steps(value)[1])]
         if isinstance(value, Tensor) or (isinstance(value, np.ndarray) and not value.dtype.hasobject):
             return self.of_array(value)
         if isinstance(value, torch.Generator):
@@ -320,17 +310,17 @@ class _Walk:
 
     def pickled(self, value: Any) -> str:
         """The digest of what a library writes of its object."""
-        known = types.FunctionType, type, Tensor, np.ndarray, nn.Module
 
         class Pickler(pickle.Pickler):
             def persistent_id(_, part: Any) -> str | None:
-                return self.digest(part) if isinstance(part, known) else None
+                known = isinstance(part, (types.FunctionType, type, Tensor, np.ndarray, nn.Module))
+                return self.digest(part) if known else None
 
         buffer = io.BytesIO()
         try:
             Pickler(buffer, 4).dump(value)
         except Exception as error:  # nearly everything is raised
-            raise _Unknown(type(value).__qualname__) from error
+            raise pickle.PicklingError(type(value).__qualname__) from error
         return hashlib.sha256(buffer.getbuffer()).hexdigest()
 
 
@@ -363,15 +353,10 @@ def _named_in(value: Any, names: set[str], inside: tuple[Any, ...] = ()) -> Any:
     return {name: _named_in(getattr(value, name), names, (*inside, value)) for name in found}
 
 
-def _codes(code: types.CodeType) -> list[types.CodeType]:
-    """A code object and those of the functions in it."""
-    return [code, *(c for inner in code.co_consts if isinstance(inner, types.CodeType) for c in _codes(inner))]
-
-
 @functools.lru_cache(10_000)
-def _steps(code: types.CodeType) -> tuple[str, list[Any], set[str]]:
-    """What a code does, the constants that it loads (so no docstrings), and the globals and modules that it reads."""
-    steps, constants, reads, number = list[int](), list[Any](), set[str](), 0
+def _steps(code: types.CodeType) -> tuple[str, list[Any], set[str], set[str]]:
+    """What a code does, the constants that it loads (so no docstrings), globals and modules it reads, all its names."""
+    steps, constants, reads, names, number = list[int](), list[Any](), set[str](), {*code.co_names}, 0
     for op, low in zip(code.co_code[::2], code.co_code[1::2]):
         number = number << 8 | low
         if op == dis.EXTENDED_ARG:
@@ -383,9 +368,12 @@ def _steps(code: types.CodeType) -> tuple[str, list[Any], set[str]]:
             reads.add(code.co_names[number >> (name == "LOAD_GLOBAL" and sys.version_info >= (3, 11))])
         steps += [op, number]
         number = 0
+    for inner in (constant for constant in constants if isinstance(constant, types.CodeType)):
+        reads, names = reads | _steps(inner)[2], names | _steps(inner)[3]
     arguments = code.co_posonlyargcount, code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
     flags, handlers = code.co_flags & 0x2AC, getattr(code, "co_exceptiontable", b"")  # *args, yield, async; try
-    return _sha256(repr((steps, code.co_names, arguments, flags, handlers))), constants, reads
+    text = _sha256(repr((steps, code.co_names, arguments, flags, handlers)))
+    return text, constants, {name for name in reads if name[:2] != "__"}, names
 
 
 def _cells(function: Any) -> list[Any]:
