@@ -21,7 +21,8 @@ def memory_is_full(error: BaseException) -> bool:
     """Whether the error of a library says so: for a full memory, few have a class of their own."""
     signs = ["allocate memory", "out of memory", "allocation failed", "filter returned failure"]  # PyTorch, zip, HDF5
     signs += ["could not create a primitive", "could not create a memory object"]  # oneDNN
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(sign in str(error) for sign in signs)
+    kinds = isinstance(error, (MemoryError, torch.OutOfMemoryError)), isinstance(error.__context__, MemoryError)
+    return any(kinds) or any(sign in str(error) for sign in signs)
 
 
 def reason_of(error: BaseException) -> str:

@@ -52,7 +52,9 @@ def replacing(path: Path) -> Iterator[Path]:
         os.replace(part, path)
         with contextlib.suppress(OSError):  # Windows and some network drives cannot: there the old name may return
             _sync(path.parent, os.O_RDONLY)
-    except (OSError, MemoryError) as error:
+    except Exception as error:
+        if not isinstance(error, OSError) and not memory_is_full(error):
+            raise
         raise _cannot_write(path, error) from error
     finally:
         with contextlib.suppress(OSError):  # after the rename there is nothing to remove

@@ -2,6 +2,7 @@
 
 import errno
 import itertools
+import json
 import os
 import random
 import shutil
@@ -190,15 +191,9 @@ def test_a_disk_that_cannot_read_ends_the_run_and_renames_nothing(two, monkeypat
     assert epoch_in(two) == 2 and names(two) == [checkpoint.LATEST, checkpoint.PREVIOUS]
 
 
-@needs_fork
-def test_in_a_full_memory_nothing_is_taken_for_damaged(tmp_path):
-    resource = pytest.importorskip("resource")
-    noise = np.random.default_rng(0)
-    samples = [Sample(str(i), noise.random((900, 900)).astype("f4"), np.eye(900, dtype=np.uint8)) for i in range(4)]
-    path = build_normalised(tmp_path, samples)
-    for epoch in (1, 2):
-        checkpoint.save(tmp_path, {"epoch": epoch, "w": torch.rand(4_000_000)})
-    before = {file.name: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+def told_in_a_full_memory(folder):
+    """As JSON, for each action what it says with little and with more and more memory."""
+    import resource
 
     def with_room_for(megabytes, action):
         used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
@@ -208,12 +203,30 @@ def test_in_a_full_memory_nothing_is_taken_for_damaged(tmp_path):
         except InputError as error:
             return str(error)
 
-    actions = [lambda: checkpoint.load(tmp_path)[0]["epoch"], lambda: len(SegmentationDataset(path, "train"))]
-    actions += [lambda: checkpoint.save(tmp_path / "new", {"w": torch.zeros(1).expand(9_000_000).clone()})]
-    for action, whole in zip(actions, ("2", "2", "None")):
-        told = [in_a_child(lambda n=n, action=action: with_room_for(n, action)) for n in (2, 6, 12, 20, 35, 600)]
-        assert "the memory is full" in told[0] and told[-1] == whole
-        assert all(text == whole or "the memory is full" in text for text in told)
+    actions = [
+        lambda: checkpoint.load(folder)[0]["epoch"],
+        lambda: len(SegmentationDataset(folder / "set.hdf5", "train")),
+    ]
+    large = {"w": torch.rand(9_000_000)}
+    actions += [lambda: checkpoint.save(folder / "new", large)]
+    room = (4, 8, 12, 20, 35, 600)
+    return json.dumps([[in_a_child(lambda n=n, a=action: with_room_for(n, a)) for n in room] for action in actions])
+
+
+@pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
+def test_in_a_full_memory_nothing_is_taken_for_damaged(tmp_path):
+    noise = np.random.default_rng(0)
+    samples = [Sample(str(i), noise.random((900, 900)).astype("f4"), np.eye(900, dtype=np.uint8)) for i in range(4)]
+    build_normalised(tmp_path, samples).rename(tmp_path / "set.hdf5")
+    for epoch in (1, 2):
+        checkpoint.save(tmp_path, {"epoch": epoch, "w": torch.rand(4_000_000)})
+    before = {file.name: file.stat().st_mtime_ns for file in tmp_path.iterdir()}
+    code = "from tests.training.test_checkpoint import *\nprint(told_in_a_full_memory(Path(sys.argv[1])))"
+    command = [sys.executable, "-c", code, str(tmp_path)]  # a new process, whose heap holds nothing that is free
+    told = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for texts, whole in zip(json.loads(told), ("2", "2", "None"), strict=True):
+        assert "the memory is full" in texts[0] and texts[-1] == whole
+        assert all(text == whole or "the memory is full" in text for text in texts)
     assert before.items() <= {file.name: file.stat().st_mtime_ns for file in tmp_path.iterdir()}.items()
 
 
