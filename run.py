@@ -26,7 +26,6 @@ import subprocess
 import tempfile
 import time
 import venv
-import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -86,15 +85,12 @@ def make_environment(folder: Path, requirements: Path, cpu: bool = False) -> Pat
     note.write_text("unfinished")
     size, log = ("1.5 GB" if cpu else "6 GB, or 1.5 GB with --cpu"), folder / "install.log"
     print(f"Setting up {folder}, once: {size}, a few minutes. Details: {log}", flush=True)
-    pip, began = (
-        [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--retries", "2"],
-        time.monotonic(),
-    )
+    pip = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "--retries", "2"]
+    began = time.monotonic()
     with log.open("w", encoding="utf-8") as output:
         if cpu and subprocess.call([*pip, "torch>=2.6", "--index-url", CPU_INDEX], stdout=output, stderr=output):
             print("PyTorch for the CPU alone cannot be reached; the usual one follows.", flush=True)
-        jupyter = "jupyterlab"  # to open the notebook
-        if subprocess.call([*pip, jupyter, "-r", str(requirements)], stdout=output, stderr=output):
+        if subprocess.call([*pip, "jupyterlab", "-r", str(requirements)], stdout=output, stderr=output):
             sys.exit(f"pip failed, see {log}. It needs a network and {size} of disk; then try again.")
     print(f"Set up in {(time.monotonic() - began) / 60:.1f} minutes.", flush=True)
     note.write_text(complete, encoding="utf-8")
@@ -154,8 +150,7 @@ def execute(path: Path, settings: dict[str, str]) -> tuple[Any, str]:
 def failure_of_zip(archive: Path) -> str:
     """Run the notebook of a zip in an empty folder, quick and with built-in data, as who gets it; what went wrong."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
-        with zipfile.ZipFile(archive) as packed:
-            packed.extractall(scratch)
+        shutil.unpack_archive(archive, scratch, "zip")
         (notebook,) = Path(scratch).glob("*.ipynb")
         print("The zip is opened in an empty folder, and its notebook runs once more (budget quick):", flush=True)
         return execute(notebook, {"SEGMENTATION_BUDGET": "quick", "SEGMENTATION_DATA": "built-in"})[1]
@@ -173,11 +168,10 @@ def make_hand_in(options: argparse.Namespace) -> int:
     # A folder is named relative to the kernel's, so that no path of this machine lands in the notebook.
     data = os.path.relpath(options.data, ROOT) if Path(options.data).is_dir() else options.data
     settings = {"SEGMENTATION_BUDGET": options.budget, "SEGMENTATION_DATA": data}
-    if options.map:
-        settings["SEGMENTATION_MAP"] = options.map
+    settings |= {"SEGMENTATION_MAP": options.map} if options.map else {}
     if options.data not in ("auto", "built-in", *check.NAMES):  # problems are told here, not in a notebook that failed
-        picture, label_map = ["--picture", str(options.output / "data_check.png")], ["--map", options.map]
-        if check.main([options.data, *picture, *label_map * bool(options.map)]):
+        label_map = ["--map", options.map] if options.map else []
+        if check.main([options.data, "--picture", str(options.output / "data_check.png"), *label_map]):
             return 1
     print(f"Executing {NOTEBOOK.name}: budget {options.budget}, data {data}", flush=True)
     figures = ROOT / "figures" if options.commit else options.output.resolve() / "figures"  # git knows the former
@@ -197,7 +191,7 @@ def make_hand_in(options: argparse.Namespace) -> int:
 
 def reopen(options: argparse.Namespace) -> int:
     """Does a hand-in run from its zip alone?"""
-    failure = failure_of_zip(Path(options.zip))
+    failure = failure_of_zip(options.zip)
     print(failure or f"{options.zip} runs from beginning to end.")
     return int(bool(failure))
 
@@ -211,11 +205,6 @@ def run_tests(options: argparse.Namespace) -> None:
     workers = ["-n", "auto", "--maxprocesses=4", "--dist=loadfile"]
     rest = [part for word in options.rest for part in (("-m", "not slow") if word == "--quick" else (word,))]
     continue_as([sys.executable, "-m", "pytest", *workers, *rest])
-
-
-def pack(options: argparse.Namespace) -> int:
-    """Write the course as one zip."""
-    return handin.pack(options.zip, ROOT)
 
 
 def publish(options: argparse.Namespace, root: Path = ROOT) -> None:
@@ -257,7 +246,7 @@ def run_module(options: argparse.Namespace) -> int:
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
-    """The command line; `action` is the function that does it."""
+    """The command line; `rest` is for a command that reads its own options."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--budget", choices=["quick", "standard", "full"], default="standard", help="default: standard")
     parser.add_argument("--data", default="built-in", metavar="NAME|FOLDER", help="default: built-in")
@@ -266,22 +255,16 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     parser.add_argument("--commit", action="store_true", help="keep outputs and figures as those of the course itself")
     parser.add_argument("--cpu", action="store_true", help="set up PyTorch for the CPU alone, which is much smaller")
     parser.add_argument("--version", action="version", version=VERSION)
-    parser.set_defaults(action=make_hand_in)
     commands = parser.add_subparsers(title="commands", metavar="", dest="command")
-    commands.add_parser("test", add_help=False, help="all tests; the rest is for pytest").set_defaults(action=run_tests)
+    commands.add_parser("test", add_help=False, help="all tests; the rest is for pytest")
     again = commands.add_parser("reopen", help="run the notebook of a hand-in in an empty folder")
-    again.add_argument("zip", metavar="ZIP", help="the hand-in")
-    again.set_defaults(action=reopen)
+    again.add_argument("zip", type=Path, metavar="ZIP", help="the hand-in")
     packing = commands.add_parser("pack", help="the course as one zip, for Colab, Kaggle, or students")
-    packing.add_argument(
-        "zip", nargs="?", type=Path, default=Path("course.zip"), metavar="ZIP", help="default: course.zip"
-    )
-    packing.set_defaults(action=pack)
+    packing.add_argument("zip", nargs="?", type=Path, default="course.zip", metavar="ZIP", help="default: course.zip")
     publishing = commands.add_parser("publish", help="write the name of your GitHub repository into the course")
     publishing.add_argument("repository", metavar="USER/NAME")
-    publishing.set_defaults(action=publish)
     for name, (_, _, text) in COMMANDS.items():
-        commands.add_parser(name, add_help=False, help=text).set_defaults(action=run_module)
+        commands.add_parser(name, add_help=False, help=text)
     options, rest = parser.parse_known_args(arguments)
     if rest and options.command in (None, "reopen", "pack", "publish"):
         parser.error(f"unknown: {' '.join(rest)}")
@@ -291,13 +274,16 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 def main(arguments: list[str]) -> int:
     """Do what the command line asks for."""
     options = parse(arguments)
-    needed = NEEDS_ONLY.get(options.command)
+    command, needed = options.command, NEEDS_ONLY.get(options.command)
     if needed is None or not all(map(importlib.util.find_spec, needed)):
         if {"-h", "--help"} & {*options.rest} and missing_packages():
-            print(help_text(options.command))
+            print(help_text(command))
             return 0
         ensure_environment(arguments)
-    return options.action(options) or 0
+    if command == "pack":
+        return handin.pack(options.zip, ROOT)
+    own: dict[str | None, Any] = {None: make_hand_in, "test": run_tests, "reopen": reopen, "publish": publish}
+    return own.get(command, run_module)(options) or 0
 
 
 if __name__ == "__main__":

@@ -7,8 +7,6 @@ A random generator is always handed in, so a second run draws the same; for batc
 waits for a GPU.  No input is changed in place; every result is a contiguous copy.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from typing import Any

@@ -10,8 +10,6 @@ pooling remembers which of the four pixels won, and unpooling puts the value bac
 Convolutions are padded, pooling rounds up, and the decoder cuts its map back to the size that the encoder had.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Literal, get_args

@@ -51,19 +51,15 @@ class Cell(NamedTuple):
 
 
 class Report(NamedTuple):
-    """The executed notebook, the folder of its modules, and the content of the zip: name → file."""
+    """The folder of the modules, the cells of the executed notebook, and the content of the zip: name → file."""
 
-    notebook: Path
     root: Path
     cells: list[Cell]
     contents: dict[str, Path]
 
 
 def read_report(notebook: Path, root: Path, figures: Path | None = None) -> Report:
-    """Read an executed notebook, and find what goes into its zip; `figures` of this run lie elsewhere than in `root`.
-
-    Raises `ValueError` if there is nothing to read.
-    """
+    """The cells of a notebook, and what goes into its zip, with the `figures` of this run; or `ValueError`."""
     try:
         tree = json.loads(notebook.read_text(encoding="utf-8"))
         cells = list(_read_cells(tree["cells"])) if tree["nbformat"] == 4 else []
@@ -73,11 +69,11 @@ def read_report(notebook: Path, root: Path, figures: Path | None = None) -> Repo
         raise ValueError(f"{notebook.name} is empty: it has no code that could show a result")
     modules = [*root.glob("*.py"), *(path for folder in FOLDERS for path in (root / folder).rglob("*.py"))]
     paths = [*modules, *(root / name for name in TEXTS)]
-    names = {path.relative_to(root).as_posix(): path for path in paths if path.is_file()}
+    files = {path.relative_to(root).as_posix(): path for path in paths if path.is_file()}
     shown = figures or root / "figures"
-    names |= {f"figures/{path.relative_to(shown).as_posix()}": path for path in shown.rglob("*") if path.is_file()}
-    files = {name: path for name, path in names.items() if not re.search(r"(^|/)\.", name)}
-    return Report(notebook, root, cells, dict(sorted({**files, notebook.name: notebook}.items())))
+    files |= {f"figures/{path.relative_to(shown).as_posix()}": path for path in shown.rglob("*") if path.is_file()}
+    files = {name: path for name, path in files.items() if not re.search(r"(^|/)\.", name)}
+    return Report(root, cells, dict(sorted({**files, notebook.name: notebook}.items())))
 
 
 def _read_cells(raw_cells: list[dict[str, Any]]) -> Iterator[Cell]:
@@ -190,15 +186,13 @@ def reminders(notebook: Path, root: Path) -> list[str]:
     return lines + [f"{cell.where}: the needed time is missing" for cell in texts if EMPTY_TIME.search(cell.source)]
 
 
-def hand_in(
-    notebook: Path, root: Path, failure: Callable[[Path], str] | None = None, figures: Path | None = None
-) -> int:
-    """Write the zip beside the executed notebook; or say all problems, what `failure` finds in it too, and return 1."""
+def hand_in(notebook: Path, root: Path, trial: Callable[[Path], str] | None = None, figures: Path | None = None) -> int:
+    """Write the zip beside the executed notebook; or say all problems, what a `trial` of it finds too, and return 1."""
     target, found = notebook.with_suffix(".zip"), problems(notebook, root, figures)
     part = target.with_suffix(".part")
     if not found:
         _write_zip(part, read_report(notebook, root, figures))
-        if failure and (fault := failure(part)):
+        if trial and (fault := trial(part)):
             found = [f"the notebook does not run from the zip alone. {fault}"]
     if found:
         part.unlink(missing_ok=True)
@@ -243,7 +237,6 @@ def from_notebook() -> None:
             return print("The file is older than what you see: save the notebook (Ctrl-S), then run this cell again.")
     if hand_in(path, ROOT) == 0 and in_colab:
         files.download(str(path.with_suffix(".zip")))
-    return None
 
 
 def main(arguments: list[str]) -> int:

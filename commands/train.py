@@ -55,11 +55,8 @@ def refuse_another_run(learner: Learner, options: Namespace) -> None:
     """Raise `InputError` if the folder holds the run of other data, other options, or other code."""
     stored, note = checkpoint.load(options.output / "checkpoints")
     print(note, end="")
-    if (
-        stored
-        and not options.overwrite
-        and (what := checkpoint.changed(stored.get("settings", {}), learner.settings()))
-    ):
+    what = checkpoint.changed(stored.get("settings", {}), learner.settings()) if stored else ""
+    if what and not options.overwrite:
         found = f"{options.output} holds another run, which differs in {what}."
         raise InputError(f"{found}\nAdd --output {options.output}-2 to keep it, or --overwrite to replace it.")
 
@@ -130,9 +127,8 @@ def prepare(options: Namespace) -> Path:
             folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
         except OSError as error:
-            raise InputError(
-                f"{folder} cannot be written ({error.strerror}); choose another --output, --data."
-            ) from error
+            reason = f"cannot be written ({error.strerror}); choose another --output, --data."
+            raise InputError(f"{folder} {reason}") from error
     return data.prepare(options.source, options.data, num_classes=options.classes, label_map=options.map)
 
 
@@ -145,9 +141,8 @@ def finish(learner: Learner, options: Namespace) -> None:
     tests = data.SegmentationDataset(dataset.path, "test") if dataset.parts["test"] else None
     scores = learner.evaluate(data.make_loader(tests, options.batch)) if tests else {}
     if parallel.rank() == 0:
-        names = {"mean_iou": "mean_iou", "accuracy": "accuracy"} | {
-            f"iou_{k}": f"IoU of {n}" for k, n in enumerate(classes)
-        }
+        names = {"mean_iou": "mean_iou", "accuracy": "accuracy"}
+        names |= {f"iou_{k}": f"IoU of {name}" for k, name in enumerate(classes)}
         print("".join(f"test {text} {scores[key]:.4f}\n" for key, text in names.items() if scores), end="")
         path, known = options.output / "model.pt2", data.SegmentationDataset(dataset.path, "train")
         modelfile.save(learner.model, path, mean=dataset.mean, std=dataset.std, class_names=classes, dataset=known)

@@ -5,8 +5,6 @@ Defects (A1.3d): predictions of one truth with one defect each, and for each a n
 where they change no object and no hole (after Reinke et al., 2024, doi:10.1038/s41592-023-02150-0).
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
@@ -34,7 +32,7 @@ Part = tuple[Tensor, Tensor]  # images and their labels
 SIDE, CONTRAST = 64, 1.5  # pixels along each axis; foreground − background, in standard deviations of the noise
 
 
-def draw_discs(prevalence: float, images: int, seed: int) -> tuple[Tensor, Tensor]:
+def draw_discs(prevalence: float, images: int, seed: int) -> Part:
     """Noisy images of discs at random places, (B, 1, 64, 64) float32, and their labels, (B, 64, 64) int64.
 
     Discs may overlap, and what leaves on one side enters on the other: n discs of a pixels leave (1 − a / 64²)ⁿ free.

@@ -8,8 +8,6 @@ proposes (Bergstra et al., 2011, NeurIPS 24).  After 1, 3, 9, … epochs only th
 far goes on (ASHA, Li et al., 2020, arXiv:1810.05934).  The trial of a killed process is run once more.
 """
 
-from __future__ import annotations
-
 import copy
 import itertools
 import math
@@ -36,7 +34,6 @@ Row = dict[str, Any]
 Settings = dict[str, Any]
 Build = Callable[[Settings, int, Path | None], Learner]  # (settings, seed, folder) → a learner, not trained yet
 
-KINDS = ("scientific", "nuisance", "fixed")
 FIRST_SEED = 1000  # trial n trains with seed FIRST_SEED + n; the seeds below are left for the confirmation
 HEARTBEAT = 30  # seconds between two signs of life of a trial; after two missed ones it counts as killed
 SCORE = "val_mean_iou"  # a trial has the best of its epochs, whose weights the learner keeps

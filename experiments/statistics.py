@@ -4,8 +4,6 @@ Sources: signed-rank test, Wilcoxon, 1945 (doi:10.2307/3001968), with ties at ze
 (doi:10.1080/01621459.1959.10501526); step-down correction, Holm, 1979 (Scandinavian Journal of Statistics 6, 65–70).
 """
 
-from __future__ import annotations
-
 import csv
 import itertools
 from collections.abc import Iterable, Mapping, Sequence

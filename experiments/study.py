@@ -8,8 +8,6 @@ learning rate.  The test images are judged at a threshold from the validation im
 the mean prediction for their four reflections.  Finished runs are kept in `runs/study`, their rows in `figures`.
 """
 
-from __future__ import annotations
-
 import functools
 import json
 import re

@@ -10,8 +10,6 @@
 4. The candidate of highest mean in step 3, and the default, are judged on the test images, once.
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import json

@@ -11,8 +11,6 @@ Sources: Long, Shelhamer and Darrell, 2015 (arXiv:1411.4038), FCN;  Simonyan and
 Yu and Koltun, 2016 (arXiv:1511.07122), and Chen et al., 2017 (arXiv:1606.00915), dilation.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
@@ -164,7 +162,7 @@ class FCN(nn.Module):
 
     @classmethod
     @torch.no_grad()
-    def from_classifier(cls, of: PatchClassifier, stride: int = 32, upsampling: Upsampling = "transposed") -> FCN:
+    def from_classifier(cls, of: PatchClassifier, stride: int = 32, upsampling: Upsampling = "transposed") -> "FCN":
         """The FCN with a copy of the weights of a classifier; its dense layers become convolutions."""
         net = cls(of.in_channels, of.num_classes, of.widths, stride=stride, upsampling=upsampling, patch=of.patch)
         net.to(next(of.parameters()))  # its device and dtype

@@ -9,8 +9,6 @@ Sources: Dumoulin and Visin, 2016 (arXiv:1603.07285); Araujo et al., 2019 (doi:1
 effective receptive field: Luo et al., 2016 (arXiv:1701.04128).
 """
 
-from __future__ import annotations
-
 import copy
 import math
 from collections import namedtuple

@@ -9,8 +9,6 @@ Sources: Dumoulin and Visin, 2016 (arXiv:1603.07285), chapter 4;  Odena, Dumouli
 (doi:10.23915/distill.00003), checkerboard;  Long, Shelhamer and Darrell, 2015 (arXiv:1411.4038), bilinear kernels.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

@@ -1,7 +1,5 @@
 """What all tests share: figures without a screen, property tests without a stopwatch, a tiny batch."""
 
-from __future__ import annotations
-
 import hypothesis
 import matplotlib
 import pytest

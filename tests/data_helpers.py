@@ -1,7 +1,5 @@
 """Small images, folders, samples and files for the tests of files.py, hdf5.py and data.py."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path

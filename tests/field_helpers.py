@@ -1,7 +1,5 @@
 """A slow oracle for receptive fields: change one pixel of the image after the other and see what changes."""
 
-from __future__ import annotations
-
 import copy
 
 import numpy as np

@@ -1,7 +1,5 @@
 """run.py: what it needs, how it sets that up, how a notebook is executed and handed in.  No downloads."""
 
-from __future__ import annotations
-
 import argparse
 import ast
 import importlib

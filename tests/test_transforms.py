@@ -1,7 +1,5 @@
 """Tests of transforms.py: hand-solved arrays, the group of the square, image, label and map moving alike."""
 
-from __future__ import annotations
-
 from collections import Counter
 
 import numpy as np
@@ -10,21 +8,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import transforms
 from checks import InputError
-from transforms import (
-    BasicTransform2D,
-    Compose,
-    DownscaleImage,
-    RandomReflect,
-    RandomRotate90,
-    ToTorchTensor,
-    apply_symmetry,
-    inverse_symmetry,
-    random_affine,
-    random_hue,
-    random_intensity,
-    random_symmetries,
-)
+from transforms import DownscaleImage, RandomReflect, RandomRotate90, apply_symmetry, random_affine, random_symmetries
 
 SQUARE = np.array([[1, 2], [3, 4]])
 
@@ -42,11 +28,11 @@ def coordinates(height: int, width: int) -> np.ndarray:
     return np.arange(height * width).reshape(height, width)
 
 
-def random_transform() -> Compose:
-    return Compose(RandomReflect(), RandomRotate90())
+def random_transform() -> transforms.Compose:
+    return transforms.Compose(RandomReflect(), RandomRotate90())
 
 
-class AddOne(BasicTransform2D):
+class AddOne(transforms.BasicTransform2D):
     """As a student would write it: no generator, random variables drawn when first asked for."""
 
     def build_random_variables(self):
@@ -79,21 +65,27 @@ def test_is_random_tells_random_from_fixed_transforms():
     assert RandomRotate90().is_random
     assert AddOne().is_random
     assert not DownscaleImage(2).is_random
-    assert not Compose(DownscaleImage(2), ToTorchTensor()).is_random
-    assert Compose(DownscaleImage(2), RandomReflect()).is_random
+    assert not transforms.Compose(DownscaleImage(2), transforms.ToTorchTensor()).is_random
+    assert transforms.Compose(DownscaleImage(2), RandomReflect()).is_random
 
 
 @pytest.mark.parametrize(
     "call, words",
     [
-        (lambda: BasicTransform2D()(np.zeros(3)), "channels first"),
-        (lambda: BasicTransform2D()(np.zeros((4, 6, 3)), np.zeros((4, 6))), "channels first"),
-        (lambda: Compose(ToTorchTensor(), RandomReflect(rng()))(SQUARE), "ToTorchTensor must come last"),
+        (lambda: transforms.BasicTransform2D()(np.zeros(3)), "channels first"),
+        (lambda: transforms.BasicTransform2D()(np.zeros((4, 6, 3)), np.zeros((4, 6))), "channels first"),
+        (
+            lambda: transforms.Compose(transforms.ToTorchTensor(), RandomReflect(rng()))(SQUARE),
+            "ToTorchTensor must come last",
+        ),
         (lambda: RandomReflect()(SQUARE), "RandomReflect needs a random generator"),
         (lambda: DownscaleImage(4)(np.zeros((3, 9))), "smaller than factor"),
         (lambda: random_symmetries(torch.zeros(2, 4, 4), torch.zeros(3, 4, 4), generator=cpu_generator()), "one B, H"),
-        (lambda: random_intensity(torch.zeros(2, 1, 4, 4).long(), generator=cpu_generator()), "float tensor"),
-        (lambda: random_hue(torch.zeros(2, 1, 4, 4), generator=cpu_generator()), "B, 3, H, W"),
+        (
+            lambda: transforms.random_intensity(torch.zeros(2, 1, 4, 4).long(), generator=cpu_generator()),
+            "float tensor",
+        ),
+        (lambda: transforms.random_hue(torch.zeros(2, 1, 4, 4), generator=cpu_generator()), "B, 3, H, W"),
         (lambda: random_affine(torch.zeros(1, 1, 4, 4), torch.zeros(1, 4, 5), generator=cpu_generator()), "a map has"),
     ],
 )
@@ -144,7 +136,9 @@ def test_coordinate_image_shows_that_image_label_and_weight_moved_alike(height, 
     assert sorted(origin.ravel()) == list(range(height * width))  # every pixel once
 
 
-@pytest.mark.parametrize("transform", [BasicTransform2D(), RandomReflect(), RandomRotate90(), DownscaleImage(1)])
+@pytest.mark.parametrize(
+    "transform", [transforms.BasicTransform2D(), RandomReflect(), RandomRotate90(), DownscaleImage(1)]
+)
 def test_results_are_contiguous_copies(transform):
     image = np.arange(32, dtype=np.float32).reshape(2, 4, 4)
     for seed in range(8):
@@ -168,19 +162,21 @@ def test_downscale_labels_is_the_most_frequent_one_and_the_smallest_in_a_tie():
 
 def test_to_torch_tensor_dtypes_shapes_and_memory():
     image, label = np.zeros((4, 5)), np.full((4, 5), 255, np.uint8)
-    tensors = ToTorchTensor()(image, np.zeros((3, 4, 5), np.float16), label, label > 0)
+    tensors = transforms.ToTorchTensor()(image, np.zeros((3, 4, 5), np.float16), label, label > 0)
     assert [(t.dtype, tuple(t.shape)) for t in tensors] == [
         (torch.float32, (1, 4, 5)),
         (torch.float32, (3, 4, 5)),
         (torch.int64, (4, 5)),
         (torch.int64, (4, 5)),
     ]
-    assert ToTorchTensor()(np.zeros((2, 2), ">f4"))[0].dtype == torch.float32  # byte order of another machine
+    assert (
+        transforms.ToTorchTensor()(np.zeros((2, 2), ">f4"))[0].dtype == torch.float32
+    )  # byte order of another machine
 
 
 def test_compose_applies_in_order_with_one_generator():
     image = coordinates(6, 4).astype(float)
-    (found,) = Compose(RandomRotate90(), DownscaleImage((3, 2)), rng=rng(4))(image)
+    (found,) = transforms.Compose(RandomRotate90(), DownscaleImage((3, 2)), rng=rng(4))(image)
     turns = int(rng(4).integers(4))
     (expected,) = DownscaleImage((3, 2))(np.ascontiguousarray(np.rot90(image, turns)))
     assert np.array_equal(found, expected)
@@ -207,7 +203,7 @@ def test_inverse_symmetry_undoes_also_for_images_that_are_not_square(k):
     image = torch.arange(24).reshape(2, 3, 4).contiguous()
     moved = apply_symmetry(image, k)
     assert moved.shape == ((2, 4, 3) if k % 2 else (2, 3, 4))
-    assert torch.equal(apply_symmetry(moved, inverse_symmetry(k)), image)
+    assert torch.equal(apply_symmetry(moved, transforms.inverse_symmetry(k)), image)
 
 
 @given(st.integers(1, 5), st.integers(1, 6), st.integers(1, 6), st.integers(0, 999))
@@ -255,7 +251,7 @@ def test_batch_symmetries_keep_inputs_dtype_and_memory_format():
 
 def test_intensity_is_one_gain_and_one_offset_a_sample():
     images = torch.randn(64, 2, 5, 5, generator=cpu_generator(1))
-    changed = random_intensity(images, gain=0.2, offset=0.3, generator=cpu_generator(2))
+    changed = transforms.random_intensity(images, gain=0.2, offset=0.3, generator=cpu_generator(2))
     gains = (changed[:, 0, 0, 0] - changed[:, 1, 2, 2]) / (images[:, 0, 0, 0] - images[:, 1, 2, 2])
     offsets = changed[:, 0, 0, 0] - gains * images[:, 0, 0, 0]
     expected = gains[:, None, None, None] * images + offsets[:, None, None, None]
@@ -267,7 +263,7 @@ def test_intensity_is_one_gain_and_one_offset_a_sample():
 
 def test_hue_turns_colours_round_the_grey_axis():
     images = torch.rand(64, 3, 2, 2)
-    turned = random_hue(images, generator=cpu_generator())
+    turned = transforms.random_hue(images, generator=cpu_generator())
     assert torch.allclose(turned.mean(dim=1), images.mean(dim=1), atol=1e-6)  # the place along the axis
     assert torch.allclose(turned.norm(dim=1), images.norm(dim=1), atol=1e-6)  # a rotation
 
@@ -275,7 +271,7 @@ def test_hue_turns_colours_round_the_grey_axis():
 def test_a_third_of_a_turn_makes_red_green():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch, "rand", lambda *size, generator: torch.full(size, 5 / 6))  # (2u − 1)·π = 2π/3
-        green = random_hue(torch.tensor([1.0, 0.0, 0.0]).reshape(1, 3, 1, 1), generator=cpu_generator())
+        green = transforms.random_hue(torch.tensor([1.0, 0.0, 0.0]).reshape(1, 3, 1, 1), generator=cpu_generator())
     assert torch.allclose(green.flatten(), torch.tensor([0.0, 1.0, 0.0]), atol=1e-6)
 
 

@@ -115,8 +115,7 @@ def test_contradicting_settings_are_refused(settings, word):
 
 
 @pytest.mark.parametrize(
-    ("shape", "hint"),
-    [((2, 8, 8, 3), "permute"), ((3, 8, 8), r"image\[None\]"), ((2, 1, 8, 8), r"\(B, 3, H, W\)")],
+    ("shape", "hint"), [((2, 8, 8, 3), "permute"), ((3, 8, 8), r"image\[None\]"), ((2, 1, 8, 8), r"\(B, 3, H, W\)")]
 )
 def test_wrong_input_gets_one_clear_sentence(shape, hint):
     with pytest.raises(InputError, match=hint):

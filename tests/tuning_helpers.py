@@ -1,7 +1,5 @@
 """A learner that trains nothing, a small plan, and a process that takes part in a search: for the tests of tuning."""
 
-from __future__ import annotations
-
 import math
 import os
 import subprocess

@@ -1,7 +1,5 @@
 """Each regulation has a notebook with exactly this one defect; the one without defects is let through."""
 
-from __future__ import annotations
-
 import json
 import re
 import subprocess
@@ -117,7 +115,7 @@ def test_one_defect_is_one_line(root, defect):
 def test_the_path_of_the_project_is_found_wherever_it_lies(root):
     there = Path("/data/course").resolve()
     (cell,) = handin.read_report(save(root, [code(1, "1", printed(f"File {there}/unet.py, not {there}s"))]), root).cells
-    (problem,) = handin.machine_paths(handin.Report(root / "report.ipynb", there, [cell], {}))
+    (problem,) = handin.machine_paths(handin.Report(there, [cell], {}))
     assert problem.startswith(f"{cell.where} holds a path of this machine ({there}/unet.py")
 
 
@@ -198,7 +196,7 @@ def test_a_hand_in_with_problems_or_one_that_fails_from_the_zip_is_not_written(r
     (root / "report.zip").write_bytes(b"precious")
     if not readme:
         (root / "README.md").unlink()
-    assert handin.hand_in(save(root, good_cells()), root, failure=lambda part: "no table.csv") == 1
+    assert handin.hand_in(save(root, good_cells()), root, trial=lambda part: "no table.csv") == 1
     assert said in capsys.readouterr().out
     assert (root / "report.zip").read_bytes() == b"precious" and not list(root.glob("*.part"))
 

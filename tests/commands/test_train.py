@@ -1,7 +1,5 @@
 """Training from the command line: a model file comes out, a second call takes up the run, mistakes are one sentence."""
 
-from __future__ import annotations
-
 import os
 import re
 import shutil

@@ -1,7 +1,5 @@
 """The two benches: the prevalence that is asked for, and the numbers that can be known without them."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Tables, means, intervals, paired tests and what a factor explains, against definitions written out."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np
@@ -9,48 +7,38 @@ import pytest
 from scipy.stats import norm, ttest_1samp
 
 from checks import InputError
-from experiments.statistics import (
-    differences,
-    explained,
-    groups,
-    holm,
-    interval,
-    paired_test,
-    pareto_front,
-    per_image,
-    read_table,
-    scores_of,
-    select,
-    write_table,
-)
+from experiments import statistics
 
 
 def test_a_table_that_is_written_comes_back_with_numbers(tmp_path: Path) -> None:
     path = tmp_path / "new" / "a.csv"
     rows = [{"set": "1", "seed": 7, "dice": 2 / 3, "why": "a, b"}, {"set": "2", "seed": 8, "dice": 0.5, "why": "c"}]
-    write_table(path, rows)
-    assert read_table(path) == [rows[0] | {"dice": 0.66667}, rows[1]]
-    assert select(read_table(path), set="2") == rows[1:] and select(rows, set="2", seed=7) == []
-    assert read_table(tmp_path / "nowhere.csv") == []
+    statistics.write_table(path, rows)
+    assert statistics.read_table(path) == [rows[0] | {"dice": 0.66667}, rows[1]]
+    assert (
+        statistics.select(statistics.read_table(path), set="2") == rows[1:]
+        and statistics.select(rows, set="2", seed=7) == []
+    )
+    assert statistics.read_table(tmp_path / "nowhere.csv") == []
 
 
 def test_images_are_averaged_over_seeds_and_keep_their_names(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("image,seed,errors\n071,0,5\n071,1,7\n71,0,8\n")
-    assert per_image(read_table(tmp_path / "a.csv"), "errors") == {"071": 6.0, "71": 8.0}
+    assert statistics.per_image(statistics.read_table(tmp_path / "a.csv"), "errors") == {"071": 6.0, "71": 8.0}
 
 
 def test_differences_of_zero_keep_their_ranks() -> None:
     # Pratt: ranks of |d| with the zeros are 1.5, 1.5, 3, 4, 5; the zeros are then left out.  Normal
     # approximation: mean (3 + 4 + 5) / 2 = 6, variance (9 + 16 + 25) / 4 = 12.5, found 12
-    found = paired_test(dict(zip("abcde", [0.0, 0.0, 0.3, 0.5, 0.7])), dict.fromkeys("abcde", 0.0))
+    found = statistics.paired_test(dict(zip("abcde", [0.0, 0.0, 0.3, 0.5, 0.7])), dict.fromkeys("abcde", 0.0))
     assert found == pytest.approx(2 * norm.sf((12 - 6) / 12.5**0.5), abs=1e-3)
 
 
 def test_what_is_not_finite_and_other_images_are_refused() -> None:
     with pytest.raises(ValueError, match="nan"):
-        paired_test({"a": 1.0, "b": float("nan")}, {"a": 1.0, "b": 2.0})
+        statistics.paired_test({"a": 1.0, "b": float("nan")}, {"a": 1.0, "b": 2.0})
     with pytest.raises(InputError, match="one side only: a, b"):
-        paired_test({"a": 1.0}, {"b": 1.0})
+        statistics.paired_test({"a": 1.0}, {"b": 1.0})
 
 
 def test_holm_rejects_as_the_step_down_rule_says() -> None:
@@ -62,45 +50,45 @@ def test_holm_rejects_as_the_step_down_rule_says() -> None:
             if p[index] > 0.05 / (5 - rank):
                 break
             rejected.add(int(index))
-        assert {i for i, value in enumerate(holm(p)) if value <= 0.05} == rejected
-    assert holm([]) == []
-    assert holm([0.9, 0.8]) == [1.0, 1.0]
+        assert {i for i, value in enumerate(statistics.holm(p)) if value <= 0.05} == rejected
+    assert statistics.holm([]) == []
+    assert statistics.holm([0.9, 0.8]) == [1.0, 1.0]
 
 
 def test_the_interval_is_that_of_the_t_test() -> None:
     values = np.random.default_rng(0).normal(size=5)
-    mean, half = interval(values)
+    mean, half = statistics.interval(values)
     expected = ttest_1samp(values, 0.0).confidence_interval(0.95)
     assert np.allclose([mean - half, mean + half], [expected.low, expected.high])
-    assert interval([3.0])[0] == 3.0 and np.isnan(interval([3.0])[1])
+    assert statistics.interval([3.0])[0] == 3.0 and np.isnan(statistics.interval([3.0])[1])
 
 
 def test_differences_are_taken_seed_by_seed() -> None:
     rows = [{"candidate": c, "seed": s, "score": v} for c, s, v in [("a", 1, 5), ("b", 0, 1), ("a", 0, 3), ("b", 1, 4)]]
-    assert differences(rows, "a", "b") == [2, 1] and scores_of(rows, "b") == [1, 4]
+    assert statistics.differences(rows, "a", "b") == [2, 1] and statistics.scores_of(rows, "b") == [1, 4]
     with pytest.raises(InputError, match="'b' has"):
-        differences(rows[:3], "a", "b")
+        statistics.differences(rows[:3], "a", "b")
 
 
 def test_groups_of_names_few_numbers_and_many_numbers() -> None:
     rows = [{"skip": "abcdefgh"[i % 8], "batch": 4 * (1 + i % 3), "lr": 0.1 * (i + 1)} for i in range(16)]
-    assert list(groups(rows, "skip")) == list("abcdefgh")
-    assert {name: len(part) for name, part in groups(rows, "batch").items()} == {"4": 6, "8": 5, "12": 5}
-    assert {name: len(part) for name, part in groups(rows, "lr").items()} == {
+    assert list(statistics.groups(rows, "skip")) == list("abcdefgh")
+    assert {name: len(part) for name, part in statistics.groups(rows, "batch").items()} == {"4": 6, "8": 5, "12": 5}
+    assert {name: len(part) for name, part in statistics.groups(rows, "lr").items()} == {
         "0.1 … 0.4": 4, "0.5 … 0.8": 4, "0.9 … 1.2": 4, "1.3 … 1.6": 4,
     }  # fmt: skip
     same = [{"lr": value} for value in (1, 1, 1, 1, 1, 1, 2, 3, 4, 5, 6, 7)]  # equal values stay together
-    parts = groups(same, "lr")
+    parts = statistics.groups(same, "lr")
     assert sum(len(part) for part in parts.values()) == 12 and len(parts["1 … 1"]) == 6
-    assert groups([], "lr") == {}
+    assert statistics.groups([], "lr") == {}
 
 
 def test_explained_variance() -> None:
     # groups (1, 3) and (5, 7): mean 4, between 2·4 + 2·4 = 16, total 9 + 1 + 1 + 9 = 20
     rows = [{"a": a, "score": s} for a, s in (("x", 1.0), ("x", 3.0), ("y", 5.0), ("y", 7.0))]
-    assert explained(rows, "a")[0] == pytest.approx(0.8)
-    assert explained(rows[:2], "a") == (0.0, 1.0)  # too few
-    assert explained([row | {"score": 1.0} for row in rows], "a") == (0.0, 1.0)  # nothing to explain
+    assert statistics.explained(rows, "a")[0] == pytest.approx(0.8)
+    assert statistics.explained(rows[:2], "a") == (0.0, 1.0)  # too few
+    assert statistics.explained([row | {"score": 1.0} for row in rows], "a") == (0.0, 1.0)  # nothing to explain
 
 
 def test_a_factor_without_influence_passes_the_mark_once_in_twenty_times() -> None:
@@ -108,12 +96,12 @@ def test_a_factor_without_influence_passes_the_mark_once_in_twenty_times() -> No
     passed = 0
     for _ in range(300):
         rows = [{"a": int(rng.integers(3)), "score": rng.normal()} for _ in range(20)]
-        share, chance = explained(rows, "a", shuffles=200)
+        share, chance = statistics.explained(rows, "a", shuffles=200)
         passed += share > chance
     assert abs(passed / 300 - 0.05) < 0.03
 
 
 def test_pareto_front() -> None:
     costs, scores = [5.0, 1.0, 2.0, 2.0, 4.0, 1.0], [0.9, 0.3, 0.5, 0.6, 0.6, 0.3]
-    assert pareto_front(costs, scores) == [1, 3, 0]
-    assert pareto_front([], []) == []
+    assert statistics.pareto_front(costs, scores) == [1, 3, 0]
+    assert statistics.pareto_front([], []) == []

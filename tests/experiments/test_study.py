@@ -1,7 +1,5 @@
 """The study of losses on a tiny set: each run once, tables that only grow, thresholds chosen without test images."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The tuning of section A1.2 on a tiny set: the plan is carried out, goes on, and opens the test set once."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +10,7 @@ from checks import InputError
 from experiments import tuning
 from experiments.search import LogRange, searched, with_fixed
 from experiments.statistics import read_table, scores_of
-from experiments.tuning import (
-    DEFAULT,
-    PLAN,
-    builder,
-    chosen_settings,
-    final_test,
-    make_model,
-)
+from experiments.tuning import DEFAULT, PLAN, builder, chosen_settings, final_test, make_model
 from imagesets.yeast import write_yeast
 
 

@@ -16,25 +16,9 @@ from skimage.measure import label
 from skimage.metrics import adapted_rand_error, variation_of_information
 
 from checks import IGNORE_INDEX, InputError
+from geometry import objects as geo
 from geometry.boundary import separation_weights
-from geometry.objects import (
-    BoundaryCounts,
-    CentreLineCounts,
-    boundary_distances,
-    centre_lines,
-    choose_threshold,
-    class_masks,
-    class_objects,
-    dice,
-    judge,
-    match_curve,
-    match_objects,
-    overlaps,
-    partition,
-    precision_recall,
-    topology_counts,
-    topology_row,
-)
+from geometry.objects import boundary_distances, judge, match_objects, overlaps, partition, topology_counts
 
 SEEDS = st.integers(0, 2**31)
 EMPTY, FULL = np.zeros((5, 5), int), np.ones((5, 5), int)
@@ -59,9 +43,9 @@ def random_instances(rng, objects=6, largest=16):
 
 def scores_of(pred, target):
     """The scores of all kinds of counts, by name, and the counts of topology."""
-    table, borders = overlaps(*class_objects(pred, target)), boundary_distances(pred, target, 1).within(1)
+    table, borders = overlaps(*geo.class_objects(pred, target)), boundary_distances(pred, target, 1).within(1)
     found = {}
-    for counts in (match_objects(table), match_objects(table, 0.1), centre_lines(pred, target), borders):
+    for counts in (match_objects(table), match_objects(table, 0.1), geo.centre_lines(pred, target), borders):
         names = [name for name, value in vars(type(counts)).items() if isinstance(value, property)]
         found |= {f"{type(counts).__name__}.{name}": getattr(counts, name) for name in names}
     return found, partition(table), topology_counts(pred, target)
@@ -86,21 +70,21 @@ def test_something_in_truth_or_prediction_only_scores_zero(exchange):
 
 def test_ignored_pixels_are_in_no_mask_no_object_no_skeleton_and_no_border():
     pred, target = np.array([[1, 1, 1, 0, 2]]), np.array([[1, 255, 1, 255, 1]])
-    assert [m.tolist() for m in class_masks(pred, target)] == [[[1, 0, 1, 0, 0]], [[1, 0, 1, 0, 1]]]
-    assert [m.tolist() for m in class_objects(pred, target)] == [[[1, 0, 2, 0, 0]], [[1, 0, 2, 0, 3]]]
-    assert class_objects(pred, target, of_class=2)[0].tolist() == [[0, 0, 0, 0, 1]]
+    assert [m.tolist() for m in geo.class_masks(pred, target)] == [[[1, 0, 1, 0, 0]], [[1, 0, 1, 0, 1]]]
+    assert [m.tolist() for m in geo.class_objects(pred, target)] == [[[1, 0, 2, 0, 0]], [[1, 0, 2, 0, 3]]]
+    assert geo.class_objects(pred, target, of_class=2)[0].tolist() == [[0, 0, 0, 0, 1]]
     target = np.array([[1, 1, 1, 255, 255]])
-    assert centre_lines(np.ones_like(target), target).cl_dice == 1
+    assert geo.centre_lines(np.ones_like(target), target).cl_dice == 1
     assert topology_counts(np.array([[1, 1, 1, 0, 1]]), target).errors == 0
     pred, target = np.array([[0, 1, 1, 0, 0]]), np.array([[0, 255, 1, 0, 255]])
     counts = boundary_distances(pred, target).within(0)
-    assert counts == BoundaryCounts(0, 1, 1, 1, 1)  # only the crack between columns 2 and 3 is left
+    assert counts == geo.BoundaryCounts(0, 1, 1, 1, 1)  # only the crack between columns 2 and 3 is left
     assert boundary_distances(pred, target, 1).within(0) == counts
 
 
 def test_wrong_maps_are_refused():
     good = np.eye(4, dtype=int)[:3]
-    for metric in (overlaps, class_masks, centre_lines, topology_counts, boundary_distances):
+    for metric in (overlaps, geo.class_masks, geo.centre_lines, topology_counts, boundary_distances):
         for bad, words in ((good[None], "shape"), (good.astype(float), "dtype"), (good.T, "one shape")):
             with pytest.raises(InputError, match=words):
                 metric(good, bad)
@@ -149,7 +133,7 @@ def test_matching_by_hand():
     assert match_objects(table, 0.75).hits == 1  # an IoU equal to the threshold is no hit
     assert match_objects(table, 0.2).hits == 3
     # above 0.5, 0.55 … 0.70 two hits (AP 2/5), from 0.75 to 0.95 one (AP 1/6)
-    curve = match_curve(table)
+    curve = geo.match_curve(table)
     assert [counts.threshold for counts in curve] == pytest.approx(np.arange(0.5, 0.99, 0.05))
     assert [counts.ap for counts in curve] == [2 / 5] * 5 + [1 / 6] * 5
 
@@ -265,8 +249,8 @@ def test_centre_lines_by_hand():
     target[2] = 1
     pred = target.copy()
     pred[2, 4], pred[0, 0] = 0, 1
-    counts = centre_lines(pred, target)
-    assert counts == CentreLineCounts(pred_inside=8, pred_length=9, target_inside=8, target_length=9)
+    counts = geo.centre_lines(pred, target)
+    assert counts == geo.CentreLineCounts(pred_inside=8, pred_length=9, target_inside=8, target_length=9)
     assert counts.precision == counts.sensitivity == 8 / 9 and counts.cl_dice == pytest.approx(8 / 9)
 
 
@@ -276,8 +260,8 @@ def test_a_thick_line_is_as_good_as_a_thin_one_but_not_one_beside_it():
     pred = np.zeros_like(target)
     pred[3:6] = 1
     # three times as thick (Dice is 1/2), but the middle is right; only at one end its skeleton bends into the corner
-    assert centre_lines(pred, target).cl_dice > 0.97
-    assert centre_lines(np.roll(target, 2, axis=0), target).cl_dice == 0
+    assert geo.centre_lines(pred, target).cl_dice > 0.97
+    assert geo.centre_lines(np.roll(target, 2, axis=0), target).cl_dice == 0
 
 
 def cracks(labels, ignored):
@@ -355,7 +339,7 @@ def test_the_hausdorff_distance_to_no_border_is_infinite_and_that_of_none_is_no_
 def test_the_threshold_with_the_fewest_errors_wins_and_in_a_tie_the_one_next_to_a_half():
     target = np.array([[1, 1, 1, 0, 1, 1, 1]] * 3)
     probs = np.where(target == 1, 0.92, 0.62).astype(np.float32)  # one bridge at 0.60 and below
-    best, rows = choose_threshold([probs], [target])
+    best, rows = geo.choose_threshold([probs], [target])
     assert best == 0.65
     assert [row["merges"] for row in rows] == [1] * 12 + [0] * 7  # 0.05 … 0.60 | 0.65 … 0.95
     assert rows[-1]["missed"] == 2  # nothing is left above 0.92
@@ -367,7 +351,7 @@ def test_scores_in_one_row_are_those_of_independent_counts():
     guesses = [target.astype(bool) ^ (rng.random((24, 24)) > 0.9) for target in labels]
     row = judge(guesses, labels, 1)
     a, b = np.concatenate(guesses), np.concatenate(labels) == 1
-    assert row["dice"] == pytest.approx(2 * (a & b).sum() / (a.sum() + b.sum())) == dice(guesses, labels)
+    assert row["dice"] == pytest.approx(2 * (a & b).sum() / (a.sum() + b.sum())) == geo.dice(guesses, labels)
     assert row["mean_iou"] == pytest.approx(np.mean([(x & y).sum() / (x | y).sum() for x, y in ((a, b), (~a, ~b))]))
     objects = [abs(label(g).max() - label(y).max()) for g, y in zip(guesses, labels)]
     assert row["beta0_error"] == pytest.approx(np.mean(objects))  # scikit-image: 8-connected in 2-D by default
@@ -397,7 +381,7 @@ def test_bricks_are_four_connected_as_the_background_is():
 
 def test_counts_in_a_row_are_per_image_and_hold_holes():
     ring = np.pad(np.zeros((1, 1), np.int64), 2, constant_values=1)
-    row = topology_row([ring >= 0, ring == 1], [ring, ring])
+    row = geo.topology_row([ring >= 0, ring == 1], [ring, ring])
     assert (row["hole_missed"], row["all_errors"], row["objects"], row["holes"]) == (0.5, 0.5, 1.0, 1.0)
 
 
@@ -407,7 +391,7 @@ def test_every_entry_of_the_curve_is_that_of_its_threshold(seed):
     probs = [rng.integers(0, 6, (3, 5)) / 5 for _ in range(2)]  # with ties
     labels = [rng.choice([0, 1, 255], (3, 5)) for _ in range(2)]
     labels[0][0, 0] = 1
-    curve = precision_recall(probs, labels)
+    curve = geo.precision_recall(probs, labels)
     score, truth = np.stack(probs), np.stack(labels)
     assert list(curve.thresholds) == sorted(np.unique(score[truth != 255]), reverse=True)
     for threshold, precision, recall in zip(curve.thresholds, curve.precision, curve.recall):
@@ -423,7 +407,7 @@ def test_every_entry_of_the_curve_is_that_of_its_threshold(seed):
 
 def test_a_perfect_ranking_scores_one_and_a_constant_one_the_prevalence():
     target = np.array([[0, 0, 0, 1]])
-    perfect, constant = (precision_recall([p], [target]) for p in (target * 0.2, target * 0.0 + 0.7))
+    perfect, constant = (geo.precision_recall([p], [target]) for p in (target * 0.2, target * 0.0 + 0.7))
     assert (perfect.max_f, perfect.average_precision, perfect.average_precision_11) == (1, 1, 1)
     # One threshold, all is road: precision 1/4, recall 1, F1 = 2·(1/4) / (5/4) = 0.4
     assert constant.max_f == pytest.approx(0.4)
@@ -432,7 +416,7 @@ def test_a_perfect_ranking_scores_one_and_a_constant_one_the_prevalence():
 
 def test_step_area_by_hand():
     # Ranked 1 0 1: precision 1, 1/2, 2/3 at recall 1/2, 1/2, 1: 1/2·1 + 0·1/2 + 1/2·2/3 = 5/6
-    curve = precision_recall([np.array([[0.9, 0.5, 0.4]])], [np.array([[1, 0, 1]])])
+    curve = geo.precision_recall([np.array([[0.9, 0.5, 0.4]])], [np.array([[1, 0, 1]])])
     assert curve.average_precision == pytest.approx(5 / 6)
     assert curve.best == 2 and curve.thresholds[curve.best] == 0.4
 
@@ -447,7 +431,7 @@ def test_step_area_by_hand():
 )
 def test_what_cannot_be_ranked_is_refused(probs, labels):
     with pytest.raises(InputError, match="precision_recall"):
-        precision_recall(list(map(np.array, probs)), list(map(np.array, labels)))
+        geo.precision_recall(list(map(np.array, probs)), list(map(np.array, labels)))
 
 
 def test_255_is_an_object_like_others_in_instance_maps():
@@ -486,4 +470,4 @@ def test_an_image_without_borders_does_not_spoil_the_distance_of_the_set():
 
 def test_a_threshold_is_not_chosen_from_nan():
     with pytest.raises(InputError, match="NaN"):
-        choose_threshold([np.array([[0.3, np.nan]])], [np.array([[0, 1]])])
+        geo.choose_threshold([np.array([[0.3, np.nan]])], [np.array([[0, 1]])])

@@ -1,7 +1,5 @@
 """What a network is made of: by hand, by formula, by gradient, by PyTorch's counter, and by a slow oracle."""
 
-from __future__ import annotations
-
 import copy
 
 import numpy as np
@@ -13,21 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from checks import InputError
-from networks.inspection import (
-    Record,
-    count_parameters,
-    effective_receptive_field,
-    effective_size,
-    format_table,
-    layer_table,
-    output_stride,
-    parameters_by_formula,
-    pixel_field,
-    reach,
-    receptive_field,
-    receptive_field_measured,
-    stages,
-)
+from networks import inspection
 from tests.field_helpers import box_of, dependence
 from unet import UNet
 
@@ -42,7 +26,7 @@ def same_weights_in_every_run():
 
 
 def test_table_of_one_convolution_by_hand():
-    (row,) = layer_table(nn.Conv2d(3, 8, 5, stride=2, padding=2), (2, 3, 20, 10))
+    (row,) = inspection.layer_table(nn.Conv2d(3, 8, 5, stride=2, padding=2), (2, 3, 20, 10))
     assert row.output_shape == (2, 8, 10, 5)
     assert row.parameters == 8 * 3 * 25 + 8
     assert row.multiply_adds == 2 * 8 * 10 * 5 * 3 * 25  # one product for each weight and output value
@@ -56,7 +40,7 @@ def test_multiply_adds_agree_with_pytorchs_own_counter():
     model, images = UNet(widths=(4, 8, 8), upsampling="bilinear").eval(), torch.zeros(2, 1, 32, 48)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model(images)
-    ours = sum(row.multiply_adds for row in layer_table(model, images.shape))
+    ours = sum(row.multiply_adds for row in inspection.layer_table(model, images.shape))
     assert 2 * ours == counter.get_total_flops()  # it counts the product and the sum as two
 
 
@@ -76,24 +60,24 @@ LAYERS = [
 @pytest.mark.parametrize("layer", LAYERS, ids=lambda layer: str(layer).split("\n")[0])
 @pytest.mark.parametrize("biases", [True, False])
 def test_parameters_by_formula_and_by_counting_agree(layer, biases):
-    assert parameters_by_formula(layer, biases=biases) == count_parameters(layer, biases=biases)
+    assert inspection.parameters_by_formula(layer, biases=biases) == inspection.count_parameters(layer, biases=biases)
 
 
 def test_a_layer_without_a_formula_is_refused():
     with pytest.raises(InputError, match="no formula for the parameters of a PReLU"):
-        parameters_by_formula(nn.Sequential(nn.Conv2d(1, 1, 1), nn.PReLU()))
+        inspection.parameters_by_formula(nn.Sequential(nn.Conv2d(1, 1, 1), nn.PReLU()))
 
 
 def test_stride_and_field_of_every_row():
     model = nn.Sequential(nn.Conv2d(1, 1, 3), nn.MaxPool2d((2, 1)), nn.Conv2d(1, 1, 3), nn.Upsample(scale_factor=4))
-    rows = layer_table(nn.Sequential(model, nn.Conv2d(1, 1, 1)), (1, 1, 32, 32))
+    rows = inspection.layer_table(nn.Sequential(model, nn.Conv2d(1, 1, 1)), (1, 1, 32, 32))
     assert [row.receptive_field for row in rows] == [(3, 3), (4, 3), (8, 5), (8, 5)]
     assert [row.stride for row in rows] == [(1, 1), (2, 1), (2, 1), (0.5, 0.25)]
-    assert "0.5×0.25" in format_table(rows, (1, 1, 32, 32))
+    assert "0.5×0.25" in inspection.format_table(rows, (1, 1, 32, 32))
 
 
 def test_stages_are_the_maps_of_the_blocks():
-    found = stages(UNet(widths=(2, 4, 8)), (1, 1, 10, 7))
+    found = inspection.stages(UNet(widths=(2, 4, 8)), (1, 1, 10, 7))
     assert [stage[1:] for stage in found] == [(2, 10, 7), (4, 5, 4), (8, 3, 2), (4, 5, 4), (2, 10, 7)]
 
 
@@ -114,7 +98,7 @@ class Function(nn.Module):
 def rows_and_columns(model, height=12, width=10, channels=1):
     """Along both axes: first and last input position of every output position, by the oracle and by formula."""
     seen = dependence(model, height, width, channels)
-    record = Record(model, (1, channels, height, width))
+    record = inspection.Record(model, (1, channels, height, width))
     for axis, size in enumerate((height, width)):
         low, high = record.ranges(record.last, axis)
         for position in range(seen.shape[axis]):
@@ -213,7 +197,7 @@ def test_what_is_not_in_the_lists_reads_everything(name):
     model = EVERYTHING[name]
     model = model if isinstance(model, nn.Module) else Function(model)
     check(model, exact=False)
-    assert receptive_field(model, (1, 1, 12, 10)) in ((12, 10), (12, 1), (1, 10))
+    assert inspection.receptive_field(model, (1, 1, 12, 10)) in ((12, 10), (12, 1), (1, 10))
 
 
 POINTWISE = {
@@ -232,7 +216,7 @@ def test_pointwise_operations_read_one_pixel(name):
     model = POINTWISE[name]
     model = model if isinstance(model, nn.Module) else Function(model)
     check(model)
-    assert receptive_field(model, (1, 1, 12, 10)) == (1, 1)
+    assert inspection.receptive_field(model, (1, 1, 12, 10)) == (1, 1)
 
 
 def test_a_map_of_one_pixel_is_repeated_beside_one_of_full_size():
@@ -242,8 +226,8 @@ def test_a_map_of_one_pixel_is_repeated_beside_one_of_full_size():
         def forward(self, x):
             return F.adaptive_avg_pool2d(x, 1) * x
 
-    assert receptive_field(Gate(), (1, 1, 12, 10)) == (12, 10)
-    assert output_stride(Gate(), (1, 1, 12, 10)) == (1, 1)
+    assert inspection.receptive_field(Gate(), (1, 1, 12, 10)) == (12, 10)
+    assert inspection.output_stride(Gate(), (1, 1, 12, 10)) == (1, 1)
 
 
 # ---- whole networks -------------------------------------------------------------------------------------------------
@@ -329,12 +313,12 @@ def test_formula_gradient_and_oracle_agree(name):
     model, largest, stride = ZOO[name]
     height = largest + 12 - largest % 4  # the border must not hide a part of the field
     shape = (1, 1, height, height + 4)
-    assert receptive_field(model, shape) == (largest, largest)
-    assert output_stride(model, shape) == (stride, stride)
-    formula = pixel_field(model, shape)
+    assert inspection.receptive_field(model, shape) == (largest, largest)
+    assert inspection.output_stride(model, shape) == (stride, stride)
+    formula = inspection.pixel_field(model, shape)
     size = formula[2] - formula[0] + 1, formula[3] - formula[1] + 1
     assert size <= (largest, largest)
-    assert receptive_field_measured(model, shape) == size
+    assert inspection.receptive_field_measured(model, shape) == size
     seen = dependence(model, *shape[2:])
     top, left, bottom, right = box_of(seen[seen.shape[0] // 2, seen.shape[1] // 2])
     if name == "U-Net, unpooled":  # for one image, unpooling fills one pixel of four: the oracle does not see the rest
@@ -347,9 +331,9 @@ def test_global_pooling_and_dense_layers_see_everything():
     pooled = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(2, 3))
     dense = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.Flatten(), nn.Linear(2 * 20 * 30, 4), nn.ReLU())
     for model in (pooled, dense):
-        assert receptive_field(model, (1, 1, 20, 30)) == (22, 32)  # the padding is part of the field
-        assert receptive_field_measured(model, (1, 1, 20, 30)) == (20, 30)
-        assert output_stride(model, (1, 1, 20, 30)) == (0, 0)
+        assert inspection.receptive_field(model, (1, 1, 20, 30)) == (22, 32)  # the padding is part of the field
+        assert inspection.receptive_field_measured(model, (1, 1, 20, 30)) == (20, 30)
+        assert inspection.output_stride(model, (1, 1, 20, 30)) == (0, 0)
 
 
 def random_layer(kind, k, s, p, d):
@@ -375,8 +359,8 @@ layers = st.builds(
 def test_measured_never_exceeds_the_formula(model):
     shape = (1, 1, 97, 97)
     try:
-        formula = receptive_field(nn.Sequential(*model), shape)
-        measured = receptive_field_measured(nn.Sequential(*model), shape, trials=4)
+        formula = inspection.receptive_field(nn.Sequential(*model), shape)
+        measured = inspection.receptive_field_measured(nn.Sequential(*model), shape, trials=4)
     except RuntimeError:  # the map became smaller than a kernel
         return
     except InputError:  # the middle pixel lies in a gap between the taps of a transposed convolution
@@ -396,9 +380,9 @@ class Outputs(nn.Module):
 @pytest.mark.parametrize("choose", [lambda a, b: {"out": a, "aux": b}, lambda a, b: (a, b), lambda a, b: [[a], b]])
 def test_of_several_outputs_the_first_counts(choose):
     assert (
-        receptive_field(Outputs(choose), (1, 1, 9, 9))
+        inspection.receptive_field(Outputs(choose), (1, 1, 9, 9))
         == (3, 3)
-        == receptive_field_measured(Outputs(choose), (1, 1, 9, 9))
+        == inspection.receptive_field_measured(Outputs(choose), (1, 1, 9, 9))
     )
 
 
@@ -412,7 +396,7 @@ UNKNOWN = [
 @pytest.mark.parametrize("choose", UNKNOWN)
 def test_what_cannot_be_followed_is_refused(choose):
     with pytest.raises(InputError, match="cannot be followed"):
-        receptive_field(Outputs(choose), (1, 1, 9, 9))
+        inspection.receptive_field(Outputs(choose), (1, 1, 9, 9))
 
 
 def test_the_model_stays_as_it_was():
@@ -420,9 +404,14 @@ def test_the_model_stays_as_it_was():
     model.encoder[0][1].eval()  # a frozen normalisation stays frozen
     before, modes = copy.deepcopy(model.state_dict()), [m.training for m in model.modules()]
     images = torch.rand(2, 1, 16, 16)
-    for use in (receptive_field, output_stride, pixel_field, receptive_field_measured):
+    for use in (
+        inspection.receptive_field,
+        inspection.output_stride,
+        inspection.pixel_field,
+        inspection.receptive_field_measured,
+    ):
         use(model, (1, 1, 16, 16))
-    effective_receptive_field(model, images)
+    inspection.effective_receptive_field(model, images)
     assert [m.training for m in model.modules()] == modes and not images.requires_grad
     assert all(torch.equal(before[n], v) for n, v in model.state_dict().items())
     assert all(p.grad is None for p in model.parameters())
@@ -438,18 +427,18 @@ def means(number):
 
 
 def test_effective_field_of_one_and_two_means_by_hand():
-    field = effective_receptive_field(means(1), torch.zeros(1, 1, 5, 7))
+    field = inspection.effective_receptive_field(means(1), torch.zeros(1, 1, 5, 7))
     assert torch.allclose(field[1:4, 2:5], torch.tensor(1 / 9)) and field.count_nonzero() == 9
     triangle = torch.tensor([1.0, 2, 3, 2, 1]) / 9  # 1 1 1 * 1 1 1, over 9
-    field = effective_receptive_field(means(2), torch.zeros(1, 2, 9, 9))
+    field = inspection.effective_receptive_field(means(2), torch.zeros(1, 2, 9, 9))
     assert torch.allclose(field[2:7, 2:7], triangle[:, None] * triangle)
-    assert effective_size(field) == 5  # all: the corners have 1/9 of the middle, more than 4.55 %
+    assert inspection.effective_size(field) == 5  # all: the corners have 1/9 of the middle, more than 4.55 %
 
 
 def test_reach_is_the_farthest_side_of_any_box():
     for net in (UNet(1, 2, (2, 4, 8)), nn.Sequential(nn.ZeroPad2d((3, 0, 1, 2)), nn.Conv2d(1, 1, 4))):
         far = 0
         for pixel in [(n, n) for n in range(12)]:
-            box = pixel_field(net, (1, 1, 12, 12), pixel)
+            box = inspection.pixel_field(net, (1, 1, 12, 12), pixel)
             far = max(far, *(abs(edge - pixel[number % 2]) for number, edge in enumerate(box)))
-        assert reach(net, (1, 1, 12, 12)) == far
+        assert inspection.reach(net, (1, 1, 12, 12)) == far

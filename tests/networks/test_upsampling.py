@@ -8,18 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional as F
 
+from networks import upsampling
 from networks.inspection import count_parameters
-from networks.upsampling import (
-    bilinear_kernel,
-    bilinear_upsampling,
-    checkerboard,
-    convolution_matrix,
-    interpolate_by_convolution,
-    linear_kernel,
-    overlap_counts,
-    transposed_matrix,
-    zeros_then_filter,
-)
 
 ROUNDING = {"rtol": 1e-6, "atol": 1e-6}  # the taps of a kernel are float32
 lengths, kernels, strides = st.integers(1, 9), st.integers(1, 7), st.integers(1, 5)
@@ -32,26 +22,28 @@ def random(*shape, seed=0):
 def test_transposed_convolution_of_two_values_by_hand():
     # 1 paints 1 2 3 from pixel 0, 10 paints 10 20 30 from pixel 2; they meet in pixel 2: 3 + 10
     kernel, x = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 10.0])
-    assert (transposed_matrix(kernel, 2, 2) @ x).tolist() == [1, 2, 13, 20, 30]
+    assert (upsampling.transposed_matrix(kernel, 2, 2) @ x).tolist() == [1, 2, 13, 20, 30]
     # rows of the convolution that it belongs to: (5 − 3)/2 + 1 = 2
-    assert convolution_matrix(kernel, 2, 5).tolist() == [[1, 2, 3, 0, 0], [0, 0, 1, 2, 3]]
+    assert upsampling.convolution_matrix(kernel, 2, 5).tolist() == [[1, 2, 3, 0, 0], [0, 0, 1, 2, 3]]
 
 
 @given(lengths, kernels, strides, st.integers(0, 2**31))
 def test_three_ways_and_pytorch_agree(n, k, s, seed):
     x, kernel = random(n, seed=seed), random(k, seed=seed + 1)
-    by_matrix = transposed_matrix(kernel, s, n) @ x
-    by_filter = zeros_then_filter(x, kernel, s)
+    by_matrix = upsampling.transposed_matrix(kernel, s, n) @ x
+    by_filter = upsampling.zeros_then_filter(x, kernel, s)
     by_pytorch = F.conv_transpose1d(x[None, None], kernel[None, None], stride=s)[0, 0]
     assert len(by_matrix) == (n - 1) * s + k
     torch.testing.assert_close(by_matrix, by_pytorch)
     torch.testing.assert_close(by_filter, by_pytorch)
-    assert torch.equal(transposed_matrix(kernel, s, n), convolution_matrix(kernel, s, len(by_matrix)).T)
+    assert torch.equal(
+        upsampling.transposed_matrix(kernel, s, n), upsampling.convolution_matrix(kernel, s, len(by_matrix)).T
+    )
 
 
 @pytest.mark.parametrize("factor", [1, 2, 3, 4, 5, 8, 16, 32])
 def test_bilinear_upsampling_equals_interpolation_away_from_the_frame(factor):
-    x, layer = random(2, 3, 4, 5), bilinear_upsampling(3, factor).double()
+    x, layer = random(2, 3, 4, 5), upsampling.bilinear_upsampling(3, factor).double()
     expected, frame = F.interpolate(x, scale_factor=factor, mode="bilinear"), factor // 2
     inside = (..., slice(frame, 4 * factor - frame), slice(frame, 5 * factor - frame))
     torch.testing.assert_close(layer(x)[inside], expected[inside], **ROUNDING)
@@ -64,33 +56,33 @@ def test_bilinear_upsampling_equals_interpolation_away_from_the_frame(factor):
 def test_repeating_the_frame_makes_the_whole_map_equal(factor, height, width, seed):
     x = random(1, 2, height, width, seed=seed)
     expected = F.interpolate(x, scale_factor=factor, mode="bilinear")
-    torch.testing.assert_close(interpolate_by_convolution(x, factor), expected, **ROUNDING)
+    torch.testing.assert_close(upsampling.interpolate_by_convolution(x, factor), expected, **ROUNDING)
 
 
 def test_kernels_by_hand():
-    assert linear_kernel(1).tolist() == [1]
-    assert linear_kernel(4).tolist() == [1 / 8, 3 / 8, 5 / 8, 7 / 8, 7 / 8, 5 / 8, 3 / 8, 1 / 8]
-    assert bilinear_kernel(2).sum() == 4  # each input pixel gives its value to 2×2 output pixels
-    assert bilinear_kernel(3).shape == (5, 5)
+    assert upsampling.linear_kernel(1).tolist() == [1]
+    assert upsampling.linear_kernel(4).tolist() == [1 / 8, 3 / 8, 5 / 8, 7 / 8, 7 / 8, 5 / 8, 3 / 8, 1 / 8]
+    assert upsampling.bilinear_kernel(2).sum() == 4  # each input pixel gives its value to 2×2 output pixels
+    assert upsampling.bilinear_kernel(3).shape == (5, 5)
 
 
 def test_bilinear_upsampling_is_trainable_or_not():
-    assert count_parameters(bilinear_upsampling(3, 4)) == 3 * 8 * 8
-    assert count_parameters(bilinear_upsampling(3, 4, trainable=False)) == 0
-    layer = bilinear_upsampling(2, 2)
+    assert count_parameters(upsampling.bilinear_upsampling(3, 4)) == 3 * 8 * 8
+    assert count_parameters(upsampling.bilinear_upsampling(3, 4, trainable=False)) == 0
+    layer = upsampling.bilinear_upsampling(2, 2)
     layer(torch.ones(1, 2, 3, 3)).sum().backward()
     assert (layer.weight.grad > 0).all()
 
 
 def test_overlap_counts_by_hand():
-    assert overlap_counts(3, 2, 3).tolist() == [1, 1, 2, 1, 2, 1, 1]
-    assert overlap_counts(2, 2, 3).tolist() == [1] * 6
-    assert overlap_counts(1, 2, 2).tolist() == [1, 0, 1]  # gaps: pixels that nothing reaches
+    assert upsampling.overlap_counts(3, 2, 3).tolist() == [1, 1, 2, 1, 2, 1, 1]
+    assert upsampling.overlap_counts(2, 2, 3).tolist() == [1] * 6
+    assert upsampling.overlap_counts(1, 2, 2).tolist() == [1, 0, 1]  # gaps: pixels that nothing reaches
 
 
 @given(kernels, strides)
 def test_overlap_is_even_if_and_only_if_the_stride_divides_the_kernel(k, s):
-    counts = overlap_counts(k, s, length=20)[k:-k]
+    counts = upsampling.overlap_counts(k, s, length=20)[k:-k]
     assert (counts.unique().numel() == 1) == (k % s == 0)
 
 
@@ -106,7 +98,9 @@ def constant_through(kernel, stride):
 @pytest.mark.parametrize(("kernel", "stride", "expected"), [(3, 2, 0.4359), (4, 2, 0), (6, 3, 0)])
 def test_checkerboard_of_kernels_of_ones(kernel, stride, expected):
     # 3/2: counts 2, 1 in each direction, phases 4 2 2 1: variance 19/16 of a mean square 100/16
-    assert checkerboard(constant_through(torch.ones(kernel), stride), stride) == pytest.approx(expected, abs=1e-4)
+    assert upsampling.checkerboard(constant_through(torch.ones(kernel), stride), stride) == pytest.approx(
+        expected, abs=1e-4
+    )
 
 
 @pytest.mark.parametrize(("k", "s"), list(itertools.product((2, 3, 4, 6), (2, 3, 4))))
@@ -116,11 +110,11 @@ def test_checkerboard_is_the_response_at_the_copies_of_the_spectrum(k, s):
     at = torch.polar(torch.ones_like(turns), -2 * torch.pi * turns) @ kernel.to(torch.complex128)
     energy = torch.outer(at.abs().square(), at.abs().square())  # of the two-dimensional kernel
     expected = (1 - energy[0, 0] / energy.sum()).sqrt().item()
-    assert checkerboard(constant_through(kernel, s), s) == pytest.approx(expected)
+    assert upsampling.checkerboard(constant_through(kernel, s), s) == pytest.approx(expected)
 
 
 def test_checkerboard_does_not_take_content_for_a_pattern():
-    assert checkerboard(random(4, 2, 64, 64), 2) < 0.05
-    assert checkerboard(torch.zeros(1, 1, 4, 4), 2) == 0
+    assert upsampling.checkerboard(random(4, 2, 64, 64), 2) < 0.05
+    assert upsampling.checkerboard(torch.zeros(1, 1, 4, 4), 2) == 0
     channels = torch.tensor([1.0, -1.0]).view(1, 2, 1, 1).expand(1, 2, 8, 8)
-    assert checkerboard(channels, 2) == 0  # channels differ, phases do not
+    assert upsampling.checkerboard(channels, 2) == 0  # channels differ, phases do not
