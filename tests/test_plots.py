@@ -20,8 +20,7 @@ def ax():
 
 
 def test_errors_are_told_apart(ax):
-    target = np.array([[0, 0, 1, 1, 255]])
-    prediction = np.array([[0, 1, 0, 1, 1]])
+    target, prediction = np.array([[0, 0, 1, 1, 255]]), np.array([[0, 1, 0, 1, 1]])
     plots.show_errors(ax, np.zeros((1, 5)), target, prediction)
     assert ax.images[-1].get_array().tolist() == [[0, 1, 2, 0, 3]]  # right, false alarm, missed, right, ignored
 
@@ -96,12 +95,8 @@ def test_contact_sheet_has_image_label_and_outlines_of_each_sample():
     labels = [np.eye(6, 8, dtype=np.uint8), np.full((6, 8), 255, np.uint8), np.full((9, 4), 12, np.uint8)]
     axes = plots.contact_sheet(images, labels, ["a", "b" * 40, "$\\frac$\n\udcff^_"], [f"class {k}" for k in range(13)])
     assert axes.shape == (4, 3)  # two samples in a row, so one place is left
-    assert [ax.get_title() or ax.get_title(loc="left") for ax in axes[:, 0]] == [
-        "a",
-        f"{'b' * 18}…",
-        "$\\frac$??^_",
-        "",
-    ]
+    titles = [ax.get_title() or ax.get_title(loc="left") for ax in axes[:, 0]]
+    assert titles == ["a", f"{'b' * 18}…", "$\\frac$??^_", ""]
     assert [text.get_text() for text in axes[0, 0].figure.legends[0].get_texts()][:2] == ["class 0", "class 1"]
     axes[0, 0].figure.canvas.draw()  # a formula that is none would be refused here
     assert [ax.axison for ax in axes[3]] == [False] * 3
@@ -120,11 +115,8 @@ def test_images_of_any_number_of_channels_are_drawn(ax, channels, drawn):
 
 def test_overlay_colours_classes_and_their_edges():
     # A square of 3×3 pixels of class 1 in black: its middle has half of the colour, its edge all of it.
-    label = np.zeros((5, 7), np.uint8)
-    label[1:4, 1:4] = 1
-    label[0, 6] = 255
-    image = np.zeros((5, 7), np.uint8)
-    image[:, 5] = 200
+    image, label = np.zeros((2, 5, 7), np.uint8)
+    label[1:4, 1:4], label[0, 6], image[:, 5] = 1, 255, 200
     shown = plots.overlay(image, label)
     colour = (255 * np.array(to_rgba(plots.CLASS_COLOURS[1]))[:3]).round().astype(int)
     assert shown.dtype == np.uint8 and shown.shape == (5, 7, 3)
@@ -141,9 +133,6 @@ def test_a_table_shows_as_markdown_and_as_text():
     assert plots.table([["CE", 3, "0.91"], ["both", 4, float("nan")]], ("loss", "n", "Dice")) == wanted
     assert plots.table(rows).splitlines()[0] == "| loss | Dice | n |"
     assert plots.table([], ("loss", "n")) == "| loss | n |\n|---|---|"
-
-
-# ---- a search for hyper-parameters ----------------------------------------------------------------------------------
 
 
 def row(trial, state, score):

@@ -101,10 +101,13 @@ def test_pytorch_for_the_cpu_is_asked_for_first_and_its_lack_stops_nothing(proje
     assert len(said) == 3 and "1.5 GB" in said[0] and "the usual one follows" in said[1] and "minutes" in said[2]
 
 
-def test_an_environment_of_somebody_else_is_left_alone(project, installed):
+def test_an_environment_of_somebody_else_is_left_alone_and_a_linux_without_venv_told(project, installed, monkeypatch):
     (project / ".venv").mkdir()
     with pytest.raises(SystemExit, match="not made by run.py"):
         run.make_environment(project / ".venv", project / "requirements.txt")
+    monkeypatch.setattr(run.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=r"sudo apt install python3-venv"):
+        run.make_environment(project / "other", project / "requirements.txt")
     assert not installed
 
 
@@ -113,12 +116,6 @@ def test_no_environment_starts_itself_for_ever(project, monkeypatch):
     monkeypatch.setattr(run, "make_environment", refuse)
     with pytest.raises(SystemExit, match=r"lacks no-such-package>=1.0. Delete .venv"):
         run.ensure_environment(["train", "folder"], project)
-
-
-def test_a_linux_without_venv_gets_one_sentence(project, monkeypatch):
-    monkeypatch.setattr(run.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(SystemExit, match=r"sudo apt install python3-venv"):
-        run.make_environment(project / ".venv", project / "requirements.txt")
 
 
 def test_an_old_python_gets_one_clear_line(monkeypatch):
@@ -202,9 +199,8 @@ def course(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         for number, cell in enumerate(code, start=1):
             cell.update(execution_count=number, outputs=[picture] if "plt" in cell.source else [])
         (path.parent / "settings.json").write_text(json.dumps(settings))
-        (path.parent / settings.get("SEGMENTATION_FIGURES", "figures") / "new.csv").write_text(
-            settings["SEGMENTATION_BUDGET"]
-        )
+        figures = path.parent / settings.get("SEGMENTATION_FIGURES", "figures")
+        (figures / "new.csv").write_text(settings["SEGMENTATION_BUDGET"])
         return notebook, "Stopped in A1.1a: no" if "fail" in code[0].source else ""
 
     monkeypatch.setattr(run, "ROOT", tmp_path)
@@ -237,6 +233,8 @@ def test_the_standard_run_is_followed_by_a_quick_one_from_the_zip_in_an_empty_fo
 
 def test_what_is_committed_changes_only_when_asked(course):
     before = (course / "course.ipynb").read_bytes()
+    with pytest.raises(SystemExit, match="would be overwritten"):
+        run.main(["--output", str(course)])
     assert run.main(["--budget", "quick", "--output", str(course / "handin")]) == 0
     assert (course / "course.ipynb").read_bytes() == before and not (course / "figures" / "new.csv").exists()
     assert run.main(["--budget", "quick", "--output", str(course / "handin"), "--commit"]) == 0
@@ -283,11 +281,6 @@ def test_a_failed_run_is_saved_under_another_name_and_makes_no_zip(course, capsy
     assert run.main(["--output", str(course / "handin")]) == 1
     assert not list((course / "handin").glob("*.zip")) and (course / "handin" / "course_failed.ipynb").exists()
     assert capsys.readouterr().out.endswith("Stopped in A1.1a: no\n")  # the failure comes last
-
-
-def test_the_notebook_is_never_overwritten(course):
-    with pytest.raises(SystemExit, match="would be overwritten"):
-        run.main(["--output", str(course)])
 
 
 def test_a_folder_of_data_is_checked_first_and_named_relative_to_the_notebook(course, monkeypatch, capsys):

@@ -5,7 +5,6 @@ import re
 import subprocess
 import sys
 import zipfile
-from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -61,42 +60,23 @@ def root(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def set_cell(index: int, **changes: Any) -> Callable[[Cells, Path], object]:
-    return lambda cells, root: cells[index].update(changes)
-
-
-def add_output(index: int, output: dict[str, Any]) -> Callable[[Cells, Path], object]:
-    return lambda cells, root: cells[index]["outputs"].append(output)
-
-
-def add_text(source: str) -> Callable[[Cells, Path], object]:
-    return lambda cells, root: cells.append(text(source))
-
-
-def write(name: str, content: str) -> Callable[[Cells, Path], object]:
-    return lambda cells, root: (root / name).write_text(content)
-
-
-def delete(name: str) -> Callable[[Cells, Path], object]:
-    return lambda cells, root: (root / name).unlink()
-
-
 WIDGET = {"output_type": "display_data", "data": {"application/vnd.jupyter.widget-view+json": {}}, "metadata": {}}
 ERROR = {"output_type": "error", "ename": "ValueError", "evalue": "no", "traceback": []}
-DEFECTS: dict[str, tuple[Callable[[Cells, Path], object], str]] = {
-    "cell not run": (set_cell(3, execution_count=None), "cell 4 (A1.1a U-Net) was not run"),
-    "out of order": (set_cell(5, execution_count=9), "has number 9, expected 3"),
-    "error": (add_output(5, ERROR), "cell 6 (A1.1a U-Net) ends in an error: ValueError: no"),
-    "image lost": (set_cell(5, outputs=[]), "cell 6 (A1.1a U-Net) draws but shows no image"),
-    "only a widget": (add_output(1, WIDGET), "cell 2 (Report) shows only a widget"),
-    "named file missing": (add_text("See `results/gone.csv`."), "points to results/gone.csv"),
-    "linked file missing": (add_text("[here](figures/gone%20too.png)"), "points to figures/gone too.png"),
-    "file outside": (add_text("![](../shared/x.png)"), "points to ../shared/x.png"),
-    "module missing": (delete("mynet.py"), "cell 2 (Report) imports mynet, but there is no mynet.py"),
-    "module of a module missing": (delete("helper.py"), "mynet.py imports helper, but there is no helper.py"),
-    "home in an output": (add_output(1, printed("File /home/ada/x.py")), "this machine (/home/ada/x.py)"),
-    "windows home": (add_output(3, printed(r"C:\Users\ada\x")), "cell 4 (A1.1a U-Net) holds a path"),
-    "no readme": (delete("README.md"), "README.md is missing"),
+# what is said: cell and the change of it, an output that it gets, a text that is added, or a file that is deleted
+DEFECTS: dict[str, Any] = {
+    "cell 4 (A1.1a U-Net) was not run": (3, {"execution_count": None}),
+    "has number 9, expected 3": (5, {"execution_count": 9}),
+    "cell 6 (A1.1a U-Net) draws but shows no image": (5, {"outputs": []}),
+    "cell 6 (A1.1a U-Net) ends in an error: ValueError: no": (5, ERROR),
+    "cell 2 (Report) shows only a widget": (1, WIDGET),
+    "this machine (/home/ada/x.py)": (1, printed("File /home/ada/x.py")),
+    "cell 4 (A1.1a U-Net) holds a path": (3, printed(r"C:\Users\ada\x")),
+    "points to results/gone.csv": "See `results/gone.csv`.",
+    "points to figures/gone too.png": "[here](figures/gone%20too.png)",
+    "points to ../shared/x.png": "![](../shared/x.png)",
+    "cell 2 (Report) imports mynet, but there is no mynet.py": Path("mynet.py"),
+    "mynet.py imports helper, but there is no helper.py": Path("helper.py"),
+    "README.md is missing": Path("README.md"),
 }
 
 
@@ -104,10 +84,17 @@ def test_a_good_notebook_is_let_through(root):
     assert handin.problems(save(root, good_cells()), root) == []
 
 
-@pytest.mark.parametrize("defect", DEFECTS)
-def test_one_defect_is_one_line(root, defect):
-    cells, (spoil, expected) = good_cells(), DEFECTS[defect]
-    spoil(cells, root)
+@pytest.mark.parametrize("expected", DEFECTS)
+def test_one_defect_is_one_line(root, expected):
+    cells, defect = good_cells(), DEFECTS[expected]
+    if isinstance(defect, Path):
+        (root / defect).unlink()
+    elif isinstance(defect, str):
+        cells.append(text(defect))
+    elif "output_type" in defect[1]:
+        cells[defect[0]]["outputs"].append(defect[1])
+    else:
+        cells[defect[0]].update(defect[1])
     (problem,) = handin.problems(save(root, cells), root)
     assert expected in problem
 
@@ -140,18 +127,17 @@ def test_over_the_limit(root, monkeypatch):
     assert "0.1 MB are too much" in problem
 
 
-@pytest.mark.parametrize(
-    "source",
-    [
-        "`nn.Module`, `unet.UNet(1, 2)`, `.hdf5`, `figures/`, `B, C, H, W = x.shape`",  # code, no files
-        "Type `python3 run.py`, then look at `handin/report.zip` and `data/yeast.hdf5`.",  # what a run makes
-        "[paper](https://arxiv.org/pdf/1505.04597.pdf) ![](attachment:a.png) [above](#A1.1a) `./mynet.py`",
-        "https://example.org/home/page, either/Users/or, and 1/tmp/2 are no paths of a machine",
-        "```\n# not a heading\n```",
-    ],
-)
-def test_what_only_looks_like_a_defect(root, source):
-    assert handin.problems(save(root, [*good_cells(), text(source)]), root) == []
+LOOKS = [
+    "`nn.Module`, `unet.UNet(1, 2)`, `.hdf5`, `figures/`, `B, C, H, W = x.shape`",  # code, no files
+    "Type `python3 run.py`, then look at `handin/report.zip` and `data/yeast.hdf5`.",  # what a run makes
+    "[paper](https://arxiv.org/pdf/1505.04597.pdf) ![](attachment:a.png) [above](#A1.1a) `./mynet.py`",
+    "https://example.org/home/page, either/Users/or, and 1/tmp/2 are no paths of a machine",
+    "```\n# not a heading\n```",
+]
+
+
+def test_what_only_looks_like_a_defect(root):
+    assert handin.problems(save(root, [*good_cells(), *map(text, LOOKS)]), root) == []
 
 
 @pytest.mark.parametrize("field", ["none", "Names of the partners: ____", "**Group:** _name 1, name 2_", "Name:\n\nx"])
@@ -160,12 +146,11 @@ def test_reminders_name_empty_fields(root, field):
     cells = good_cells()
     cells[0] = text(f"# Report\n{field}")
     cells[2] = text("## A1.1b\n`figures/table.csv`\n**I needed the following time (1.1):** \\_\\_ hours\n\n7")
+    cells.append(text("Names: of layers"))  # only the first cell tells the names
     notebook = save(root, cells)
     assert handin.problems(notebook, root) == []  # reminders are no reason to refuse
-    assert handin.reminders(notebook, root) == [
-        "the names of the group are missing",
-        "cell 3 (A1.1b): the needed time is missing",
-    ]
+    missing = ["the names of the group are missing", "cell 3 (A1.1b): the needed time is missing"]
+    assert handin.reminders(notebook, root) == missing
 
 
 @pytest.mark.parametrize("line", ["%matplotlib inline", "!ls", "sum?", "x = (1\n  % 2)  # ?"])
@@ -248,11 +233,6 @@ def test_elsewhere_the_last_cell_takes_the_saved_file_if_it_is_new_enough(root, 
     monkeypatch.setenv("SEGMENTATION_BUDGET", "quick")
     handin.from_notebook()
     assert capsys.readouterr().out == "run.py checks this notebook and writes its zip.\n"
-
-
-def test_only_the_first_cell_tells_the_names(root):
-    cells = [text("# Report\nGroup: _name 1, name 2_"), *good_cells()[1:], text("Names: of layers")]
-    assert "the names of the group are missing" in handin.reminders(save(root, cells), root)
 
 
 def test_the_command_needs_no_package_and_writes_beside_the_notebook(root):

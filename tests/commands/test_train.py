@@ -14,7 +14,7 @@ import torch
 
 from commands import check, train
 from imagesets.files import read_image
-from tests.data_helpers import refused
+from tests.data_helpers import refused, save
 from training import modelfile
 
 ROOT = Path(train.__file__).parents[1]
@@ -25,15 +25,13 @@ SMALL = ["--epochs", "2", "--repeats", "1", "--crop", "16", "--batch", "4", "--w
 def folder(tmp_path):
     """Ten images of a bright square, with their labels."""
     rng = np.random.default_rng(0)
-    for kind in ("images", "labels"):
-        (tmp_path / "squares" / kind).mkdir(parents=True)
     for number in range(10):
         label = np.zeros((24, 24), np.uint8)
         y, x = rng.integers(2, 12, 2)
         label[y : y + 9, x : x + 9] = 1
         image = (60 * rng.random((24, 24)) + 150 * label).astype(np.uint8)
-        PIL.Image.fromarray(image).save(tmp_path / "squares" / "images" / f"{number}.png")
-        PIL.Image.fromarray(label).save(tmp_path / "squares" / "labels" / f"{number}.png")
+        save(tmp_path / "squares" / "images" / f"{number}.png", image)
+        save(tmp_path / "squares" / "labels" / f"{number}.png", label)
     return tmp_path / "squares"
 
 

@@ -46,9 +46,8 @@ def test_every_predictor_is_judged_at_every_prevalence_with_every_seed() -> None
 
 
 def test_a_loss_that_only_counts_pixels_has_selectivity_one() -> None:
-    assert [bench.selectivity(cross_entropy, pred) for pred in bench.shown().values()] == pytest.approx(
-        [1.0] * 8, abs=1e-3
-    )
+    found = [bench.selectivity(cross_entropy, pred) for pred in bench.shown().values()]
+    assert found == pytest.approx([1.0] * 8, abs=1e-3)
 
 
 def test_the_topology_loss_charges_each_error_alike_whatever_its_size() -> None:

@@ -122,16 +122,11 @@ class Failing(Fake):
         return math.nan
 
 
-@pytest.mark.parametrize(
-    ("error", "reason"),
-    [
-        (None, "FloatingPointError: val_mean_iou is nan after epoch 2"),
-        (torch.OutOfMemoryError("CUDA out of memory.\nmore"), "OutOfMemoryError: CUDA out of memory."),
-    ],
-)
-def test_a_trial_with_nan_or_too_little_memory_fails_and_the_search_goes_on(
-    error: Exception | None, reason: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+MEMORY = torch.OutOfMemoryError("CUDA out of memory.\nmore"), "OutOfMemoryError: CUDA out of memory."
+
+
+@pytest.mark.parametrize("error, reason", [(None, "FloatingPointError: val_mean_iou is nan after epoch 2"), MEMORY])
+def test_a_trial_with_nan_or_too_little_memory_fails_and_the_search_goes_on(error, reason, monkeypatch):
     monkeypatch.setattr(Failing, "error", error)
     rows = search.tune(search.open_study(), Failing, PLAN, epochs=2, minutes=1, trials=12)
     failed = [row for row in rows if row["state"] == "failed"]
@@ -150,9 +145,7 @@ def test_another_plan_under_the_same_name_is_refused(tmp_path: Path) -> None:
     assert len(search.tune(search.open_study(tmp_path / "a.db", "another name"), Fake, wider, trials=2, **SHORT)) == 2
 
 
-def test_the_trial_of_a_killed_process_fails_and_is_run_once_more(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_trial_of_a_killed_process_fails_and_is_run_once_more(tmp_path, monkeypatch):
     monkeypatch.setattr(search, "HEARTBEAT", 1)
     worker = start_worker(tmp_path / "a.db", trials=3, pause=30)
     assert worker.stdout is not None and worker.stdout.readline() == "trial\n"

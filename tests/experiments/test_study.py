@@ -34,7 +34,7 @@ def tiny(tmp_path, monkeypatch) -> StudySet:
     return study_set
 
 
-def test_every_loss_runs_once_and_lands_in_the_tables(tiny, monkeypatch, capsys) -> None:
+def test_every_loss_runs_once_and_lands_in_the_tables(tiny, monkeypatch) -> None:
     study.main(["--sets", "tiny"])
     rows = read_table("figures/study.csv")
     assert [(r["loss"], r["views"], r["rule"]) for r in rows] == [
@@ -51,19 +51,17 @@ def test_every_loss_runs_once_and_lands_in_the_tables(tiny, monkeypatch, capsys)
     monkeypatch.setattr(torch.amp.GradScaler, "step", None)  # a second call trains nothing
     study.main(["--sets", "tiny"])
     assert Path("figures/study.csv").read_text() == before
-    capsys.readouterr()
 
 
-def test_examples_are_drawn_once_both_runs_are_there(tiny, capsys) -> None:
+def test_examples_are_drawn_once_both_runs_are_there(tiny) -> None:
     study.main(["--sets", "tiny", "--losses", "ce"])
     assert not list(study.FIGURES.glob("*.png"))
     study.main(["--sets", "tiny", "--losses", "both"])
     with Image.open(study.FIGURES / "study_tiny.png") as picture:
         assert min(picture.size) > 500
-    capsys.readouterr()
 
 
-def test_rows_of_other_runs_stay_and_own_ones_are_replaced(tiny, capsys) -> None:
+def test_rows_of_other_runs_stay_and_own_ones_are_replaced(tiny) -> None:
     study.main(["--sets", "tiny", "--losses", "ce"])
     table = study.FIGURES / "study.csv"
     header, first, *others = table.read_text().splitlines()
@@ -71,10 +69,9 @@ def test_rows_of_other_runs_stay_and_own_ones_are_replaced(tiny, capsys) -> None
     table.write_text("\n".join([header, other, stale, *others]) + "\n")
     study.collect()
     assert table.read_text().splitlines() == [header, other, first, *others]
-    capsys.readouterr()
 
 
-def test_thresholds_are_chosen_on_the_validation_images(tiny, monkeypatch, capsys) -> None:
+def test_thresholds_are_chosen_on_the_validation_images(tiny, monkeypatch) -> None:
     asked = []
 
     def choose(probs, labels):
@@ -89,19 +86,15 @@ def test_thresholds_are_chosen_on_the_validation_images(tiny, monkeypatch, capsy
         assert all(np.array_equal(a, b) for a, b in zip(labels, wanted, strict=True))
     rows = json.loads(file_of("tiny", "ce", 0).read_text())["rows"]
     assert [row["threshold"] for row in rows] == [0.5, 0.3, 0.5, 0.3]
-    capsys.readouterr()
 
 
-def test_other_settings_are_another_run(tiny, monkeypatch, capsys) -> None:
+def test_other_settings_are_another_run(tiny, monkeypatch) -> None:
     study.run_one("tiny", "ce", 0)
-    file = file_of("tiny", "ce", 0)
-    before = json.loads(file.read_text())
+    before = json.loads(file_of("tiny", "ce", 0).read_text())
     monkeypatch.setitem(SETS, "tiny", replace(tiny, lr=1e-4))
     study.run_one("tiny", "ce", 0)
-    after = json.loads(file.read_text())
-    assert after["settings"] != before["settings"]
-    assert after["rows"][0]["dice"] != before["rows"][0]["dice"]
-    capsys.readouterr()
+    after = json.loads(file_of("tiny", "ce", 0).read_text())
+    assert after["settings"] != before["settings"] and after["rows"][0]["dice"] != before["rows"][0]["dice"]
 
 
 def test_losses_of_one_seed_start_from_the_same_weights_and_crops(tiny) -> None:

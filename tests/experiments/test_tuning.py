@@ -30,19 +30,15 @@ def prepared(tiny: str) -> Path:
     return tuning.prepare(tiny, Path("data"), say=lambda text: None)
 
 
-def test_all_steps_are_done_once_and_every_table_is_written(
-    tiny: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_all_steps_are_done_once_and_every_table_is_written(tiny, monkeypatch, capsys):
     arguments = ["--data", tiny, "--minutes", "5", "--trials", "4", "--seeds", "2"]
     tuning.main(arguments)
     assert "4 trials, of which" in capsys.readouterr().out
     tables = {path.stem.removeprefix("tuning_"): read_table(path) for path in Path("figures").glob("*.csv")}
     assert sorted(tables) == ["confirm", "epochs", "images", "plan", "range", "test", "trials"]
-    committed = {
-        path.stem: read_table(path)[0] for path in (Path(tuning.__file__).parent.parent / "figures").glob("*.csv")
-    }
+    committed = Path(tuning.__file__).parent.parent / "figures"
     for name, rows in tables.items():  # the notebook reads old and new ones alike
-        assert list(rows[0]) == list(committed[f"tuning_{name}"]), name
+        assert list(rows[0]) == list(read_table(committed / f"tuning_{name}.csv")[0]), name
     trials = tables["trials"]
     assert [row["trial"] for row in trials] == [0, 1, 2, 3] and trials[0]["lr"] == DEFAULT["lr"]
     assert len(tables["epochs"]) == sum(row["epochs"] for row in trials)
@@ -58,8 +54,7 @@ def test_all_steps_are_done_once_and_every_table_is_written(
 
 def test_the_test_set_is_opened_once(tiny: str) -> None:
     path, candidates = prepared(tiny), {"default": with_fixed(PLAN, tuning.DEFAULT)}
-    options: dict[str, Any] = {"candidates": candidates, "epochs": 1, "seeds": [0, 1]}
-    options |= {"folder": Path("runs")}
+    options: dict[str, Any] = {"candidates": candidates, "epochs": 1, "seeds": [0, 1], "folder": Path("runs")}
     first = final_test(path, tuning.builder(path), **options)
     assert [row["seed"] for row in first[0]] == [0, 1] and {row["candidate"] for row in first[1]} == {"default"}
 

@@ -229,18 +229,15 @@ def test_topology_by_hand():
     assert counts.errors == 4 and counts.errors_per_object == 4 / 5
 
 
-def test_the_connectivity_is_stated_and_matters():
+def test_errors_of_images_do_not_cancel_out_and_the_connectivity_matters():
+    more, less = np.array([[1, 0, 1]]), np.array([[1, 0, 0]])
+    both = topology_counts(more, less) + topology_counts(less, more)
+    assert both.beta0_error == 2 and both.spurious == 1
     pred, target = np.array([[1, 0], [0, 1]]), np.array([[1, 1], [0, 1]])
     assert topology_counts(pred, target, connectivity=8).splits == 0
     assert topology_counts(pred, target, connectivity=4).splits == 1
     with pytest.raises(InputError, match="connectivity 8"):
         topology_counts(pred, target) + topology_counts(pred, target, connectivity=4)
-
-
-def test_errors_of_images_do_not_cancel_out():
-    more, less = np.array([[1, 0, 1]]), np.array([[1, 0, 0]])
-    both = topology_counts(more, less) + topology_counts(less, more)
-    assert both.beta0_error == 2 and both.spurious == 1
 
 
 def test_centre_lines_by_hand():
@@ -421,17 +418,12 @@ def test_step_area_by_hand():
     assert curve.best == 2 and curve.thresholds[curve.best] == 0.4
 
 
-@pytest.mark.parametrize(
-    ("probs", "labels"),
-    [
-        ([[[0.1, np.nan]]], [[[0, 1]]]),
-        ([[[0.1, 0.2]]], [[[0, 2]]]),
-        ([[[0.1, 0.2]]], [[[0, 255]]]),  # no pixel of class 1
-    ],
-)
-def test_what_cannot_be_ranked_is_refused(probs, labels):
+@pytest.mark.parametrize(("probability", "label"), [(np.nan, 1), (0.2, 2), (0.2, 255)])  # at last no pixel of class 1
+def test_what_cannot_be_ranked_is_refused(probability, label):
     with pytest.raises(InputError, match="precision_recall"):
-        geo.precision_recall(list(map(np.array, probs)), list(map(np.array, labels)))
+        geo.precision_recall([np.array([[0.1, probability]])], [np.array([[0, label]])])
+    with pytest.raises(InputError, match="NaN"):
+        geo.choose_threshold([np.array([[0.3, np.nan]])], [np.array([[0, 1]])])
 
 
 def test_255_is_an_object_like_others_in_instance_maps():
@@ -466,8 +458,3 @@ def test_an_image_without_borders_does_not_spoil_the_distance_of_the_set():
     assert judge([disc, empty], [empty, empty])["hd95"] == np.inf  # found where nothing is: no image to leave out
     nothing = judge([empty], [empty])
     assert np.isnan(nothing["hd95"]) and nothing["hd95_images"] == 0
-
-
-def test_a_threshold_is_not_chosen_from_nan():
-    with pytest.raises(InputError, match="NaN"):
-        geo.choose_threshold([np.array([[0.3, np.nan]])], [np.array([[0, 1]])])

@@ -20,8 +20,6 @@ from geometry.topology import KINDS, betti_numbers, critical_regions
 CASES = 150
 EXTRA = ("merge", "spurious", "hole_split", "hole_missed")  # kinds made of FP: to repair them, remove
 LACKING = ("split", "missed", "hole_merge", "hole_spurious")  # kinds made of FN: to repair them, fill
-
-
 SIDES = ((0, 1), (0, -1), (1, 0), (-1, 0))
 CORNERS = ((1, 1), (1, -1), (-1, 1), (-1, -1))
 
@@ -152,10 +150,6 @@ def components(mask, connectivity):
         ("#?#", 8, {}),  # joined only by an ignored pixel: background in both maps
         ("#+? #+#", 8, {"merge": 1}),
         ("#+# #.# #+#", 8, {"merge": 2, "hole_split": 2}),  # two bridges round a hole: each is critical
-        ("#", 8, {}),
-        (".", 8, {}),
-        ("-", 8, {"missed": 1}),
-        ("+", 8, {"spurious": 1}),
     ],
 )
 def test_pictures_solved_by_hand(drawing, connectivity, expected):
@@ -228,14 +222,11 @@ def test_noise_and_long_paths_agree_with_scikit_image():
 
 def test_wrong_maps_options_and_kinds_are_refused():
     maps_, ints = np.zeros((1, 4, 4), int), np.zeros((2, 4, 4), int)
-    for pred, target, message in (
-        (maps_, ints, r"pred has shape \(1, 4, 4\), target \(2, 4, 4\)"),
-        (maps_[0], maps_[0], r"pred has shape \(4, 4\)"),
-        (maps_.astype(float), maps_, "pred .* float64"),
-        (maps_, maps_.astype(float), "target .* float64"),
-    ):
+    floats = maps_.astype(float)
+    wrong = {r"pred has shape \(1, 4, 4\), target \(2, 4, 4\)": (maps_, ints), r"has shape \(4, 4\)": (maps_[0],) * 2}
+    for message, pair in (wrong | {"pred .* float64": (floats, maps_), "target .* float64": (maps_, floats)}).items():
         with pytest.raises(InputError, match=message):
-            critical_regions(pred, target)
+            critical_regions(*pair)
     for options in ({"connectivity": 6}, {"classes": ()}, {"classes": (1, 1)}, {"classes": (1, 255)}):
         with pytest.raises(InputError, match=f"{next(iter(options))} is"):
             critical_regions(maps_, maps_, **options)
@@ -248,10 +239,10 @@ def test_any_integer_type_layout_and_tensor_gives_the_same():
     pred, target = make_pair(12)
     expected = as_counter(find(pred, target))
     assert expected
-    for convert in (np.uint8, np.int8, np.int32, np.int64, np.uint64):
-        assert as_counter(find(pred.astype(convert), target.astype(convert))) == expected
-    assert as_counter(find(np.asfortranarray(pred), np.repeat(target, 2, axis=1)[:, ::2])) == expected
-    assert as_counter(find(torch.from_numpy(pred).long(), torch.from_numpy(target).long())) == expected
+    others = [(pred.astype(kind), target.astype(kind)) for kind in (np.uint8, np.int8, np.int32, np.int64, np.uint64)]
+    others += [(np.asfortranarray(pred), np.repeat(target, 2, axis=1)[:, ::2])]
+    for pair in [*others, (torch.from_numpy(pred).long(), torch.from_numpy(target).long())]:
+        assert as_counter(find(*pair)) == expected
 
 
 def overlap_is_a_perfect_matching(pred, target, connectivity):
@@ -260,19 +251,6 @@ def overlap_is_a_perfect_matching(pred, target, connectivity):
     partners = Counter(("p", i) for i, _ in edges) + Counter(("g", j) for _, j in edges)
     nodes = {("p", i) for i in range(1, p.max() + 1)} | {("g", j) for j in range(1, g.max() + 1)}
     return partners.keys() == nodes and set(partners.values()) <= {1}
-
-
-def test_no_critical_object_means_that_objects_pair_up_one_to_one():
-    seen = Counter()
-    for seed in range(CASES):
-        pred, target, connectivity = random_case(seed)
-        expected = overlap_is_a_perfect_matching(pred, target, connectivity)
-        regions = find(pred, target, connectivity=connectivity)
-        assert (not regions.counts()[..., :4].any()) == expected, f"seed {seed}"
-        strict = find(pred, target, connectivity=connectivity, strict=True)
-        assert expected or strict.counts()[..., :4].any(), f"seed {seed}"  # it overlooks nothing
-        seen[expected] += 1
-    assert min(seen[True], seen[False]) > CASES / 20  # both outcomes have been tried
 
 
 def betti_by_scikit_image(mask, connectivity):

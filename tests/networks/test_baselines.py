@@ -12,7 +12,7 @@ from losses import cross_entropy
 from networks import baselines
 from networks.baselines import FCN, DilatedNet, ImageClassifier, PatchClassifier, RoadNet, Shrunk
 from networks.inspection import count_parameters, receptive_field
-from networks.upsampling import interpolate_by_convolution
+from networks.upsampling import interpolate_by_convolution as bilinear
 from tests.net_helpers import THIN, random, trained_looking
 from unet import UNet
 
@@ -27,9 +27,6 @@ NETS = {
     "shrunk": lambda: Shrunk(UNet(2, 3, (4, 8)), 4),
 }
 every_net = pytest.mark.parametrize("name", NETS)
-
-
-# ---- what all nets have in common -----------------------------------------------------------------------------------
 
 
 @every_net
@@ -50,25 +47,19 @@ def test_every_parameter_gets_a_gradient(name):
             assert parameter.grad is not None and parameter.grad.abs().sum() > 0, label
 
 
-@pytest.mark.parametrize(
-    ("name", "expected"),
-    [
-        # 5×5 at jumps 1 and 2: 1 + 4 + 8 = 13; interpolation joins two neighbours: + 4
-        ("road", 17),
-        # a patch of 126 (94), joined with the neighbour 32 pixels on
-        ("fcn-32s", 158),
-        ("fcn-32s, odd kernel", 126),
-        # ×2 reads 2 neighbours, ×16 reads 2 of its outputs: 3 coarse values
-        ("fcn-16s", 190),
-        # 3×3 and pooling at jumps 1, 2, 4: 22; 3×3 at 8: 38; 3×3 dilated by 2: 70; by 4: 134; interpolation: + 8
-        ("dilated", 142),
-    ],
-)
-def test_receptive_field_by_hand(name, expected):
-    assert receptive_field(NETS[name](), (1, 2, 256, 256)) == (expected, expected)
+FIELDS = {
+    "road": 17,  # 5×5 at jumps 1 and 2: 1 + 4 + 8 = 13; interpolation joins two neighbours: + 4
+    "fcn-32s": 158,  # a patch of 126 (below: 94), joined with the neighbour 32 pixels on
+    "fcn-32s, odd kernel": 126,
+    "fcn-16s": 190,  # ×2 reads 2 neighbours, ×16 reads 2 of its outputs: 3 coarse values
+    # 3×3 and pooling at jumps 1, 2, 4: 22; 3×3 at 8: 38; 3×3 dilated by 2: 70; by 4: 134; interpolation: + 8
+    "dilated": 142,
+}
 
 
-# ---- the road net ---------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("name", FIELDS)
+def test_receptive_field_by_hand(name):
+    assert receptive_field(NETS[name](), (1, 2, 256, 256)) == (FIELDS[name], FIELDS[name])
 
 
 def test_the_road_net_is_that_of_the_assignment():
@@ -83,9 +74,6 @@ def test_the_road_net_is_that_of_the_assignment():
     torch.testing.assert_close(net(image), F.interpolate(x, size=(32, 64), mode="bilinear"))
 
 
-# ---- dilation -------------------------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize(
     ("output_stride", "dilations", "poolings"),
     [(8, [1, 1, 1, 1, 2, 4], 3), (4, [1, 1, 1, 2, 4, 8], 2), (16, [1, 1, 1, 1, 1, 2], 4), (1, [1, 2, 4, 8, 16, 32], 0)],
@@ -95,18 +83,6 @@ def test_a_pooling_left_out_doubles_the_dilation_after_it(output_stride, dilatio
     convs = [module for module in net.modules() if isinstance(module, nn.Conv2d) and module.kernel_size == (3, 3)]
     assert [conv.dilation[0] for conv in convs] == dilations
     assert sum(isinstance(module, nn.MaxPool2d) for module in net.modules()) == poolings
-
-
-def test_each_quarter_of_a_dilated_map_is_the_map_of_the_pooled_net():
-    """À trous: with dilation 2, the pixels of one parity see what they would see after taking every second pixel."""
-    conv, x = nn.Conv2d(2, 3, 3, padding=1), random(1, 2, 12, 14)
-    dilated = F.conv2d(x, conv.weight, conv.bias, padding=2, dilation=2)
-    for top in (0, 1):
-        for left in (0, 1):
-            torch.testing.assert_close(dilated[..., top::2, left::2], conv(x[..., top::2, left::2]))
-
-
-# ---- other tasks ----------------------------------------------------------------------------------------------------
 
 
 def test_the_image_classifier_is_the_encoder_and_a_mean():
@@ -121,9 +97,6 @@ def test_the_image_classifier_is_the_encoder_and_a_mean():
     assert net(image).shape == (3, 5) and net(image[..., :1, :1]).shape == (3, 5)
     encoder = sum(p.numel() for p in unet.encoder.parameters())
     assert count_parameters(net) == encoder + 8 * 5 + 5
-
-
-# ---- torchvision's net ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -158,26 +131,22 @@ def test_a_shrunk_network_sees_averages_and_answers_in_full_size():
     torch.testing.assert_close(seen[1][0, 0, -1, -1], images[0, 0, 6, 4])  # the rim is an average of what is there
 
 
-# ---- wrong settings -------------------------------------------------------------------------------------------------
+WRONG = {
+    "in_channels": lambda: RoadNet(0),
+    "expected five": lambda: PatchClassifier(widths=(2, 3)),
+    "94, 126, 158": lambda: FCN(patch=64),
+    "choose one of 32, 16, 8": lambda: FCN(stride=4),
+    "output_stride": lambda: DilatedNet(output_stride=3),
+    "factor": lambda: Shrunk(UNet(), 3),
+    "from_classifier": lambda: PatchClassifier(1, 2, THIN)(torch.zeros(1, 1, 128, 126)),  # another size
+    "126": lambda: FCN(1, 2, THIN).coarse_map(torch.zeros(1, 1, 125, 300)),  # smaller than one patch
+}
 
 
-@pytest.mark.parametrize(
-    ("build", "word"),
-    [
-        (lambda: RoadNet(0), "in_channels"),
-        (lambda: PatchClassifier(widths=(2, 3)), "expected five"),
-        (lambda: FCN(patch=64), "94, 126, 158"),
-        (lambda: FCN(stride=4), "choose one of 32, 16, 8"),
-        (lambda: DilatedNet(output_stride=3), "output_stride"),
-        (lambda: Shrunk(UNet(), 3), "factor"),
-    ],
-)
-def test_wrong_settings_are_refused(build, word):
+@pytest.mark.parametrize("word", WRONG)
+def test_wrong_settings_and_sizes_are_refused(word):
     with pytest.raises(InputError, match=word):
-        build()
-
-
-# ---- a classifier becomes an FCN ------------------------------------------------------------------------------------
+        WRONG[word]()
 
 
 @pytest.mark.parametrize("patch", [94, 126, 158])
@@ -212,13 +181,9 @@ def test_logits_inside_the_image_interpolate_the_classifiers_answers(patch):
     net, image = FCN.from_classifier(classifier, upsampling="bilinear").eval(), random(1, 1, 320, 320)
     first = -(-(patch // 2) // 32) * 32 + (16 if patch == 94 else 0)  # a window's middle, well inside
     middles = range(first, 320 - patch // 2, 32)
-    answers = torch.stack([
-        torch.cat([classifier(image[..., y - patch // 2 : y + patch // 2, x - patch // 2 : x + patch // 2])
-                   for x in middles])
-        for y in middles
-    ])  # fmt: skip
-    coarse = answers.permute(2, 0, 1)[None]  # (1, K, n, n)
-    n = len(middles)
+    half, n = patch // 2, len(middles)
+    windows = [image[0, :, y - half : y + half, x - half : x + half] for y in middles for x in middles]
+    coarse = classifier(torch.stack(windows)).T.reshape(1, 3, n, n)
     expected = F.interpolate(coarse, scale_factor=32, mode="bilinear")[..., 16 : 32 * n - 16, 16 : 32 * n - 16]
     inside = slice(first, first + 32 * (n - 1))
     torch.testing.assert_close(net(image)[..., inside, inside], expected, rtol=1e-4, atol=1e-4)
@@ -229,32 +194,15 @@ def test_parameters_of_the_classifier_by_formula():
     assert count_parameters(PatchClassifier(1, 5, (2, 2, 2, 2, 3))) == 9 * 20 + 22 + 39 + 20
 
 
-def test_other_sizes_are_refused_by_the_classifier():
-    with pytest.raises(InputError, match="from_classifier"):
-        PatchClassifier(1, 2, THIN)(torch.zeros(1, 1, 128, 126))
-
-
-def test_a_coarse_map_needs_one_patch():
-    with pytest.raises(InputError, match="126"):
-        FCN(1, 2, THIN).coarse_map(torch.zeros(1, 1, 125, 300))
-
-
-# ---- short-cuts -----------------------------------------------------------------------------------------------------
-
-
-def bilinear(factor, x):
-    return interpolate_by_convolution(x, factor)
-
-
 def test_a_new_short_cut_changes_nothing_but_the_way_up():
     torch.manual_seed(0)
     classifier = trained_looking(PatchClassifier(1, 3, THIN, patch=94))
     nets = {stride: FCN.from_classifier(classifier, stride).eval() for stride in (32, 16, 8)}
     image = random(1, 1, 160, 192)
     coarse = nets[32].head(nets[32]._pooled(image)[-1])
-    torch.testing.assert_close(nets[32](image), bilinear(32, coarse))
-    torch.testing.assert_close(nets[16](image), bilinear(16, bilinear(2, coarse)))
-    torch.testing.assert_close(nets[8](image), bilinear(8, bilinear(2, bilinear(2, coarse))))
+    for stride in (32, 16, 8):
+        torch.testing.assert_close(nets[stride](image), bilinear(coarse, stride))
+        coarse = bilinear(coarse, 2)
 
 
 def test_a_trained_short_cut_is_a_sum_of_scores():
@@ -262,7 +210,7 @@ def test_a_trained_short_cut_is_a_sum_of_scores():
     net, image = trained_looking(FCN(1, 3, THIN, stride=16, patch=94)), random(1, 1, 64, 96)
     nn.init.normal_(net.scores[0].weight)
     maps = net._pooled(image)
-    expected = bilinear(16, bilinear(2, net.head(maps[4])) + net.scores[0](maps[3]))
+    expected = bilinear(bilinear(net.head(maps[4]), 2) + net.scores[0](maps[3]), 16)
     torch.testing.assert_close(net(image), expected)
     assert maps[3].shape[2:] == (4, 6)  # stride 16
 

@@ -22,16 +22,11 @@ def same_weights_in_every_run():
     torch.manual_seed(0)
 
 
-# ---- parameters and layers ------------------------------------------------------------------------------------------
-
-
 def test_table_of_one_convolution_by_hand():
     (row,) = inspection.layer_table(nn.Conv2d(3, 8, 5, stride=2, padding=2), (2, 3, 20, 10))
-    assert row.output_shape == (2, 8, 10, 5)
-    assert row.parameters == 8 * 3 * 25 + 8
+    assert (row.output_shape, row.receptive_field) == ((2, 8, 10, 5), (5, 5))
+    assert (row.parameters, row.memory) == (8 * 3 * 25 + 8, 4 * 2 * 8 * 10 * 5)
     assert row.multiply_adds == 2 * 8 * 10 * 5 * 3 * 25  # one product for each weight and output value
-    assert row.memory == 4 * 2 * 8 * 10 * 5
-    assert row.receptive_field == (5, 5)
 
 
 def test_multiply_adds_agree_with_pytorchs_own_counter():
@@ -44,14 +39,10 @@ def test_multiply_adds_agree_with_pytorchs_own_counter():
     assert 2 * ours == counter.get_total_flops()  # it counts the product and the sum as two
 
 
-LAYERS = [
-    nn.Conv2d(3, 8, 5),
+LAYERS = [nn.Conv2d(3, 8, 5), nn.Linear(7, 5), nn.BatchNorm2d(9), nn.GroupNorm(2, 6), UNet(3, 2, (4, 8, 8))]
+LAYERS += [
     nn.Conv2d(4, 8, (3, 1), groups=2, bias=False),
     nn.ConvTranspose2d(6, 4, (2, 3), stride=2, groups=2),
-    nn.Linear(7, 5),
-    nn.BatchNorm2d(9),
-    nn.GroupNorm(2, 6),
-    UNet(3, 2, (4, 8, 8)),
     UNet(1, 1, (4, 8, 16), upsampling="unpool", skip="sum", norm="group"),
     nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(2, 3)),
 ]
@@ -79,9 +70,6 @@ def test_stride_and_field_of_every_row():
 def test_stages_are_the_maps_of_the_blocks():
     found = inspection.stages(UNet(widths=(2, 4, 8)), (1, 1, 10, 7))
     assert [stage[1:] for stage in found] == [(2, 10, 7), (4, 5, 4), (8, 3, 2), (4, 5, 4), (2, 10, 7)]
-
-
-# ---- one operation --------------------------------------------------------------------------------------------------
 
 
 class Function(nn.Module):
@@ -132,12 +120,6 @@ KERNELS = [
 ]
 
 
-@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
-@pytest.mark.parametrize("layer", KERNELS, ids=str)
-def test_kernels_read_what_the_oracle_sees(layer):
-    check(layer)
-
-
 @pytest.mark.parametrize("layer", [nn.Conv2d(1, 1, 3, padding=2, dilation=2), nn.MaxPool2d(2, 1, dilation=3)], ids=str)
 def test_a_dilated_kernel_is_counted_with_its_gaps(layer):
     for reads, low, high, size in rows_and_columns(layer):
@@ -157,25 +139,20 @@ RESIZING = [
 ]
 
 
-@pytest.mark.parametrize("layer", RESIZING, ids=lambda m: str(m) if isinstance(m, nn.Upsample) else "function")
-def test_resizing_reads_what_the_oracle_sees(layer):
+MOVING = [
+    Function(lambda x: x[..., 2:-1, 1:]),
+    Function(lambda x: x[:, :, ::2, 1::3]),
+    Function(lambda x: F.pad(x, (2, 0, 1, 3))),
+    Function(lambda x: F.pad(x, (-2, 1, 0, -1))),
+    nn.Sequential(nn.ZeroPad2d((1, 2, 3, 0)), nn.ConstantPad2d(1, 0.5)),
+    nn.AdaptiveMaxPool2d(1),
+]
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel lengths")
+@pytest.mark.parametrize("layer", [*KERNELS, *RESIZING, *MOVING], ids=str)
+def test_kernels_resizing_cropping_and_padding_read_what_the_oracle_sees(layer):
     check(layer)
-
-
-MOVING = {
-    "cropped": lambda x: x[..., 2:-1, 1:],
-    "every second": lambda x: x[:, :, ::2, 1::3],
-    "zero-padded": lambda x: F.pad(x, (2, 0, 1, 3)),
-    "padded and cropped": lambda x: F.pad(x, (-2, 1, 0, -1)),
-    "layers": nn.Sequential(nn.ZeroPad2d((1, 2, 3, 0)), nn.ConstantPad2d(1, 0.5)),
-    "pooled to one": nn.AdaptiveMaxPool2d(1),
-}
-
-
-@pytest.mark.parametrize("name", MOVING)
-def test_cropping_padding_and_adaptive_pooling_read_what_the_oracle_sees(name):
-    model = MOVING[name]
-    check(model if isinstance(model, nn.Module) else Function(model))
 
 
 EVERYTHING = {
@@ -192,10 +169,13 @@ EVERYTHING = {
 }
 
 
+def as_model(function):
+    return function if isinstance(function, nn.Module) else Function(function)
+
+
 @pytest.mark.parametrize("name", EVERYTHING)
 def test_what_is_not_in_the_lists_reads_everything(name):
-    model = EVERYTHING[name]
-    model = model if isinstance(model, nn.Module) else Function(model)
+    model = as_model(EVERYTHING[name])
     check(model, exact=False)
     assert inspection.receptive_field(model, (1, 1, 12, 10)) in ((12, 10), (12, 1), (1, 10))
 
@@ -213,24 +193,16 @@ POINTWISE = {
 
 @pytest.mark.parametrize("name", POINTWISE)
 def test_pointwise_operations_read_one_pixel(name):
-    model = POINTWISE[name]
-    model = model if isinstance(model, nn.Module) else Function(model)
+    model = as_model(POINTWISE[name])
     check(model)
     assert inspection.receptive_field(model, (1, 1, 12, 10)) == (1, 1)
 
 
 def test_a_map_of_one_pixel_is_repeated_beside_one_of_full_size():
     """Squeeze and excitation: the gate reads everything, the gated map only itself."""
-
-    class Gate(nn.Module):
-        def forward(self, x):
-            return F.adaptive_avg_pool2d(x, 1) * x
-
-    assert inspection.receptive_field(Gate(), (1, 1, 12, 10)) == (12, 10)
-    assert inspection.output_stride(Gate(), (1, 1, 12, 10)) == (1, 1)
-
-
-# ---- whole networks -------------------------------------------------------------------------------------------------
+    gate = Function(lambda x: F.adaptive_avg_pool2d(x, 1) * x)
+    assert inspection.receptive_field(gate, (1, 1, 12, 10)) == (12, 10)
+    assert inspection.output_stride(gate, (1, 1, 12, 10)) == (1, 1)
 
 
 class Join(nn.Module):
@@ -279,6 +251,7 @@ def aspp(*extra):
     return Join(*branches, concat=True)
 
 
+DEEP = nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(1, 1, 3), nn.ConvTranspose2d(1, 1, 2, 2))
 # name: (network, largest field, stride), worked out by hand where a comment says how
 ZOO = {
     # 5, jump 1 → 2; +2·2 = 10 after the second pair (6 + 4); 12, jump 4; +2·4 = 20
@@ -287,15 +260,8 @@ ZOO = {
     "ResNet": (nn.Sequential(conv(), residual(), residual(stride=2), residual()), 21, 2),
     "dilated": (nn.Sequential(*(conv(3, dilation=d) for d in (1, 2, 4, 8))), 31, 1),  # 1 + 2·(1 + 2 + 4 + 8)
     "ASPP": (nn.Sequential(conv(3, stride=2), aspp(), nn.Conv2d(3, 1, 1)), 19, 2),  # 3 + 2·(2·4)
-    "valid U-Net": (
-        nn.Sequential(
-            Join(
-                nn.Sequential(nn.MaxPool2d(2), nn.Conv2d(1, 1, 3), nn.ConvTranspose2d(1, 1, 2, 2)),
-                nn.Sequential(nn.ZeroPad2d(-2)),
-                concat=True,
-            ),
-            nn.Conv2d(2, 1, 3),
-        ), 8, 1),  # the final 3×3 meets two coarse pixels at most; with a 3×3 at jump 2 they read 4 of them: 8 pixels
+    # the final 3×3 meets two coarse pixels at most; with a 3×3 at jump 2 they read 4 of them: 8 pixels
+    "valid U-Net": (nn.Sequential(Join(DEEP, nn.ZeroPad2d(-2), concat=True), nn.Conv2d(2, 1, 3)), 8, 1),
     # shallow 3, 4, +2·2 = 8, +2 = 10 at jump 4; deep 18, 22 at jump 8; the two upsamplings read 3 of them: 22 + 2·8
     "FCN with skip": (SkipFCN(), 38, 1),
     "kernel 4, stride 2": (nn.Sequential(conv(3, stride=2), nn.ConvTranspose2d(1, 1, 4, 2, 1)), 5, 1),
@@ -361,9 +327,7 @@ def test_measured_never_exceeds_the_formula(model):
     try:
         formula = inspection.receptive_field(nn.Sequential(*model), shape)
         measured = inspection.receptive_field_measured(nn.Sequential(*model), shape, trials=4)
-    except RuntimeError:  # the map became smaller than a kernel
-        return
-    except InputError:  # the middle pixel lies in a gap between the taps of a transposed convolution
+    except (RuntimeError, InputError):  # the map became smaller than a kernel; the middle pixel lies in a gap
         return
     assert measured[0] <= formula[0] and measured[1] <= formula[1]
 
@@ -379,18 +343,12 @@ class Outputs(nn.Module):
 
 @pytest.mark.parametrize("choose", [lambda a, b: {"out": a, "aux": b}, lambda a, b: (a, b), lambda a, b: [[a], b]])
 def test_of_several_outputs_the_first_counts(choose):
-    assert (
-        inspection.receptive_field(Outputs(choose), (1, 1, 9, 9))
-        == (3, 3)
-        == inspection.receptive_field_measured(Outputs(choose), (1, 1, 9, 9))
-    )
+    for field in (inspection.receptive_field, inspection.receptive_field_measured):
+        assert field(Outputs(choose), (1, 1, 9, 9)) == (3, 3)
 
 
-UNKNOWN = [
-    lambda a, b: a.argmax(dim=1),
-    lambda a, b: torch.zeros(1, 1, 9, 9),
-    lambda a, b: a[..., 2:, :].copy_(b[..., 2:, :]),
-]
+UNKNOWN = [lambda a, b: a.argmax(dim=1), lambda a, b: torch.zeros(1, 1, 9, 9)]
+UNKNOWN += [lambda a, b: a[..., 2:, :].copy_(b[..., 2:, :])]
 
 
 @pytest.mark.parametrize("choose", UNKNOWN)
@@ -418,9 +376,6 @@ def test_the_model_stays_as_it_was():
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
-# ---- effective ------------------------------------------------------------------------------------------------------
-
-
 def means(number):
     """3×3 means, one after the other."""
     return nn.Sequential(*(nn.AvgPool2d(3, 1, 1) for _ in range(number)))
@@ -437,8 +392,6 @@ def test_effective_field_of_one_and_two_means_by_hand():
 
 def test_reach_is_the_farthest_side_of_any_box():
     for net in (UNet(1, 2, (2, 4, 8)), nn.Sequential(nn.ZeroPad2d((3, 0, 1, 2)), nn.Conv2d(1, 1, 4))):
-        far = 0
-        for pixel in [(n, n) for n in range(12)]:
-            box = inspection.pixel_field(net, (1, 1, 12, 12), pixel)
-            far = max(far, *(abs(edge - pixel[number % 2]) for number, edge in enumerate(box)))
+        boxes = [(n, inspection.pixel_field(net, (1, 1, 12, 12), (n, n))) for n in range(12)]
+        far = max(abs(edge - n) for n, box in boxes for edge in box)
         assert inspection.reach(net, (1, 1, 12, 12)) == far

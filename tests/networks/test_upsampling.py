@@ -19,14 +19,6 @@ def random(*shape, seed=0):
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-def test_transposed_convolution_of_two_values_by_hand():
-    # 1 paints 1 2 3 from pixel 0, 10 paints 10 20 30 from pixel 2; they meet in pixel 2: 3 + 10
-    kernel, x = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, 10.0])
-    assert (upsampling.transposed_matrix(kernel, 2, 2) @ x).tolist() == [1, 2, 13, 20, 30]
-    # rows of the convolution that it belongs to: (5 − 3)/2 + 1 = 2
-    assert upsampling.convolution_matrix(kernel, 2, 5).tolist() == [[1, 2, 3, 0, 0], [0, 0, 1, 2, 3]]
-
-
 @given(lengths, kernels, strides, st.integers(0, 2**31))
 def test_three_ways_and_pytorch_agree(n, k, s, seed):
     x, kernel = random(n, seed=seed), random(k, seed=seed + 1)
@@ -36,9 +28,6 @@ def test_three_ways_and_pytorch_agree(n, k, s, seed):
     assert len(by_matrix) == (n - 1) * s + k
     torch.testing.assert_close(by_matrix, by_pytorch)
     torch.testing.assert_close(by_filter, by_pytorch)
-    assert torch.equal(
-        upsampling.transposed_matrix(kernel, s, n), upsampling.convolution_matrix(kernel, s, len(by_matrix)).T
-    )
 
 
 @pytest.mark.parametrize("factor", [1, 2, 3, 4, 5, 8, 16, 32])
@@ -59,25 +48,12 @@ def test_repeating_the_frame_makes_the_whole_map_equal(factor, height, width, se
     torch.testing.assert_close(upsampling.interpolate_by_convolution(x, factor), expected, **ROUNDING)
 
 
-def test_kernels_by_hand():
-    assert upsampling.linear_kernel(1).tolist() == [1]
-    assert upsampling.linear_kernel(4).tolist() == [1 / 8, 3 / 8, 5 / 8, 7 / 8, 7 / 8, 5 / 8, 3 / 8, 1 / 8]
-    assert upsampling.bilinear_kernel(2).sum() == 4  # each input pixel gives its value to 2×2 output pixels
-    assert upsampling.bilinear_kernel(3).shape == (5, 5)
-
-
 def test_bilinear_upsampling_is_trainable_or_not():
     assert count_parameters(upsampling.bilinear_upsampling(3, 4)) == 3 * 8 * 8
     assert count_parameters(upsampling.bilinear_upsampling(3, 4, trainable=False)) == 0
     layer = upsampling.bilinear_upsampling(2, 2)
     layer(torch.ones(1, 2, 3, 3)).sum().backward()
     assert (layer.weight.grad > 0).all()
-
-
-def test_overlap_counts_by_hand():
-    assert upsampling.overlap_counts(3, 2, 3).tolist() == [1, 1, 2, 1, 2, 1, 1]
-    assert upsampling.overlap_counts(2, 2, 3).tolist() == [1] * 6
-    assert upsampling.overlap_counts(1, 2, 2).tolist() == [1, 0, 1]  # gaps: pixels that nothing reaches
 
 
 @given(kernels, strides)
