@@ -227,15 +227,9 @@ def random_hue(images: Tensor, degrees: float = 180.0, *, generator: torch.Gener
 
 
 def random_affine(
-    images: Tensor,
-    *maps: Tensor,
-    generator: torch.Generator,
-    degrees: float = 20.0,
-    zoom: float = 0.3,
-    stretch: float = 0.15,
-    shift: float = 0.15,
-    mirror: bool = True,
-) -> tuple[Tensor, ...]:
+    images: Tensor, *maps: Tensor, generator: torch.Generator,
+    degrees: float = 20.0, zoom: float = 0.3, stretch: float = 0.15, shift: float = 0.15, mirror: bool = True,
+) -> tuple[Tensor, ...]:  # fmt: skip
     """Turn, zoom, stretch, move and mirror each sample of a batch by its own draw; its maps move with it.
 
     The angle is uniform in ±degrees, the logarithm of the zoom in ±zoom and that of width over height in ±2·stretch,

@@ -91,10 +91,7 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def paired_test(first: Mapping[str, float], second: Mapping[str, float]) -> float:
-    """p-value of Wilcoxon's signed-rank test for pairs of one name: do the differences lie evenly round 0?
-
-    By the normal approximation, which is good for some 20 pairs and more.  `InputError` if the names differ.
-    """
+    """p-value of Wilcoxon's signed-rank test for pairs of one name, by the normal approximation (some 20 pairs)."""
     if alone := first.keys() ^ second.keys():
         raise InputError(f"On one side only: {', '.join(sorted(alone)[:5])}. Score the same images on both sides.")
     differences = np.array([first[name] - second[name] for name in first])

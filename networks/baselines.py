@@ -131,15 +131,9 @@ class FCN(nn.Module):
     """
 
     def __init__(
-        self,
-        in_channels: int = 3,
-        num_classes: int = 2,
-        widths: Sequence[int] = FCN_WIDTHS,
-        *,
-        stride: int = 8,
-        upsampling: Upsampling = "transposed",
-        patch: int = 126,
-    ):
+        self, in_channels: int = 3, num_classes: int = 2, widths: Sequence[int] = FCN_WIDTHS, *,
+        stride: int = 8, upsampling: Upsampling = "transposed", patch: int = 126,
+    ):  # fmt: skip
         super().__init__()
         choices = {"stride": (stride, tuple(SKIPS)), "upsampling": (upsampling, get_args(Upsampling))}
         kernel = _check_backbone("FCN", in_channels, num_classes, widths, patch, **choices)

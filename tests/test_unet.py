@@ -64,8 +64,7 @@ def test_unpooling_equals_pytorch_bit_for_bit(height, width, seed):
 def test_unpooling_runs_where_deterministic_algorithms_are_asked_for():
     torch.use_deterministic_algorithms(True)
     try:
-        model = UNet(1, 2, (2, 4, 4), upsampling="unpool")
-        model(torch.randn(2, 1, 9, 9)).sum().backward()
+        UNet(1, 2, (2, 4, 4), upsampling="unpool")(torch.randn(2, 1, 9, 9)).sum().backward()
     finally:
         torch.use_deterministic_algorithms(False)
 
@@ -74,8 +73,7 @@ def test_dropout_acts_in_training_only():
     torch.manual_seed(0)
     model, images = UNet(widths=(4, 8), norm="none", dropout=0.5), torch.randn(1, 1, 16, 16)
     assert not torch.equal(model(images), model(images))
-    model.eval()
-    assert torch.equal(model(images), model(images))
+    assert torch.equal(model.eval()(images), model(images))
 
 
 def test_half_precision_and_channels_last_give_the_same_up_to_rounding():

@@ -40,12 +40,10 @@ def test_every_loss_runs_once_and_lands_in_the_tables(tiny, monkeypatch) -> None
     assert [(r["loss"], r["views"], r["rule"]) for r in rows] == [
         (loss, views, rule) for loss in sorted(LOSSES) for views in (1, 4) for rule in ("fixed", "validation")
     ]
-    for row in rows:
-        assert 0 <= row["dice"] <= 1
-        assert row["rule"] == "validation" or row["threshold"] == 0.5
+    assert all(0 <= row["dice"] <= 1 and (row["rule"] == "validation" or row["threshold"] == 0.5) for row in rows)
     assert len(read_table("figures/study_images.csv")) == len(LOSSES) * 2 * 2  # views, two test images
-    for loss in LOSSES:  # settings name a run alike in every process
-        assert " at 0x" not in str(json.loads(file_of("tiny", loss, 0).read_text())["settings"])
+    files = [file_of("tiny", loss, 0).read_text() for loss in LOSSES]
+    assert not any(" at 0x" in str(json.loads(text)["settings"]) for text in files)  # alike in every process
     assert len(read_table("figures/study_thresholds.csv")) == len(LOSSES) * 2 * 19
     before = Path("figures/study.csv").read_text()
     monkeypatch.setattr(torch.amp.GradScaler, "step", None)  # a second call trains nothing
@@ -98,15 +96,13 @@ def test_other_settings_are_another_run(tiny, monkeypatch) -> None:
 
 
 def test_losses_of_one_seed_start_from_the_same_weights_and_crops(tiny) -> None:
-    first = []
-    for loss in LOSSES:
-        learner, _ = study.make_learner("tiny", loss, 3)
+    made, first = [study.make_learner("tiny", loss, 3) for loss in LOSSES], []
+    for learner, _ in made:
         batch = next(iter(learner.train_loader))[:2]
         images, target = learner.augment(*batch, generator=torch.Generator().manual_seed(0))
         first.append((next(learner.model.parameters()), images, target))
     for found in first[1:]:
         assert all(torch.equal(tensor, wanted) for tensor, wanted in zip(found, first[0], strict=True))
-    made = [study.make_learner("tiny", loss, 3) for loss in LOSSES]
     assert len({(repr(learner.loss), path) for learner, path in made}) == len(LOSSES)
 
 
