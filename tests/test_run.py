@@ -22,6 +22,7 @@ import run
 from tests.data_helpers import make_folder
 
 ROOT, EXECUTE = Path(run.__file__).parent, run.execute
+FAIL = "def f():\n    1 / 0\nf()"
 PLOT = "import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()"
 
 
@@ -167,14 +168,12 @@ def test_three_cells_in_a_new_kernel(tmp_path, monkeypatch, capfd):
     assert all(" min left " in line for line in said[1:]) and " 0 min left " in said[-1]
 
 
-KILL, INTERRUPT = "os.kill(os.getpid(), 9)", "os.kill(os.getppid(), signal.SIGINT)\ntime.sleep(60)"
+INTERRUPT = "os.kill(os.getppid(), signal.SIGINT)\ntime.sleep(60)"
+STOPS = [("os.kill(os.getpid(), 9)", "memory was full"), (INTERRUPT, "KeyboardInterrupt"), (FAIL, "ZeroDivisionError")]
 
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no signals to send")
-@pytest.mark.parametrize(
-    ("code", "said"),
-    [("def f():\n    1 / 0\nf()", "ZeroDivisionError"), (INTERRUPT, "KeyboardInterrupt"), (KILL, "memory was full")],
-)
+@pytest.mark.parametrize("code, said", STOPS)
 def test_what_stops_a_run_is_named_and_all_before_it_is_kept(tmp_path, code, said):
     path = write_notebook(tmp_path, "import os, signal, time\nprint('kept')", "# A1.2c Train", code, "print('never')")
     notebook, failure = run.execute(path, {})

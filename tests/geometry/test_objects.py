@@ -1,8 +1,4 @@
-"""Objects, borders and structures: pictures solved by hand, and slow or independent judges beside every metric.
-
-Judges are a dictionary of pixels, every possible matching, scikit-image, the distance from each crack to each crack,
-and thresholds tried one by one.
-"""
+"""Objects, borders and structures: pictures solved by hand, and slow or independent judges beside every metric."""
 
 import itertools
 import math

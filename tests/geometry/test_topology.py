@@ -1,7 +1,4 @@
-"""Critical regions: pictures solved by hand, a slow oracle that floods pixel by pixel, and properties.
-
-The oracle is plain Python on sets of pixels and shares no line with the module.
-"""
+"""Critical regions: pictures solved by hand, properties, and a slow oracle on sets of pixels, which shares no line."""
 
 from collections import Counter
 
@@ -50,13 +47,10 @@ def judge(pred, true, connectivity, strict):
         objects = flood(others, connectivity)
         for region in flood(mine - others, connectivity):
             rim = set().union(*(neighbours(p, connectivity) for p in region))
-            degree = sum(bool(rim & o & both) for o in objects)
-            degree_strict = sum(bool(rim & o) for o in objects)
-            if strict and degree_strict >= 2:
-                degree = degree_strict
-            if degree == 1:
-                continue
-            found.append((kind + (degree == 0), abs(degree - 1), region))
+            touched = sum(bool(rim & o) for o in objects)
+            degree = touched if strict and touched >= 2 else sum(bool(rim & o & both) for o in objects)
+            if degree != 1:
+                found.append((kind + (degree == 0), abs(degree - 1), region))
     return found
 
 
@@ -287,8 +281,7 @@ def test_repair_ends_and_then_the_betti_numbers_agree():
 def small_maps(draw):
     shape = draw(hnp.array_shapes(min_dims=2, max_dims=2, max_side=9))
     target = draw(hnp.arrays(np.bool_, shape))
-    changed = draw(hnp.arrays(np.bool_, shape, fill=st.just(False)))
-    return target ^ changed, target
+    return target ^ draw(hnp.arrays(np.bool_, shape, fill=st.just(False))), target
 
 
 @pytest.mark.parametrize("strict", [False, True])
