@@ -37,7 +37,6 @@ from unet import UNet
 NUM_EXAMPLES = 8
 SHOWN = 20  # files of one kind of problem
 RARE = 0.01  # share of the pixels below which a class is hard to learn
-
 SIDE, TRIES, STEPS, WIDTHS = 64, 8, 40, (8, 16)  # of the one batch
 LEARNT = 0.1  # share of the loss that is left: this can only be learnt from the images
 # Measured: 0.07 … 0.87 in nine sets; with labels of other images or upside down, 15 of 22 are above 0.93.
@@ -61,7 +60,9 @@ class Report:
 
 def examine(source: str | Path, *, num_classes: int | None = None, label_map: LabelMap | None = None) -> Report:
     """Look at all files of a folder of a usual layout, or of a named set; raise nothing for them."""
-    layout = _layout(source)
+    layout = None
+    with contextlib.suppress(InputError):  # which `_samples` lists
+        layout = None if str(source) in NAMES else recognise(source_folder(source))
     counted = NUM_CLASSES.get(str(source)) or (layout.num_classes(label_map) if layout and not num_classes else 2)
     report = Report(str(source), num_classes or counted, layout)
     copies: dict[str, dict[str, str]] = defaultdict(dict)  # hash of the image → name: hash of the label
@@ -79,19 +80,13 @@ def examine(source: str | Path, *, num_classes: int | None = None, label_map: La
         chosen[image] = found
         if len(chosen) > NUM_EXAMPLES:  # those of the smallest hashes stay
             del chosen[max(chosen)]
-    report.remarks = comparison.remarks()
+    report.remarks = list(comparison.remarks())
     report.examples = list(chosen.values())
     for names, labels in ((" = ".join(same), set(same.values())) for same in copies.values() if len(same) > 1):
         report.duplicates.append(names)
         if len(labels) > 1:
             report.problems.append(Problem(names, "are one image with two different labels", "keep the right pair"))
     return report
-
-
-def _layout(source: str | Path) -> Layout | None:
-    with contextlib.suppress(InputError):  # which `_samples` lists
-        return None if str(source) in NAMES else recognise(source_folder(source))
-    return None
 
 
 def _samples(source: str | Path, label_map: LabelMap | None) -> Iterator[Sample | Problem]:
@@ -113,9 +108,8 @@ def describe(report: Report) -> list[str]:
         lines += [f"    {printable(problem.file) or report.source}: {problem.found}" for problem in same[:SHOWN]]
         lines += [f"    … and {len(same) - SHOWN} more"] if len(same) > SHOWN else []
     if any("label_map" in problem.advice for problem in report.problems):
-        lines.append(
-            "On the command line label_map={0: 0, 255: 1} is written --map 0=0,255=1, a colour 255-0-0, others *"
-        )
+        example = "label_map={0: 0, 255: 1} is written --map 0=0,255=1, a colour 255-0-0, others *"
+        lines.append(f"On the command line {example}")
     if not report.sizes:
         return lines
     ignored, inside = report.counts[IGNORE_INDEX], report.counts[: report.num_classes]
@@ -125,10 +119,8 @@ def describe(report: Report) -> list[str]:
     lines.append(f"Sizes       {', '.join(f'{H}×{W} ({n})' for (H, W), n in report.sizes.most_common(6))}")
     lines += [f"Copies      {names}: one image; they go into one part" for names in report.duplicates[:SHOWN]]
     lines += [f"Look at     {remark}" for remark in report.remarks]
-    rare = np.flatnonzero(shares < RARE)
-    return lines + [
-        f"Look at     class {k} has {shares[k]:.2%} of the pixels: is --classes right?" for k in rare[:SHOWN]
-    ]
+    rare = np.flatnonzero(shares < RARE)[:SHOWN]
+    return lines + [f"Look at     class {k} has {shares[k]:.2%} of the pixels: is --classes right?" for k in rare]
 
 
 class OneBatch(NamedTuple):
@@ -149,18 +141,16 @@ def one_batch(samples: Sequence[Sample], seed: int = 0) -> tuple[Tensor, Tensor]
     """One crop of each sample, where classes are mixed: images (B, C, H, W) standardised, targets (B, H, W) int64."""
     rng = np.random.default_rng(seed)
     H, W = (min(SIDE, *(sample.label.shape[axis] for sample in samples)) for axis in (0, 1))
-    crops = [_mixed_crop(sample, H, W, rng) for sample in samples]
-    images = np.stack([np.moveaxis(np.atleast_3d(image), -1, 0) for image, _ in crops])
+    crops, labels = list[np.ndarray](), list[np.ndarray]()
+    for sample in samples:
+        places = rng.integers(0, np.subtract(sample.label.shape, (H, W)) + 1, (TRIES, 2))
+        squares = [np.s_[top : top + H, left : left + W] for top, left in places]
+        best = squares[int(np.argmax([_entropy(sample.label[square]) for square in squares]))]
+        crops.append(np.moveaxis(np.atleast_3d(sample.image[best]), -1, 0))
+        labels.append(sample.label[best])
+    images = np.stack(crops)
     mean, std = images.mean((0, 2, 3), keepdims=True), images.std((0, 2, 3), keepdims=True)
-    targets = torch.tensor(np.stack([label for _, label in crops])).long()
-    return torch.tensor((images - mean) / np.where(std > 0, std, 1)).float(), targets
-
-
-def _mixed_crop(sample: Sample, H: int, W: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    places = rng.integers(0, np.subtract(sample.label.shape, (H, W)) + 1, (TRIES, 2))
-    crops = [np.s_[top : top + H, left : left + W] for top, left in places]
-    best = max(crops, key=lambda crop: _entropy(sample.label[crop]))
-    return sample.image[best], sample.label[best]
+    return torch.tensor((images - mean) / np.where(std > 0, std, 1)).float(), torch.tensor(np.stack(labels)).long()
 
 
 def _entropy(label: np.ndarray) -> float:

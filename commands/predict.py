@@ -63,14 +63,15 @@ def predict_folder(
             if mask in masks:
                 raise InputError("another file has this name before the suffix; rename one")
             label = predict_image(network, image := read_image(path), tile=tile)
-            _write_png(output / "overlays" / mask.name, plots.overlay(image, label))
-            _write_png(mask, label)
+            for file, pixels in ((output / "overlays" / mask.name, plots.overlay(image, label)), (mask, label)):
+                with replacing(file) as part:
+                    PIL.Image.fromarray(pixels).save(part, format="PNG")
         except (InputError, RuntimeError, MemoryError) as error:  # PyTorch's, where the memory is full
             problems += getattr(error, "problems", [Problem(f"{short_name(path)}:", reason_of(error))])
             continue
         masks.append(mask)
         few = image[:: max(label.shape[0] // 512, 1), :: max(label.shape[1] // 512, 1)]
-        lights.append(light_of(_normalised(few, network.card)))
+        lights.append(light_of(normalise_image(few, network.card.mean, network.card.std)))
         shares = np.bincount(label.ravel(), minlength=len(network.card.class_names))[1:] / label.size
         text = ", ".join(f"{name} {share:.1%}" for name, share in zip(network.card.class_names[1:], shares))
         print(f"[{number}/{len(paths)}] {printable(path.name)}: {text}")
@@ -87,17 +88,13 @@ def predict_image(model: ExportedModel, image: np.ndarray, *, tile: int = TILE) 
         raise InputError(f"the image has {channels} channels, but the model was trained on images with {known}")
     if not np.isfinite(image).all():
         raise InputError("the image holds NaN or Inf; a model needs finite numbers")
-    images = torch.from_numpy(_normalised(image, card))[None]
+    images = torch.from_numpy(normalise_image(image, card.mean, card.std))[None]
 
     def classes(pieces: Tensor) -> Tensor:
         largest = two_or_more(model(pieces)).max(dim=1, keepdim=True)  # on a CPU ten times faster than argmax
         return largest.indices.to("cpu", torch.uint8)
 
     return predict_tiled(classes, images, tile=tile, margin=card.margin)[0, 0].numpy()
-
-
-def _normalised(image: np.ndarray, card: Card) -> np.ndarray:
-    return normalise_image(image, np.array(card.mean), np.array(card.std))
 
 
 def unlike_training(card: Card, lights: Sequence[tuple[float, float]]) -> str:
@@ -111,11 +108,6 @@ def unlike_training(card: Card, lights: Sequence[tuple[float, float]]) -> str:
             found.append(f"{max(factor, 1 / factor):.0f} times {'richer' if factor > 1 else 'poorer'} in contrast")
     text = f"WARNING: {len(found)} of {len(lights)} images are unlike those of the training"
     return f"{text}, the first {found[0]}: another bit depth, camera or stain?\n" if found else ""
-
-
-def _write_png(path: Path, array: np.ndarray) -> None:
-    with replacing(path) as part:
-        PIL.Image.fromarray(array).save(part, format="PNG")
 
 
 def main(arguments: list[str]) -> int:

@@ -6,8 +6,6 @@ whatever its packing.  What would have to be guessed is refused (JPEG masks, hol
 Sources: W3C, Portable Network Graphics, third edition, https://www.w3.org/TR/png-3; Adobe, TIFF revision 6.0, 1992.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import re
@@ -33,14 +31,11 @@ SIDE_CARS = (".xml", ".json", ".txt", ".csv", ".tfw", ".pgw", ".jgw", ".wld", ".
 SHOWN = 20  # problems in one message
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP")  # Pillow knows forty more, and one of them (EPS) starts a program
 TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-LOSSY = ("JPEG", "MPO", "WEBP")
-# The kinds of JPEG, LERC, and WebP
-LOSSY_TIFF = (6, 7, 22610, 33003, 33004, 33005, 34712, 34887, 34892, 34934, 50001, 50002)
+LOSSY_TIFF = (6, 7, 22610, 33003, 33004, 33005, 34712, 34887, 34892, 34934, 50001, 50002)  # JPEG, LERC, WebP
 WHITE_IS_0, BLACK_IS_0, RGB, PALETTE, CMYK, YCBCR = 0, 1, 2, 3, 5, 6  # photometric interpretations of a TIFF
 ORIENTATION, INK_SET = 274, 332  # tags; 1, as none, means upright, and the four inks of CMYK
 NOT_HERE = (ImportError, Image.DecompressionBombError)  # a decoder is missing, or more pixels than Pillow opens
 logging.getLogger("tifffile").addHandler(logging.NullHandler())  # its remarks on odd tags are not for the reader
-
 LabelMap = Mapping[Any, int]  # value, colour (red, green, blue), or "*" (all that is not named) → class
 
 
@@ -117,15 +112,14 @@ def read_mask(path: Path, label_map: LabelMap | None = None) -> tuple[np.ndarray
     colours = {} if by_colour or label.ndim == 3 else _colours(label, stored.shown)
     if label_map is None:
         return label, colours
-    classes = np.full(label.shape[:2], -1, np.int32)
+    classes = np.full(label.shape[:2], label_map.get("*", -1), np.int32)
     for value, number in label_map.items():
         values = stored.shown if isinstance(value, tuple) else label
         if value != "*":
             classes[(np.atleast_3d(values) == value).all(axis=2)] = number  # the colour (7, 7, 7) is the grey 7, too
-    if (left := classes < 0).any() and "*" not in label_map:
+    if (left := classes < 0).any():
         found = f"has {left.sum()} pixels not in label_map: {list_values(label[left][None])}"
         raise _refused(path, found, "add these values to it, or '*' for all others; class 255 means ignored")
-    classes[left] = label_map.get("*", 0)
     return classes.astype(np.uint8) if classes.max() <= IGNORE_INDEX else classes, colours
 
 
@@ -151,9 +145,8 @@ def _exact(path: Path) -> Stored:
 def _colours(label: np.ndarray, shown: np.ndarray) -> dict[int, Any]:
     """How the numbers (H, W) look: their colours in a palette; of grey ones only whether 0 is black or white."""
     if shown.shape[2:] == (3,):
-        place = np.full(int(label.max()) + 1, -1)
-        place[label.ravel()] = np.arange(label.size)  # of each number, where one of its pixels is
-        return {i: tuple(shown.reshape(-1, 3)[place[i]].tolist()) for i in np.flatnonzero(place >= 0).tolist()}
+        numbers, places = np.unique(label, return_index=True)
+        return dict(zip(numbers.tolist(), map(tuple, shown.reshape(-1, 3)[places].tolist())))
     zeros = shown[label == 0]
     return {0: "white" if zeros[0] else "black"} if zeros.size and shown.ndim == 2 else {}
 
@@ -207,12 +200,12 @@ def _decode_with_pillow(path: Path, start: bytes) -> Stored:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # broken notes of a camera, and large sizes, do not matter
         with Image.open(path, formats=FORMATS) as opened:
-            is_png, is_lossy, clear = opened.format == "PNG", opened.format in LOSSY, opened.info.get("transparency")
+            is_png, is_lossy = opened.format == "PNG", opened.format in ("JPEG", "MPO", "WEBP")
             if opened.format != "MPO" and (count := getattr(opened, "n_frames", 1)) > 1:  # a camera adds small copies
                 raise _refused(path, f"holds {count} pictures", "save each as a file of its own")
             opened.verify()  # the checksums of a PNG; without them a flipped bit gives another mask, without a word
         with Image.open(path, formats=FORMATS) as opened:
-            is_turned = opened.getexif().get(ORIENTATION, 1) != 1
+            clear, is_turned = opened.info.get("transparency"), opened.getexif().get(ORIENTATION, 1) != 1
             upright = ImageOps.exif_transpose(opened)  # cameras store a turned image and a note to turn it back
             numbers, mode, has_alpha = np.array(upright), upright.mode, "A" in upright.getbands()
             shown = np.array(upright.convert({"P": "RGB", "PA": "RGBA", "CMYK": "RGB", "1": "L"}.get(mode, mode)))
@@ -230,8 +223,8 @@ def _decode_with_pillow(path: Path, start: bytes) -> Stored:
     if isinstance(clear, bytes):  # the opacity of the entries of a palette
         has_hole = bool(np.isin(numbers, [entry for entry, opacity in enumerate(clear) if opacity < 255]).any())
     else:  # the one value or colour that is transparent; of one bit Pillow says 255
-        clear = bool(clear) if mode == "1" and clear is not None else clear
-        has_hole = clear is not None and bool((np.atleast_3d(numbers) == clear).all(axis=2).any())
+        values = np.atleast_3d(shown if mode == "1" else numbers)
+        has_hole = clear is not None and bool((values == clear).all(axis=2).any())
     return Stored(numbers, shown, False, has_hole, is_lossy)
 
 
@@ -244,7 +237,9 @@ def _decode_tiff(path: Path) -> Stored:
     with tifffile.TiffFile(path) as file:
         page: Any = file.pages.first
         packing = page.compression
-        if (count := _count_pictures(file)) > 1:
+        pages = sum(not getattr(other, "is_reduced", False) for other in file.pages)  # without small copies
+        in_page = math.prod(file.series[0].shape) // (page.imagelength * page.imagewidth * page.samplesperpixel)
+        if (count := max(pages, 1 if file.is_ome else in_page, page.imagedepth)) > 1:  # ImageJ has stacks in one page
             raise _refused(path, f"holds {count} pictures", "save each as a file of its own")
         if page.tags.valueof(ORIENTATION, 1) != 1:
             raise _refused(path, "is stored turned (TIFF orientation)", "open it and save it upright")
@@ -261,10 +256,8 @@ def _stored(path: Path, page: Any, numbers: np.ndarray, is_lossy: bool) -> Store
         numbers = np.moveaxis(numbers, 0, -1)
     extras = list(page.extrasamples)
     is_alpha = np.isin([0] * (page.samplesperpixel - len(extras)) + extras, (1, 2))  # others are channels, as infrared
-    channels, largest = numbers, 2**bits - 1 if numbers.dtype.kind in "ui" else 1
-    if numbers.ndim == 3:
-        channels = _flat(numbers[..., ~is_alpha])
-    has_hole = numbers.ndim == 3 and bool((numbers[..., is_alpha] < largest).any())
+    layers, largest = np.atleast_3d(numbers), 2**bits - 1 if numbers.dtype.kind in "ui" else 1
+    channels, has_hole = _flat(layers[..., ~is_alpha]), bool((layers[..., is_alpha] < largest).any())
     if colours == PALETTE and channels.ndim == 2:
         table = page.colormap.T if page.colormap.max() < 256 else page.colormap.T >> 8  # some programs write bytes
         shown = table.astype(np.uint8)[channels]
@@ -280,28 +273,16 @@ def _stored(path: Path, page: Any, numbers: np.ndarray, is_lossy: bool) -> Store
     return Stored(numbers, shown, bool(is_alpha.any()), has_hole, is_lossy)
 
 
-def _count_pictures(file: Any) -> int:
-    """Pictures, not pages: ImageJ may store a stack in one page, and small copies for a quick look do not count."""
-    page = file.pages.first
-    pages = sum(not getattr(other, "is_reduced", False) for other in file.pages)
-    in_page = math.prod(file.series[0].shape) // (page.imagelength * page.imagewidth * page.samplesperpixel)
-    return max(pages, 1 if file.is_ome else in_page, page.imagedepth)
-
-
 @dataclass(frozen=True, eq=False)
 class Sample:
-    """One image (H, W) or (H, W, C), uint8, uint16 or float, and its label (H, W) of integers.
-
-    `part` is "train", "val", "test", or None if it is still to be chosen; `extras` are maps (H, W) that travel along;
-    `colours` are those that the label's file gives to its numbers.
-    """
+    """One image and its label."""
 
     name: str
-    image: np.ndarray
-    label: np.ndarray
-    part: str | None = None
-    extras: dict[str, np.ndarray] = field(default_factory=dict)
-    colours: dict[int, Any] = field(default_factory=dict)
+    image: np.ndarray  # (H, W) or (H, W, C), uint8, uint16 or float
+    label: np.ndarray  # (H, W), integers
+    part: str | None = None  # "train", "val", "test", or None if it is still to be chosen
+    extras: dict[str, np.ndarray] = field(default_factory=dict)  # maps (H, W) that travel along
+    colours: dict[int, Any] = field(default_factory=dict)  # those that the label's file gives to its numbers
 
 
 def is_junk(name: str) -> bool:
@@ -310,19 +291,12 @@ def is_junk(name: str) -> bool:
 
 
 def split_parts(
-    hashes: Sequence[str],
-    fractions: Mapping[str, float] = FRACTIONS,
-    seed: int = 0,
-    given: Sequence[str | None] | None = None,
-    names: Sequence[str] | None = None,
+    hashes: Sequence[str], seed: int = 0, given: Sequence[str | None] = (), names: Sequence[str] = ()
 ) -> list[str]:
     """Return the part of each sample; samples with the same content hash always get the same one.
 
     `given` holds parts that are fixed (None: open); open samples go to the parts that nobody has given, each at least
     one.  One image in two given parts (`names` are for the message), or too few images, raise `InputError`.
-
-    >>> split_parts(["a", "b", "c", "a"], {"train": 0.5, "val": 0.5})
-    ['val', 'val', 'train', 'val']
     """
     given, problems = given or [None] * len(hashes), []
     owners: dict[str, tuple[str, str]] = {}  # content → part and name of the first sample that has it
@@ -333,7 +307,7 @@ def split_parts(
     raise_problems("Parts must not share an image, or the score on them is too good", problems)
     part_of = {value: part for value, (part, _) in owners.items()}
     if left := sorted(set(hashes) - part_of.keys()):
-        shares = {part: share for part, share in fractions.items() if share > 0 and part not in given} or fractions
+        shares = {part: share for part, share in FRACTIONS.items() if part not in given} or FRACTIONS
         first, *others = shares
         row = [part for part in others for _ in range(max(1, round(len(left) * shares[part] / sum(shares.values()))))]
         if len(row) >= len(left):

@@ -4,8 +4,6 @@ HDF5 returns damaged data without a word, so the first 512 bytes, which it leave
 of all that follows, compared before HDF5 opens the file.  Source: https://docs.hdfgroup.org/hdf5 (user block).
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os
@@ -20,9 +18,10 @@ from typing import Any
 
 import h5py
 import numpy as np
+from numpy.typing import ArrayLike
 
 from checks import IGNORE_INDEX, InputError, printable, reason_of
-from imagesets.files import FRACTIONS, BadFiles, Problem, Sample, list_values, raise_problems, split_parts
+from imagesets.files import BadFiles, Problem, Sample, list_values, raise_problems, split_parts
 
 VERSION = 4  # raise it when the content of the files changes: older ones are built again
 SEAL_BYTES = 512  # the smallest user block
@@ -39,51 +38,6 @@ class Damaged(InputError):
     """A file of this course does not hold the bytes that were written, or is of another version: build it again."""
 
 
-def build_hdf5(
-    samples: Iterable[Sample], path: str | Path, *, num_classes: int, seed: int = 0, source: str = "", say: Any = print
-) -> Path:
-    """Write all samples into one checked .hdf5 file and return its path.
-
-    The groups `image`, `label` and one for each extra map hold one array a sample, `00000`, `00001`, …: images may
-    differ in size.  Labels are uint8, 0 … num_classes−1 or 255 (ignored).  Each image has the attributes `name` and
-    `part`; the file has `contents`, a hash of the samples and their parts, and `source`, any text.  Raises one
-    `InputError` with the problems of all samples; an older file at `path` then stays as it is.  `say` gets remarks.
-    """
-    comparison = Comparison(num_classes)
-    with _writing(path) as file:
-        names, given, hashes = zip(*_write_samples(file, samples, comparison, Path(path).name))
-        parts = split_parts([arrays["image"] for arrays in hashes], FRACTIONS, seed, given, names)
-        for key, name, part in zip(file["image"], names, parts):
-            file["image"][key].attrs.update(name=printable(name), part=part)
-        contents = hashlib.sha256(json.dumps([num_classes, names, parts, hashes]).encode()).hexdigest()
-        file.attrs.update(num_classes=num_classes, normalised=False, contents=contents, source=source)
-    for remark in comparison.remarks():
-        say(f"{Path(path).stem}: {remark}")
-    return Path(path)
-
-
-def _write_samples(file: Any, samples: Iterable[Sample], comparison: Comparison, where: str) -> list[tuple[Any, ...]]:
-    """Write the sound samples; return the name, the given part, and the hashes of the arrays of each."""
-    rows, problems = list[tuple[Any, ...]](), list[Problem]()
-    try:
-        for sample in samples:
-            if found := comparison.problems(sample):
-                problems += found
-                continue
-            arrays = {"image": sample.image, "label": sample.label.astype(np.uint8), **sample.extras}
-            hashes = {}
-            for key, array in arrays.items():
-                _write_array(file, f"{key}/{len(rows):05d}", array)
-                hashes[key] = hashlib.sha256(f"{array.dtype.str} {array.shape}".encode() + array.tobytes()).hexdigest()
-            rows.append((sample.name, sample.part, hashes))
-    except BadFiles as error:  # a reader lists its problems after its last sample
-        problems += error.problems
-    if not rows and not problems:
-        problems.append(Problem("", "there is no sound sample", "look into the folder, and at the changes"))
-    raise_problems(where, problems)
-    return rows
-
-
 @dataclass
 class Comparison:
     """The samples of one set in turn: what is wrong with each, alone or beside the earlier sound ones."""
@@ -91,7 +45,7 @@ class Comparison:
     num_classes: int
     first: Sample | None = None
     colours: dict[Any, tuple[str, Any]] = field(default_factory=dict)  # of a number in the masks, and who has it so
-    largest: dict[str, tuple[float, str]] = field(default_factory=dict)  # name → largest value, dtype
+    largest: list[tuple[float, str, str]] = field(default_factory=list)  # largest value, dtype, name
     open: list[str] = field(default_factory=list)  # names of those whose part is still to be chosen
 
     def __post_init__(self) -> None:
@@ -100,70 +54,65 @@ class Comparison:
 
     def problems(self, sample: Sample) -> list[Problem]:
         """What is wrong with a sample; an empty list if nothing is."""
-        found = self._wrong_alone(sample) or self._wrong_beside(sample)
+        found = list(self._wrong_alone(sample)) or list(self._wrong_beside(sample))
         if not found:
             self.first = self.first or sample
-            self.largest[sample.name] = float(sample.image.max()), sample.image.dtype.name
+            self.largest.append((float(sample.image.max()), sample.image.dtype.name, sample.name))
             self.open += [sample.name] * (sample.part is None)
             for number, colour in sample.colours.items():
                 self.colours.setdefault((number, type(colour)), (sample.name, colour))
         return [Problem(printable(sample.name), *problem) for problem in found]
 
-    def _wrong_alone(self, sample: Sample) -> list[tuple[str, str]]:
-        image, label, found = sample.image, sample.label, list[tuple[str, str]]()
+    def _wrong_alone(self, sample: Sample) -> Iterator[tuple[str, str]]:
+        image, label = sample.image, sample.label
         if image.ndim not in (2, 3) or (image.dtype.kind != "f" and image.dtype not in (np.uint8, np.uint16)):
-            what = "expected (H, W) or (H, W, C), uint8, uint16, float"
-            found += [(f"has an image {image.shape} {image.dtype}", what)]
+            yield f"has an image {image.shape} {image.dtype}", "expected (H, W) or (H, W, C), uint8, uint16, float"
         elif image.dtype.kind == "f" and not np.isfinite(image).all():
-            found += [("has NaN or Inf in the image", "find out where they come from, and replace them")]
+            yield "has NaN or Inf in the image", "find out where they come from, and replace them"
         elif image.dtype.kind == "f" and (fill := fill_value(image)) is not None:
             advice = "replace it, for example by the mean of the others, and give these pixels the label 255"
-            found += [(f"has {fill:g} in the image, which seems to stand for 'no data'", advice)]
+            yield f"has {fill:g} in the image, which seems to stand for 'no data'", advice
         for name, array in {"label": label, **sample.extras}.items():
             if array.shape != image.shape[:2]:
-                found += [(f"has an image of size {image.shape[:2]}, {name} has {array.shape}", "export it again")]
+                yield f"has an image of size {image.shape[:2]}, {name} has {array.shape}", "export it again"
             elif name != "label" and not (np.isfinite(array) & (array >= 0)).all():
-                found += [(f"has NaN, Inf or negative numbers in {name}", "correct this map")]
+                yield f"has NaN, Inf or negative numbers in {name}", "correct this map"
         wrong = label[(label != IGNORE_INDEX) & ~((label >= 0) & (label < self.num_classes))]
         if label.dtype.kind not in "ui":
-            found += [(f"has a label of dtype {label.dtype}", "save class numbers, for example as 8-bit PNG")]
+            yield f"has a label of dtype {label.dtype}", "save class numbers, for example as 8-bit PNG"
         elif wrong.size:
-            what, advice = f"has {wrong.size} label pixels that are not in 0 … {self.num_classes - 1} and not 255", ASK
             patches = (label[:, 1:] == label[:, :-1]) & np.isin(label[:, 1:], wrong)
-            if len(np.unique(wrong)) > 8 and 2 * patches.sum() > wrong.size:  # soft edges have no patches
-                advice = CELLS
-            found += [(f"{what}: {list_values(wrong)}", advice)]
-        return found
+            are_cells = len(np.unique(wrong)) > 8 and 2 * patches.sum() > wrong.size  # soft edges have no patches
+            what = f"has {wrong.size} label pixels that are not in 0 … {self.num_classes - 1} and not 255"
+            yield f"{what}: {list_values(wrong)}", CELLS if are_cells else ASK
 
-    def _wrong_beside(self, sample: Sample) -> list[tuple[str, str]]:
-        image, first, found = sample.image, self.first or sample, list[tuple[str, str]]()
+    def _wrong_beside(self, sample: Sample) -> Iterator[tuple[str, str]]:
+        image, first = sample.image, self.first or sample
         if (image.shape[2:], image.dtype.kind) != (first.image.shape[2:], first.image.dtype.kind):
             what = f"has an image {image.shape} {image.dtype}, but the first is {first.image.shape} {first.image.dtype}"
-            found += [(what, "use one kind for all: grey or colour, integers or floats")]
+            yield what, "use one kind for all: grey or colour, integers or floats"
         if sample.extras.keys() != first.extras.keys():
             what = f"has the maps {sorted(sample.extras)}, but the first has {sorted(first.extras)}"
-            found += [(what, "add those that are missing")]
+            yield what, "add those that are missing"
         for number, colour in sample.colours.items():
             name, other = self.colours.get((number, type(colour)), ("", colour))
             if other != colour:
                 advice = "if one colour is one class, use label_map={(255, 0, 0): 1, …}, else save all masks alike"
-                return [*found, (f"shows {number} in its mask as {colour}, but {printable(name)} as {other}", advice)]
-        return found
+                yield f"shows {number} in its mask as {colour}, but {printable(name)} as {other}", advice
+                return
 
-    def remarks(self) -> list[str]:
+    def remarks(self) -> Iterator[str]:
         """What may make a set useless, and what to do, after the last sample."""
-        found, kinds = list[str](), sorted({dtype for _, dtype in self.largest.values()})
-        if self.largest:
-            low, high = (choose(self.largest, key=lambda name: self.largest[name]) for choose in (min, max))
-            (least, _), (most, _) = self.largest[low], self.largest[high]
+        kinds = sorted({dtype for _, dtype, _ in self.largest})
+        if kinds:
+            (least, _, low), (most, _, high) = min(self.largest), max(self.largest)
             if len(kinds) > 1 or (kinds != ["uint8"] and 0 < DEPTHS * least < most):
                 text = f"{printable(low)} reaches {least:g}, {printable(high)} {most:g} ({', '.join(kinds)})"
-                found += [f"{text}: are 8, 12 and 16 bits mixed? Bring all images to one range"]
+                yield f"{text}: are 8, 12 and 16 bits mixed? Bring all images to one range"
         if groups := scenes(self.open):
             text = f"{sum(map(len, groups.values()))} images seem to be cut from {len(groups)} recording(s)"
             advice = "sort what belongs together into one of train/, val/ and test/, or the score is too good"
-            found += [f"{text} ({', '.join(map(printable, list(groups)[:3]))}, …): {advice}"]
-        return found
+            yield f"{text} ({', '.join(map(printable, list(groups)[:3]))}, …): {advice}"
 
 
 def fill_value(image: np.ndarray) -> float | None:
@@ -189,6 +138,49 @@ def scenes(names: Sequence[str]) -> dict[str, list[str]]:
     return {scene: members for scene, members in groups.items() if len(members) > 1}
 
 
+def build_hdf5(
+    samples: Iterable[Sample], path: str | Path, *, num_classes: int, seed: int = 0, source: str = "", say: Any = print
+) -> Path:
+    """Write all samples into one checked .hdf5 file and return its path.
+
+    The groups `image`, `label` and one for each extra map hold one array a sample, `00000`, `00001`, …: images may
+    differ in size.  Labels are uint8, 0 … num_classes−1 or 255 (ignored).  Each image has the attributes `name` and
+    `part`; the file has `contents`, a hash of the samples and their parts, and `source`, any text.  Raises one
+    `InputError` with the problems of all samples; an older file at `path` then stays as it is.  `say` gets remarks.
+    """
+    comparison, problems, rows = Comparison(num_classes), list[Problem](), list[tuple[Any, ...]]()
+    with _writing(path) as file:
+        try:
+            for sample in samples:
+                if found := comparison.problems(sample):
+                    problems += found
+                else:
+                    rows.append((sample.name, sample.part, _write_sample(file, f"{len(rows):05d}", sample)))
+        except BadFiles as error:  # a reader lists its problems after its last sample
+            problems += error.problems
+        if not rows and not problems:
+            problems.append(Problem("", "there is no sound sample", "look into the folder, and at the changes"))
+        raise_problems(Path(path).name, problems)
+        names, given, hashes = zip(*rows)
+        parts = split_parts([arrays["image"] for arrays in hashes], seed, given, names)
+        for key, name, part in zip(file["image"], names, parts):
+            file["image"][key].attrs.update(name=printable(name), part=part)
+        contents = hashlib.sha256(json.dumps([num_classes, names, parts, hashes]).encode()).hexdigest()
+        file.attrs.update(num_classes=num_classes, normalised=False, contents=contents, source=source)
+    for remark in comparison.remarks():
+        say(f"{Path(path).stem}: {remark}")
+    return Path(path)
+
+
+def _write_sample(file: Any, key: str, sample: Sample) -> dict[str, str]:
+    """Write the arrays of a sample, and return the hash of each."""
+    arrays, hashes = {"image": sample.image, "label": sample.label.astype(np.uint8), **sample.extras}, {}
+    for group, array in arrays.items():
+        _write_array(file, f"{group}/{key}", array)
+        hashes[group] = hashlib.sha256(f"{array.dtype.str} {array.shape}".encode() + array.tobytes()).hexdigest()
+    return hashes
+
+
 def normalise_hdf5(source: str | Path, path: str | Path) -> Path:
     """Write a new .hdf5 with float32 images (C, H, W), x ← (x − mean) / std per channel, and return its path.
 
@@ -197,10 +189,15 @@ def normalise_hdf5(source: str | Path, path: str | Path) -> Path:
     """
     with open_hdf5(source) as raw, _writing(path) as file:
         images = raw["image"]
-        train = [images[key] for key in images if images[key].attrs["part"] == "train"]
+        train = [image for image in images.values() if image.attrs["part"] == "train"]
         if raw.attrs["normalised"] or not train:
             raise InputError(f"{source} is normalised already, or has no training part to take the mean from.")
-        mean, std = _statistics(train)
+        rows = [(x[0].size, x.mean((1, 2)), x.var((1, 2))) for x in (_scaled(image[()]) for image in train)]
+        counts, means, variances = (np.array(column) for column in zip(*rows))
+        mean = np.average(means, axis=0, weights=counts)
+        # within the images + between them; E[x²] − E[x]² would cancel where the mean is large
+        std = np.sqrt(np.average(variances + (means - mean) ** 2, axis=0, weights=counts))
+        std = np.where(std <= 1e-9 * abs(mean), 1.0, std)  # a constant channel leaves errors of rounding only
         for key in images:
             _write_array(file, f"image/{key}", normalise_image(images[key][()], mean, std))
             file["image"][key].attrs.update(images[key].attrs)
@@ -211,26 +208,15 @@ def normalise_hdf5(source: str | Path, path: str | Path) -> Path:
     return Path(path)
 
 
-def normalise_image(image: np.ndarray, mean: np.ndarray, std: np.ndarray) -> np.ndarray:
+def normalise_image(image: np.ndarray, mean: ArrayLike, std: ArrayLike) -> np.ndarray:
     """One image (H, W) or (H, W, C), uint8, uint16 or float, as float32 (C, H, W), (x − mean) / std per channel."""
-    return ((_scaled(image) - mean[:, None, None]) / std[:, None, None]).astype(np.float32)
+    return ((_scaled(image) - np.reshape(mean, (-1, 1, 1))) / np.reshape(std, (-1, 1, 1))).astype(np.float32)
 
 
 def _scaled(image: np.ndarray) -> np.ndarray:
     """An image (H, W) or (H, W, C) as float64 (C, H, W), integers scaled to 0 … 1."""
     largest = 1 if image.dtype.kind == "f" else np.iinfo(image.dtype).max
     return np.ascontiguousarray(np.moveaxis(np.atleast_3d(image), -1, 0)) / np.float64(largest)
-
-
-def _statistics(images: Iterable[Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Mean and standard deviation (C,) of each channel over all pixels of the images, in float64."""
-    arrays = (_scaled(dataset[()]) for dataset in images)
-    rows = [(pixels[0].size, pixels.mean(axis=(1, 2)), pixels.var(axis=(1, 2))) for pixels in arrays]
-    counts, means, variances = (np.array(column) for column in zip(*rows))
-    mean = np.average(means, axis=0, weights=counts)
-    # within the images + between them; E[x²] − E[x]² would cancel where the mean is large
-    std = np.sqrt(np.average(variances + (means - mean) ** 2, axis=0, weights=counts))
-    return mean, np.where(std <= 1e-9 * abs(mean), 1.0, std)  # a constant channel leaves errors of rounding only
 
 
 def _write_array(file: Any, key: str, array: np.ndarray) -> None:
@@ -242,15 +228,14 @@ def _write_array(file: Any, key: str, array: np.ndarray) -> None:
 def _writing(path: str | Path) -> Iterator[Any]:
     """A new HDF5 file in a temporary folder, sealed and moved at the end; an error leaves and changes nothing."""
     path = Path(path)
-    if path.exists() and _start_of(path, len(MARK)) not in (MARK, b""):
+    if path.exists() and np.fromfile(path, np.uint8, len(MARK)).tobytes() not in (MARK, b""):
         raise InputError(f"{path} was not written by this course, so it stays. Move it away, or choose another folder.")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:  # another kernel may build it, too
             temporary = Path(folder, "new.hdf5")
-            with h5py.File(
-                temporary, "w", userblock_size=SEAL_BYTES, locking=False
-            ) as file:  # no locks on Google Drive
+            # Google Drive has no locks
+            with h5py.File(temporary, "w", userblock_size=SEAL_BYTES, locking=False) as file:
                 yield file
             seal = _seal_of(temporary)
             with open(temporary, "r+b") as stream:
@@ -271,7 +256,7 @@ def open_hdf5(path: str | Path) -> Iterator[Any]:
     if not os.path.isfile(path):
         raise InputError(f"{path} does not exist. Build it with data.prepare or build_hdf5.")
     try:
-        seal = _start_of(path, SEAL_BYTES)
+        seal = np.fromfile(path, np.uint8, SEAL_BYTES).tobytes()
         if seal and not seal.startswith(MARK):
             raise InputError(f"{path} was not written by this course, or its first bytes are damaged. Move it away.")
         if seal != _seal_of(path):
@@ -280,11 +265,6 @@ def open_hdf5(path: str | Path) -> Iterator[Any]:
             yield file
     except (MemoryError, OSError) as error:
         raise InputError(f"{path} cannot be read: {reason_of(error)}. The file stays as it is.") from error
-
-
-def _start_of(path: str | Path, size: int) -> bytes:
-    with open(path, "rb") as stream:
-        return stream.read(size)
 
 
 def _seal_of(path: str | Path) -> bytes:

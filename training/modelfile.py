@@ -16,7 +16,7 @@ import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ GRID = 64  # pieces begin at multiples of this, so that the windows of up to six
 # `forward` is fixed by it, such as "this map has the right size, nothing to cut"; here every cut is a real one.
 _EXAMPLE = (2, 193, 129)
 _SIZES = ((1, 64, 96), (2, 101, 77), (1, 193, 129), (1, 50, 128), (3, 17, 8), (1, 2, 5), (1, 1, 1))  # to compare on
+Floats = Sequence[float]  # one for each channel
 
 
 @dataclass(frozen=True)
@@ -64,13 +65,7 @@ class ExportedModel:
 
 
 def save(
-    model: nn.Module,
-    path: str | Path,
-    *,
-    mean: Sequence[float],
-    std: Sequence[float],
-    class_names: Sequence[str] = (),
-    dataset: Any = (),
+    model: nn.Module, path: str | Path, *, mean: Floats, std: Floats, class_names: Sequence[str] = (), dataset: Any = ()
 ) -> Path:
     """Write `path` (NAME.pt2) from a trained model for images (B, C, H, W), and return `path`.
 
@@ -81,9 +76,7 @@ def save(
     path = Path(path)
     network = copy.deepcopy(model).cpu().float().eval().to(memory_format=torch.contiguous_format)
     program, buffer = _trace(network, len(mean)), io.BytesIO()
-    light = np.array([light_of(image.numpy()) for image, *_ in dataset] or [(0, 1)])
-    card = _make_card(network, mean, std, class_names)
-    card = replace(card, light=(*np.stack([light.min(axis=0), light.max(axis=0)]).T.ravel().tolist(),))
+    card = _make_card(network, mean, std, class_names, dataset)
     with _quiet():
         torch.export.save(program, buffer, extra_files={CARD: json.dumps(asdict(card))})
     with replacing(path) as part:
@@ -111,7 +104,7 @@ def _trace(network: nn.Module, channels: int) -> ExportedProgram:
             program = torch.export.export(network, example, dynamic_shapes=(any_size,), strict=False)
     except Exception as error:  # torch.export raises nearly everything
         advice = "mean and std have one number for each channel; forward must not decide by values of the image."
-        text = f"modelfile.save: cannot trace the model for {channels} channels: {_first_line(error)}"
+        text = f"modelfile.save: cannot trace the model for {channels} channels: {reason_of(error)}"
         raise InputError(f"{text}\n{advice}") from error
     for symbol, limits in program.range_constraints.items():
         # "At least 17", as the lowest map was larger than one pixel; but the graph is right from 1 × 1 on (`_SIZES`).
@@ -120,7 +113,7 @@ def _trace(network: nn.Module, channels: int) -> ExportedProgram:
 
 
 @torch.no_grad()
-def _make_card(network: nn.Module, mean: Sequence[float], std: Sequence[float], class_names: Sequence[str]) -> Card:
+def _make_card(network: nn.Module, mean: Floats, std: Floats, class_names: Sequence[str], dataset: Any) -> Card:
     _, H, W = _EXAMPLE
     shape = network(torch.zeros(1, len(mean), H, W)).shape
     K = max(shape[1], 2)
@@ -128,7 +121,9 @@ def _make_card(network: nn.Module, mean: Sequence[float], std: Sequence[float], 
     if shape[2:] != (H, W) or len(names) != K or len(mean) != len(std):
         what = f"{H}×{W} pixels become {tuple(shape)} (wanted: 1, K, H, W); {mean=}, {std=}, class_names={names}."
         raise InputError(f"modelfile.save: the settings do not fit the model: {what}")
-    return Card(names, tuple(map(float, mean)), tuple(map(float, std)), margin_of(network, len(mean)))
+    lights = zip(*([light_of(image.numpy()) for image, *_ in dataset] or [(0.0, 1.0)]))
+    light = tuple(limit for values in lights for limit in (min(values), max(values)))
+    return Card(names, tuple(map(float, mean)), tuple(map(float, std)), margin_of(network, len(mean)), light)
 
 
 @torch.no_grad()
@@ -155,10 +150,6 @@ def _quiet() -> Iterator[None]:
         yield
 
 
-def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0][:150]}"
-
-
 def load(path: str | Path, device: str | torch.device = "cpu") -> ExportedModel:
     """Read a model that `save` wrote; `InputError` if there is no such file, it is damaged, or of another program."""
     files = {CARD: ""}
@@ -178,7 +169,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> ExportedModel:
     except (OSError, MemoryError) as error:
         raise InputError(f"{path} cannot be read: {reason_of(error)}.") from error
     except Exception as error:  # torch.export raises nearly everything
-        text = f"{path} is no model file, or it is damaged, or of another version: {_first_line(error)}"
+        text = f"{path} is no model file, or it is damaged, or of another version: {reason_of(error)}"
         raise InputError(f"{text}\nCopy it again, or write it with modelfile.save; a checkpoint is none.") from error
     try:  # a guard refuses an even size where the traced one was odd, although the graph is right for both
         network = program.module(check_guards=False)
@@ -225,9 +216,7 @@ def margin_of(model: nn.Module, channels: int) -> int | None:
     (1, None)
     """
     for module in model.modules():  # BatchNorm in eval mode has the numbers of the training, not of the image
-        is_norm = type(module).__module__.endswith(
-            ("modules.batchnorm", "modules.instancenorm", "modules.normalization")
-        )
+        is_norm = type(module).__module__.endswith((".batchnorm", ".instancenorm", ".normalization"))
         if is_norm and getattr(module, "running_mean", None) is None:
             return None
     try:

@@ -1,7 +1,5 @@
 """predict: every image of a folder gets its mask, and no file that was there is changed."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 
@@ -76,15 +74,10 @@ def test_all_problems_are_listed_and_the_good_images_are_done(model_file, images
     save(images / "nan.tif", np.full((2, 2), np.nan, np.float32))
     message = refused(predict.predict_folder, model_file, images, tmp_path / "out")
     assert "4 problems" in message and "DS_Store" not in message
-    for words in (
-        "images/broken.png cannot be read as an image",
-        "images/colour.png: the image has 3 channels, but the model was trained on images with 1",
-        "images/one.tif: another file has this name before the suffix",
-        "images/nan.tif: the image holds NaN",
-    ):
-        assert words in message
-    done = {path.stem for path in (tmp_path / "out" / "masks").iterdir()}
-    assert done == {"one", "two with spaces", "Ünï"}
+    assert "images/broken.png cannot be read as an image" in message and "nan.tif: the image holds NaN" in message
+    assert "images/colour.png: the image has 3 channels, but the model was trained on images with 1" in message
+    assert "images/one.tif: another file has this name before the suffix" in message
+    assert {path.stem for path in (tmp_path / "out" / "masks").iterdir()} == {"one", "two with spaces", "Ünï"}
 
 
 def test_a_bad_image_or_name_does_not_stop_the_others(model_file, images, tmp_path, monkeypatch):
@@ -95,9 +88,7 @@ def test_a_bad_image_or_name_does_not_stop_the_others(model_file, images, tmp_pa
 
     def full(classes, pieces, **options):
         if pieces.shape[-1] == 41:
-            raise RuntimeError(
-                "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
-            )
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
         return whole(classes, pieces, **options)
 
     monkeypatch.setattr(predict, "predict_tiled", full)
@@ -128,19 +119,12 @@ def test_images_that_the_training_did_not_know_are_named(tmp_path, capsys):
     for i in range(4, 6):
         save(tmp_path / "deep" / f"{i}.tif", deep[i])
         save(tmp_path / "export" / f"{i}.tif", (deep[i] // 16).astype(np.uint8))
-    for model_name, folder, words in (
-        ("new", "deep", ""),
-        ("new", "export", "WARNING: 2 of 2 images are unlike those of the training, the first 26 deviations brighter"),
-        ("8-bit", "export", ""),
-        (
-            "8-bit",
-            "deep",
-            "WARNING: 2 of 2 images are unlike those of the training, the first 16 times poorer in contrast",
-        ),
-    ):
-        predict.predict_folder(tmp_path / f"{model_name}.pt2", tmp_path / folder)
+    bright, dull = "26 deviations brighter", "16 times poorer in contrast"
+    for name, folder, words in zip(["new", "8-bit"] * 2, ["export", "deep", "deep", "export"], [bright, dull, "", ""]):
+        predict.predict_folder(tmp_path / f"{name}.pt2", tmp_path / folder)
+        warning = f"WARNING: 2 of 2 images are unlike those of the training, the first {words}"
         out = capsys.readouterr().out
-        assert words in out and ("WARNING" in out) == bool(words)
+        assert warning in out if words else "WARNING" not in out
 
 
 def test_labels_that_lie_beside_the_images_are_never_overwritten(model_file, images, tmp_path):

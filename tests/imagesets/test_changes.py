@@ -1,7 +1,5 @@
 """Cells kept apart, weight maps, sizes and parts, against definitions in loops."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch
@@ -47,6 +45,8 @@ def test_weight_maps_are_those_of_boundary() -> None:
 
 def test_stored_maps_travel_with_the_image_and_give_the_loss_of_fresh_ones(tmp_path) -> None:
     folder = make_folder(tmp_path / "set", "abcdefgh")
+    message = refused(data.prepare, folder, tmp_path, changes=[separate_cells], say=lambda line: None)
+    assert message.startswith("a: ") and "in a folder instances/" in message
     path = data.prepare(folder, tmp_path, changes=[WeightMap(5, 2)], say=lambda line: None)
     dataset = data.SegmentationDataset(path, "train", maps=("weights",))
     logits = torch.randn(1, 2, 6, 8, generator=torch.Generator().manual_seed(0))
@@ -58,12 +58,6 @@ def test_stored_maps_travel_with_the_image_and_give_the_loss_of_fresh_ones(tmp_p
         for k in range(8):  # the map of the turned label is the turned map, to the last bit
             turned = apply_symmetry(label, k).numpy()
             assert np.array_equal(boundary_weights(turned, 5, 2), apply_symmetry(weights, k).numpy())
-
-
-def test_problems_of_a_change_name_the_sample(tmp_path) -> None:
-    folder = make_folder(tmp_path / "set", "abcd")
-    message = refused(data.prepare, folder, tmp_path, changes=[separate_cells], say=lambda line: None)
-    assert message.startswith("a: ") and "in a folder instances/" in message
 
 
 def test_resize_keeps_types_and_invents_no_class() -> None:

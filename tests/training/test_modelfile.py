@@ -1,7 +1,5 @@
 """A model file gives what the model gives, or there is no file; pieces of an image put together equal the whole."""
 
-from __future__ import annotations
-
 import itertools
 import random as chances
 from pathlib import Path
@@ -27,8 +25,7 @@ def small_net(**settings):
 
 
 def save(model, path, **settings):
-    settings = {"mean": [0.4], "std": [0.2], **settings}
-    return modelfile.save(model, path, **settings)
+    return modelfile.save(model, path, **{"mean": [0.4], "std": [0.2], **settings})
 
 
 @pytest.fixture(scope="module")
@@ -36,13 +33,8 @@ def saved(tmp_path_factory) -> Path:
     return save(small_net(), tmp_path_factory.mktemp("model") / "model.pt2", class_names=["background", "cell"])
 
 
-LINKS = {
-    "none": {"skip": "none"},
-    "sum": {"skip": "sum"},
-    "concat": {"widths": (2, 3, 4)},
-    "both": {"upsampling": "unpool", "skip": "concat"},
-    "bilinear": {"upsampling": "bilinear", "norm": "group"},
-}
+LINKS = {"none": {"skip": "none"}, "sum": {"skip": "sum"}, "concat": {"widths": (2, 3, 4)}}
+LINKS |= {"both": {"upsampling": "unpool", "skip": "concat"}, "bilinear": {"upsampling": "bilinear", "norm": "group"}}
 
 
 @pytest.mark.parametrize("name", LINKS)
@@ -66,7 +58,6 @@ def test_a_network_on_halved_images_with_one_output_has_two_classes(tmp_path):
 def test_the_card_says_what_prediction_needs(saved):
     card = modelfile.load(saved).card
     assert card.class_names == ("background", "cell") and (card.mean, card.std) == ((0.4,), (0.2,))
-    assert len(card.mean) == 1
     # Four convolutions at full size reach 4 pixels, two on the lower level 2 · 2, and the pooling window has one more
     assert card.margin == 9
 
@@ -87,16 +78,16 @@ class Wrong(nn.Module):
         return self.make(x)
 
 
-@pytest.mark.parametrize(
-    ("model", "words"),
-    [
-        (Wrong(lambda x: torch.cat([x, x], 1) * (2 if x.shape[2] == 193 else 3)), "cannot trace"),
-        (Wrong(lambda x: torch.cat([x, x], 1) if x.sum() > 0 else x.repeat(1, 2, 1, 1)), "cannot trace"),
-        (Wrong(lambda x: x[..., ::2, ::2]), "wanted: 1, K, H, W"),
-        (nn.Conv2d(1, 3, 1), "class_names=('a', 'b')"),
-        (nn.Conv2d(3, 2, 1), "one number for each channel"),
-    ],
-)
+BAD = [
+    (Wrong(lambda x: torch.cat([x, x], 1) * (2 if x.shape[2] == 193 else 3)), "cannot trace"),
+    (Wrong(lambda x: torch.cat([x, x], 1) if x.sum() > 0 else x.repeat(1, 2, 1, 1)), "cannot trace"),
+    (Wrong(lambda x: x[..., ::2, ::2]), "wanted: 1, K, H, W"),
+    (nn.Conv2d(1, 3, 1), "class_names=('a', 'b')"),
+    (nn.Conv2d(3, 2, 1), "one number for each channel"),
+]
+
+
+@pytest.mark.parametrize("model, words", BAD)
 def test_models_that_cannot_be_exported(tmp_path, model, words):
     assert words in refused(save, model, tmp_path / "model.pt2", class_names="ab") and not list(tmp_path.iterdir())
 

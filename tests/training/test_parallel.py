@@ -1,7 +1,5 @@
 """Two processes learn what one learns, and trainings side by side end as trainings one after the other do."""
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import subprocess
@@ -158,10 +156,8 @@ def test_stop_ends_the_other_processes(tmp_path, monkeypatch):
 @pytest.mark.usefixtures("two_threads")
 def test_a_fork_that_is_stuck_at_a_lock_does_not_hang_the_notebook(tmp_path, monkeypatch):
     monkeypatch.setattr(parallel, "IDLE", 0.5)
-    made, here = learners(tmp_path), os.getpid()
-    train = type(made[0]).fit
-    monkeypatch.setattr(
-        type(made[0]), "fit", lambda self, epochs: train(self, epochs) if os.getpid() == here else time.sleep(600)
-    )
+    made, here, train = learners(tmp_path), os.getpid(), Learner.fit
+    stuck = lambda self, epochs: train(self, epochs) if os.getpid() == here else time.sleep(600)  # noqa: E731
+    monkeypatch.setattr(Learner, "fit", stuck)
     fit_all(made, 1)
     assert all(len(learner.history) == 1 for learner in made)
