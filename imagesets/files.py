@@ -291,7 +291,11 @@ def is_junk(name: str) -> bool:
 
 
 def split_parts(
-    hashes: Sequence[str], seed: int = 0, given: Sequence[str | None] = (), names: Sequence[str] = ()
+    hashes: Sequence[str],
+    fractions: Mapping[str, float] = FRACTIONS,
+    seed: int = 0,
+    given: Sequence[str | None] = (),
+    names: Sequence[str] = (),
 ) -> list[str]:
     """Return the part of each sample; samples with the same content hash always get the same one.
 
@@ -307,7 +311,7 @@ def split_parts(
     raise_problems("Parts must not share an image, or the score on them is too good", problems)
     part_of = {value: part for value, (part, _) in owners.items()}
     if left := sorted(set(hashes) - part_of.keys()):
-        shares = {part: share for part, share in FRACTIONS.items() if part not in given} or FRACTIONS
+        shares = {part: share for part, share in fractions.items() if share > 0 and part not in given} or fractions
         first, *others = shares
         row = [part for part in others for _ in range(max(1, round(len(left) * shares[part] / sum(shares.values()))))]
         if len(row) >= len(left):

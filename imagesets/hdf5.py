@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from checks import IGNORE_INDEX, InputError, printable, reason_of
-from imagesets.files import BadFiles, Problem, Sample, list_values, raise_problems, split_parts
+from imagesets.files import FRACTIONS, BadFiles, Problem, Sample, list_values, raise_problems, split_parts
 
 VERSION = 4  # raise it when the content of the files changes: older ones are built again
 SEAL_BYTES = 512  # the smallest user block
@@ -162,7 +162,7 @@ def build_hdf5(
             problems.append(Problem("", "there is no sound sample", "look into the folder, and at the changes"))
         raise_problems(Path(path).name, problems)
         names, given, hashes = zip(*rows)
-        parts = split_parts([arrays["image"] for arrays in hashes], seed, given, names)
+        parts = split_parts([arrays["image"] for arrays in hashes], FRACTIONS, seed, given, names)
         for key, name, part in zip(file["image"], names, parts):
             file["image"][key].attrs.update(name=printable(name), part=part)
         contents = hashlib.sha256(json.dumps([num_classes, names, parts, hashes]).encode()).hexdigest()

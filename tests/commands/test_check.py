@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from commands.check import OneBatch, describe, examine, learn_one_batch, main, one_batch, parse_map
+from commands.check import OneBatch, describe, examine, learn_one_batch, main, one_batch
 from imagesets.files import Sample
 from tests.data_helpers import make_folder, mask, picture, refused, save
 
@@ -47,15 +47,6 @@ def test_frequencies_sizes_and_rare_classes(tmp_path):
         "Look at     class 1 has 0.56% of the pixels: is --classes right?",
         "Look at     class 2 has 0.00% of the pixels: is --classes right?",
     ]
-
-
-def test_masks_of_0_and_255_get_the_option_that_maps_them(tmp_path):
-    for number, name in enumerate("abcd"):
-        save(tmp_path / "images" / f"{name}.png", picture(number))
-        save(tmp_path / "masks" / f"{name}.png", mask(number) * 255)
-    report = examine(tmp_path)
-    assert len(report.problems) == 1 and "--map 0=0,255=1" in "\n".join(describe(report))
-    assert examine(tmp_path, label_map=parse_map("0=0,255=1")).problems == []
 
 
 @pytest.mark.parametrize("picture", ["new/a.png", "a.jpg"])

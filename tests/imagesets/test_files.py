@@ -281,9 +281,9 @@ def test_split_is_disjoint_by_content_and_does_not_depend_on_the_order(hashes, s
 
 def test_split_leaves_given_parts_alone_and_divides_the_rest_among_the_others():
     hashes = ["0", *map(str, range(20))]
-    parts = split_parts(hashes, given=[*[None], *["test"] * 4, *[None] * 16])
+    parts = split_parts(hashes, {"train": 0.6, "val": 0.2, "test": 0.2}, given=[*[None], *["test"] * 4, *[None] * 16])
     assert parts[:5] == ["test"] * 5  # an open copy follows the image that was given
-    assert [parts[5:].count(part) for part in PARTS] == [13, 3, 0]  # 0.7 to 0.15
+    assert [parts[5:].count(part) for part in PARTS] == [12, 4, 0]
 
 
 def test_one_image_in_two_given_parts_is_refused():

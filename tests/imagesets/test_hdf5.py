@@ -59,6 +59,8 @@ def test_all_problems_of_all_samples_at_once_and_nothing_left(tmp_path):
         "has an image (6, 8) int32; expected (H, W) or (H, W, C), uint8,": {"image": picture(9).astype(np.int32)},
         "has an image (6, 8) float64, but the first is (6, 8) uint8": {"image": picture(9) / 255},
         "has an image (6, 8, 3) uint8, but the first is (6, 8) uint8": {"image": np.dstack([picture(9)] * 3)},
+        "has NaN, Inf or negative numbers in weights": {"extras": {"weights": np.full((6, 8), -1)}},
+        "has NaN, Inf or negative numbers in gaps": {"extras": {"gaps": np.full((6, 8), np.inf)}},
         "has the maps ['weights'], but the first has []": {"extras": {"weights": picture(1)}},
     }
 
@@ -107,12 +109,6 @@ def test_numbers_that_stand_for_no_data_are_named(fill):
     assert f"a has {np.float32(fill):g} in the image, which seems to stand for 'no data'" in message
     ordinary = [sound, np.float32(mask(0, 30, 40)), np.where(mask(0, 30, 40), sound, 40), np.zeros((30, 40))]
     assert problems_of(*(Sample("a", image.astype(np.float32), mask(0, 30, 40)) for image in ordinary)) == []
-
-
-def test_maps_hold_finite_numbers_that_are_not_negative():
-    for number in (np.nan, np.inf, -1):
-        sample = make_samples(1, weights=np.full((6, 8), number))[0]
-        assert problems_of(sample) == ["s0 has NaN, Inf or negative numbers in weights; correct this map"]
 
 
 def test_numbers_of_cells_get_an_advice_of_their_own():
