@@ -22,8 +22,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from scipy import ndimage
-from skimage import draw
+from skimage import draw, measure
 
 from checks import IGNORE_INDEX
 from imagesets import files
@@ -65,19 +64,17 @@ Tables = dict[Path, dict[str, Any]]
 class Outlines(NamedTuple):
     """A label that is still to be drawn, shape by shape, the later ones on top."""
 
-    size: tuple[int, ...] | None  # H, W, if the file says it
-    shapes: list[tuple[int, np.ndarray]]  # class, and corners (N, 2) of x, y, a disc (x, y, radius), or a mask (H, W)
+    size: tuple[Any, ...]  # H, W, or None where the file does not say it
+    shapes: list[tuple[str, np.ndarray]]  # name of the class, and corners (N, 2) of x, y, or a mask (H, W)
 
-    def draw(self, size: tuple[int, ...]) -> np.ndarray:
+    def draw(self, size: tuple[int, ...], classes: Sequence[str]) -> np.ndarray:
         """The classes (H, W): a pixel belongs to a shape if its centre, half a pixel from its corner, lies inside."""
-        label = np.zeros(size := self.size or size, np.uint8)
-        for number, shape in self.shapes:
-            if shape.dtype == bool:
-                label[shape] = number
-            elif shape.ndim == 1:
-                label[draw.disk(shape[1::-1] - 0.5, shape[2], shape=size)] = number
-            else:
-                label[draw.polygon(shape[:, 1] - 0.5, shape[:, 0] - 0.5, size)] = number
+        label = np.zeros(size if None in self.size else self.size, np.uint8)
+        numbers = {name: number for number, name in enumerate(classes)} | IGNORED
+        for name, shape in self.shapes:
+            is_mask = shape.dtype == bool
+            inside = shape if is_mask else draw.polygon(shape[:, 1] - 0.5, shape[:, 0] - 0.5, label.shape)
+            label[inside] = numbers[name]
         return label
 
 
@@ -147,7 +144,7 @@ def read_folder(folder: str | Path, label_map: LabelMap | None = None) -> Iterat
     problems, classes, label_map = layout.problems, set[int](), label_map or layout.label_map
     for pair in layout.pairs:
         try:
-            sample = _read(pair, layout.objects and label_map is None, label_map)
+            sample = _read(pair, layout, label_map)
         except BadFiles as error:
             problems += error.problems
             continue
@@ -160,15 +157,15 @@ def read_folder(folder: str | Path, label_map: LabelMap | None = None) -> Iterat
     files.raise_problems(str(folder), problems)
 
 
-def _read(pair: Pair, objects: bool, label_map: LabelMap | None) -> Sample:
+def _read(pair: Pair, layout: Layout, label_map: LabelMap | None) -> Sample:
     images, colours = [files.read_image(path) for path in pair.images], dict[int, Any]()
     image = images[0] if len(images) == 1 else np.dstack(images)
     extras = {kind: files.read_map(path, kind) for kind, path in pair.maps.items()}
     if isinstance(pair.label, Outlines):
-        label = pair.label.draw(image.shape[:2])
+        label = pair.label.draw(image.shape[:2], layout.classes)
     else:
         label, colours = files.read_mask(pair.label, label_map)
-    if objects:
+    if layout.objects and label_map is None:
         extras["instances"], label, colours = label, (label > 0).astype(np.uint8), {}
     return Sample("/".join(filter(None, pair.key)), image, label, pair.part or None, extras, colours)
 
@@ -176,7 +173,7 @@ def _read(pair: Pair, objects: bool, label_map: LabelMap | None) -> Sample:
 def recognise(folder: str | Path) -> Layout:
     """What lies in a folder; raise `InputError` if it is nothing usual."""
     folder = Path(folder)
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()] if folder.is_dir() else []
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
     paths = [path for path in paths if not any(map(files.is_junk, path.relative_to(folder).parts))]
     tables = {path: _json(path) for path in paths if path.suffix == ".json"}
     coco = {path: table for path, table in tables.items() if {"images", "annotations", "categories"} <= table.keys()}
@@ -188,10 +185,13 @@ def recognise(folder: str | Path) -> Layout:
         found = f"{layout.kind}: a table in it cannot be understood ({type(error).__name__}: {error})"
         raise BadFiles([Problem(str(folder), found, "export it again")]) from error
     layout.pairs.sort(key=lambda pair: pair.key)
+    if drawn := [pair.label for pair in layout.pairs if isinstance(pair.label, Outlines)]:
+        names = {name for label in drawn for name, _ in label.shapes} - {"background", *IGNORED}
+        layout.classes = ("background", *sorted(names))
     if all(pair.part != "val" for pair in layout.pairs):  # some of the training images will validate
         layout.pairs = [pair._replace(part=pair.part.replace("train", "")) for pair in layout.pairs]
     if not layout.pairs and not layout.problems:
-        inside = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
+        inside = sorted(path.name for path in folder.glob("*"))
         advice = "put images into images/, and labels of the same names into labels/ or masks/"
         raise BadFiles([Problem(str(folder), f"holds {', '.join(inside[:8]) or 'nothing'}", advice)])
     return layout
@@ -234,11 +234,9 @@ def _folders(layout: Layout, paths: Sequence[Path], _: Tables) -> None:
     found = _by_role(layout, paths)
     layout.objects = layout.kind == "Cellpose" or bool(found["instances"] and not found["labels"])
     images, labels = found.pop("images"), found.pop("labels") or found.pop("instances")
-    partners = {key: key for key in images.keys() & labels.keys()}
-    by_core = {_core(key, "labels"): key for key in labels.keys() - partners.keys()}
-    for key in sorted(images.keys() - partners.keys()):
-        if (core := _core(key, "images")) in by_core:
-            partners[key] = by_core.pop(core)
+    by_core = {_core(key, "images"): key for key in sorted(images.keys() - labels.keys())}
+    named = {key if key in images else by_core.get(_core(key, "labels"), key): key for key in sorted(labels)}
+    partners = {key: named[key] for key in images.keys() & named.keys()}
     part_of = _lists(paths, {key[-1] for key in partners})
     for key, of_label in partners.items():
         if part_of and key[-1] not in part_of:
@@ -277,7 +275,6 @@ def _by_role(layout: Layout, paths: Sequence[Path]) -> dict[str, Found]:
         if path.suffix.lower() not in IMAGE_SUFFIXES:
             if role and path.suffix.lower() not in files.SIDE_CARS:
                 advice = "move it to another place, or save it as PNG or TIFF"
-                advice = _advice({path.name: path}, path.name.partition(".")[0], advice)
                 layout.problem(path, f"is none of {', '.join(IMAGE_SUFFIXES)}", advice)
         elif named and not role:
             layout.leave(path)
@@ -305,13 +302,9 @@ def _lonely(
         if key[:-1] not in places and (key[0] == "test" or is_other):
             layout.leave(path)
         else:
-            layout.problem(path, what, _advice(by_name, key[-1], "add one, or take this file away"))
-
-
-def _advice(places: dict[str, Path], name: str, otherwise: str) -> str:
-    """What turns the label of another program, if there is one of this name, into a file that is read."""
-    found = ((text, places[name + end].with_name(name)) for end, text in ADVICE.items() if name + end in places)
-    return next((text.replace("NAME", path.as_posix()) for text, path in found), otherwise)
+            turn = {by_name[key[-1] + end]: text for end, text in ADVICE.items() if key[-1] + end in by_name}
+            advice = [text.replace("NAME", other.with_name(key[-1]).as_posix()) for other, text in turn.items()]
+            layout.problem(path, what, (advice or ["add one, or take this file away"])[0])
 
 
 def _lists(paths: Sequence[Path], names: set[str]) -> dict[str, str]:
@@ -325,46 +318,45 @@ def _lists(paths: Sequence[Path], names: set[str]) -> dict[str, str]:
 
 def _read_table(path: Path) -> tuple[tuple[str, ...], LabelMap | None]:
     """Names of the classes, and the class of each value and colour; a line has a name and up to four numbers."""
-    rows, last, value_at = list[tuple[str, list[int]]](), "", 0
     if path.suffix == ".json":  # of nnU-Net, older ones the other way round
-        labels = [(b, a) if a.isdigit() else (a, b) for a, b in _json(path)["labels"].items()]
-        rows = sorted(((name, [int(number)]) for name, number in labels), key=lambda row: row[1])
-    for line in path.read_text(encoding="utf-8-sig", errors="replace").splitlines() if not rows else ():
+        labels = sorted(_json(path)["labels"].items(), key=lambda row: int(row[0] if row[0].isdigit() else row[1]))
+        lines = [f"{name},{number}" for name, number in labels]
+    else:
+        lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    rows = list[tuple[list[str], list[int]]]()
+    for line in lines:
         fields = [text for text in re.split(r"\s*[,;:\t]\s*", line.partition("#")[0].strip()) if text]
         numbers = [int(number) for text in fields if re.fullmatch(r"[\d ]+", text) for number in text.split()]
-        if numbers and len(rows) == 1 and not rows[0][1]:  # the first line was a header
-            rows, value_at = [], -1 if last in ("value", "id", "index") else 0
-        if fields:
-            rows.append((next((text for text in fields if re.search(r"[^\d ]", text)), f"class {len(rows)}"), numbers))
-            last = fields[-1].lower()
+        rows += [(fields, numbers)] * bool(fields)
+    if len(rows) > 1 and rows[1][1] and not rows[0][1]:
+        del rows[0]  # a header
     names, label_map = list[str](), dict[Any, int]()
-    for name, numbers in rows:
-        number = IGNORED.get(name.strip("_").lower(), len(names))
-        names += [name.strip("_")] * (number != IGNORE_INDEX)
+    for fields, numbers in rows:
+        name = next((text.strip("_") for text in fields if re.search(r"[^\d ]", text)), f"class {len(names)}")
+        number = IGNORED.get(name.lower(), len(names))
+        names += [name] * (number != IGNORE_INDEX)
         if len(numbers) >= 3:
-            label_map[tuple(numbers[:3] if value_at else numbers[-3:])] = number
+            label_map[tuple(numbers[-3:])] = number
         if len(numbers) in (0, 1, 4):
-            label_map[(numbers or [number])[value_at]] = number
-            label_map.setdefault(IGNORE_INDEX, IGNORE_INDEX)
-    if any(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in names):
-        return (), None  # a list of files
-    plain = all(value == number for value, number in label_map.items())
-    return (tuple(names), None if plain else label_map) if len(names) > 1 else ((), None)
+            label_map |= {(numbers or [number])[0]: number, IGNORE_INDEX: label_map.get(IGNORE_INDEX, IGNORE_INDEX)}
+    if len(names) < 2 or any(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in names):
+        return (), None  # a list of files, or of nothing
+    return tuple(names), label_map if any(value != number for value, number in label_map.items()) else None
 
 
 def _count_classes(paths: Sequence[Path], may_have_gaps: bool) -> int:
     """K if the labels are 0 … K−1, each of them somewhere; 0 if they may be numbers of objects; 2 if anything else."""
-    values, numbers, may_be_objects = set[int](), set[int](), True
+    values, counts, are_objects = set[int](), set[int](), True
     for path in paths:
         with contextlib.suppress(BadFiles):  # it will be named when it is read
             label = files.read_label(path)
             here = np.setdiff1d(label, (0, IGNORE_INDEX)).tolist()
-            values, numbers = values | {*here}, numbers | {len(here)}
-            if max(here, default=0) < MOST_CLASSES and may_be_objects:  # 1 … n in every image, each in one piece
-                pieces = (ndimage.label(label == value, np.ones((3, 3)))[1] for value in here)
-                may_be_objects = here == [*range(1, len(here) + 1)] and all(number == 1 for number in pieces)
-    largest, are_objects = max(values, default=1), may_be_objects and len(numbers) > 1
-    if are_objects and largest > 1 and not may_have_gaps:
+            values, counts = values | {*here}, counts | {len(here)}
+            if max(here, default=0) < MOST_CLASSES and are_objects:  # 1 … n in every image, each in one piece
+                pieces = measure.label(label * (label != IGNORE_INDEX), connectivity=2).max()
+                are_objects = here == [*range(1, pieces + 1)]
+    largest = max(values, default=1)
+    if are_objects and len(counts) > 1 and largest > 1 and not may_have_gaps:
         return 0
     return max(2, largest + 1) if largest < MOST_CLASSES and (may_have_gaps or len(values) == largest) else 2
 
@@ -375,34 +367,29 @@ def _count_classes(paths: Sequence[Path], may_have_gaps: bool) -> int:
 def _coco(layout: Layout, paths: Sequence[Path], tables: Tables) -> None:
     """COCO: the outlines of all images of a part in one file."""
     layout.kind = "COCO"
-    tables = {path: table for path, table in tables.items() if "instances" in path.name} or tables
-    name_of = {(path, each["id"]): each["name"] for path, table in tables.items() for each in table["categories"]}
-    names = {name_of[path, each["category_id"]] for path, table in tables.items() for each in table["annotations"]}
-    layout.classes = ("background", *sorted(names - {"background"}))
     images = defaultdict[str, list[Path]](list)
     for path in paths:
         if path.suffix.lower() in IMAGE_SUFFIXES:
             images[path.name].append(path)
-    for path, table in tables.items():
-        shapes = defaultdict[Any, list[tuple[int, np.ndarray]]](list)
+    for path, table in ({path: tables[path] for path in tables if "instances" in path.name} or tables).items():
+        names, shapes = {each["id"]: each["name"] for each in table["categories"]}, defaultdict[Any, list](list)
         for each in table["annotations"]:
-            drawn, number = _coco_shapes(each.get("segmentation")), name_of[path, each["category_id"]]
-            shapes[each["image_id"]] += [(layout.classes.index(number), shape) for shape in drawn]
+            drawn = _coco_shapes(each.get("segmentation"))
+            shapes[each["image_id"]] += [(names[each["category_id"]], shape) for shape in drawn]
             if not drawn:
-                found = f"has a box without an outline, annotation {each.get('id')}"
-                layout.problem(path, found, "draw its outline, or delete it")
+                found = f"has no outline but a box or packed runs, annotation {each.get('id')}"
+                layout.problem(path, found, "save its outline as a polygon, or delete it")
         words = (WORDS.get(word, "") for word in re.split("[^a-z]+", path.stem))  # instances_train2017
         part = _place(path, layout.folder)[1][0] or next((word for word in words if word in PARTS), "")
         for image in table["images"]:
             place = Path(image["file_name"])
             there = images[place.name]
             there.sort(key=lambda each: (each.match(f"{place}"), each.is_relative_to(path.parent), part in each.parts))
-            if not there:
+            if there:
+                label = Outlines((image.get("height"), image.get("width")), shapes[image["id"]])
+                layout.pairs.append(Pair((part, place.with_suffix("").as_posix()), [there.pop()], label, part))
+            else:
                 layout.problem(path, f"names {place}, which is not there", "add this image, or delete its entry")
-                continue
-            size = (image["height"], image["width"]) if image.get("height") else None
-            key = (part, place.with_suffix("").as_posix())
-            layout.pairs.append(Pair(key, [there.pop()], Outlines(size, shapes[image["id"]]), part))
     for path in itertools.chain(*images.values()):
         layout.leave(path)
 
@@ -412,41 +399,26 @@ def _coco_shapes(segmentation: Any) -> list[np.ndarray]:
     if isinstance(segmentation, list) or not segmentation:
         return [np.reshape(corners, (-1, 2)).astype(float) for corners in segmentation or () if len(corners) >= 6]
     (H, W), runs = segmentation["size"], segmentation["counts"]
-    runs = _unpacked(runs) if isinstance(runs, str) else runs
-    return [np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(W, H).T]
-
-
-def _unpacked(text: str) -> list[int]:
-    """Lengths of runs as COCO packs them: five bits a letter, from the fourth on differences to the last but one."""
-    runs, number, shift = list[int](), 0, 0
-    for code in (ord(letter) - 48 for letter in text):
-        number |= (code & 31) << shift
-        shift += 5
-        if not code & 32:  # the last letter of a number; its highest bit is the sign
-            runs.append(number - ((code & 16) << shift - 4) + (runs[-2] if len(runs) > 2 else 0))
-            number = shift = 0
-    return runs
+    return [] if isinstance(runs, str) else [np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(W, H).T]
 
 
 def _labelme(layout: Layout, paths: Sequence[Path], tables: Tables) -> None:
     """labelme: a file of polygons, rectangles and circles beside each image."""
     layout.kind = "labelme"
-    names = {shape["label"].strip("_") for table in tables.values() for shape in table["shapes"]}
-    layout.classes = ("background", *sorted(names - {"background", *IGNORED}))
     images = {path.with_suffix(""): path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES}
     for path, table in tables.items():
-        outlines = Outlines((table["imageHeight"], table["imageWidth"]) if table.get("imageHeight") else None, [])
+        outlines = Outlines((table.get("imageHeight"), table.get("imageWidth")), [])
         for shape in table["shapes"]:
             points, kind = np.reshape(shape["points"], (-1, 2)).astype(float), shape.get("shape_type") or "polygon"
             if kind == "rectangle":
                 points = np.stack([points[[0, 1, 1, 0], 0], points[[0, 0, 1, 1], 1]], axis=1)
             elif kind == "circle":
-                points = np.array([*points[0], np.hypot(*(points[1] - points[0]))])
+                angles = np.linspace(0, 2 * np.pi, 200)
+                points = points[0] + np.hypot(*(points[1] - points[0])) * np.stack([np.cos(angles), np.sin(angles)], 1)
             elif kind != "polygon":
                 layout.problem(path, f"has a {kind} ({shape['label']}), which is no area", "draw a polygon instead")
                 continue
-            name = shape["label"].strip("_")
-            outlines.shapes.append((IGNORED[name] if name in IGNORED else layout.classes.index(name), points))
+            outlines.shapes.append((shape["label"].strip("_"), points))
         key = _place(path, layout.folder)[1]
         if image := images.pop(path.with_suffix(""), None):
             layout.pairs.append(Pair(key, [image], outlines, key[0]))

@@ -22,8 +22,8 @@ from scipy import ndimage
 from checks import IGNORE_INDEX
 from imagesets.yeast import Box, Scene, write_set
 
-VERSION = 2  # raise it when the pictures change, so that an older set on disk is not taken for this one
-SKY, BUILDING, TREE, ROAD, PAVEMENT, CAR = range(6)  # TREE is all that is green; poles and the own bonnet are void
+VERSION = 3  # raise it when the pictures change, so that an older set on disk is not taken for this one
+SKY, BUILDING, TREE, ROAD, PAVEMENT, CAR = range(6)  # TREE is all that is green; the own bonnet is void
 
 
 def palette(codes: str) -> ndarray:
@@ -60,14 +60,14 @@ def street_scene(rng: Generator, height: int = 256, width: int = 256) -> Scene:
     things = _layout(street)
     _paint_sky(street)
     _paint_ground(street, things)
-    painters = {BUILDING: _paint_building, TREE: _paint_tree, CAR: _paint_car, IGNORE_INDEX: _paint_pole}
+    painters = {BUILDING: _paint_building, TREE: _paint_tree, CAR: _paint_car}
     for thing in sorted(things, key=lambda thing: (thing.kind != BUILDING, -thing.z)):  # the near ones last
         painters[thing.kind](street, thing)
     if rng.random() < 0.5:  # the bonnet of the own car
-        y, x = np.arange(height)[:, None] / height, np.linspace(-1, 1, width)
-        deep = y - 1 + rng.uniform(0.04, 0.12) - rng.uniform(0.03, 0.1) * (x - rng.normal(0, 0.1)) ** 2
+        y, x = np.ogrid[: 1 : height * 1j, -1 : 1 : width * 1j]
+        deep = y - rng.uniform(0.88, 0.96) - rng.uniform(0.03, 0.1) * x**2
         colour = pick_colour(rng, PAINTS) * (0.55 + 6 * np.clip(deep, 0, 0.06))[..., None]
-        street.paint((slice(height), slice(width)), deep > 0, colour, IGNORE_INDEX, 0)
+        street.paint(np.s_[:, :], deep > 0, colour, IGNORE_INDEX, 0)
     return Scene(photograph(rng, street.image), street.label)
 
 
@@ -112,7 +112,7 @@ class _Street:
         self.rng, shape, side = rng, (height, width), math.sqrt(height * width)
         self.town = bool(rng.random() < 0.65)
         self.wide = rng.uniform(4, 9)  # the road, in metres
-        self.walks = rng.uniform(1.5, 4, 2) * (rng.random(2) < (0.92 if self.town else 0.3))  # left, right pavement
+        self.walks = rng.uniform(1.5, 4, 2) * (rng.random(2) < (0.92 if self.town else 0.5))  # left, right pavement
         self.bend = rng.uniform(0.3, 2.5 if self.town else 9)  # the road swings so far to both sides …
         self.reach, self.phase = rng.uniform(10, 30), rng.uniform(0, 6.3)  # … over 2π · reach metres, starting here …
         self.start = -rng.uniform(-0.1, 0.4) * self.wide - self.bend * math.sin(4 / self.reach + self.phase)  # … at x
@@ -124,7 +124,7 @@ class _Street:
         self.x = ((np.arange(width) + 0.5 - middle) / focal).astype(np.float32)  # (W,) slopes to the right
         self.y = ((np.arange(height)[:, None] + 0.5 - horizon) / focal).astype(np.float32)  # (H, 1) and downwards
         self.image, self.label = np.zeros((*shape, 3), dtype=np.float32), np.zeros(shape, dtype=np.uint8)
-        self.fine, self.coarse = (soft_noise(rng, shape, cell) for cell in (2.2, 6))  # for leaves and plaster
+        self.rough = soft_noise(rng, shape, 2.2) + 1.5 * soft_noise(rng, shape, 6)  # for leaves and plaster
 
     def centre(self, z: Any) -> Any:  # x of the middle of the road
         return self.start + self.bend * np.sin(z / self.reach + self.phase)
@@ -147,153 +147,108 @@ class _Street:
 
 
 def _layout(street: _Street) -> list[_Thing]:
-    """Place houses, trees, poles and cars along both sides of the road."""
+    """Place houses, trees and cars along both sides of the road."""
     rng, wide, town, things = street.rng, street.wide, street.town, []
     for side, walk in zip((-1, 1), street.walks):
         facade = wide / 2 + walk + street.bend + rng.uniform(0.3, 3 if town else 12) + side * street.start
-        z = rng.uniform(-6, 4)
+        z = 2.0
         while z < 110:
-            length, near = rng.uniform(7, 18), max(z, 2.0)
-            if rng.random() < (0.8 if town else 0.12) and z + length > 4:
+            length = rng.uniform(7, 18)
+            if rng.random() < (0.8 if town else 0.3):
                 x, high = side * (facade + 6 + rng.uniform(0, 1.5)), rng.uniform(4, 15 if town else 7)
-                things.append(_Thing(BUILDING, x, near, 12, z + length - near, high))
+                things.append(_Thing(BUILDING, x, z, 12, length, high))
             z += length + rng.integers(2) * rng.uniform(0, 6)
         for z in rng.uniform(6, 70, rng.poisson(3 if town else 7)):
             x, high = side * street.centre(z) + wide / 2 + rng.uniform(0.8, 3 if town else 14), rng.uniform(2.5, 8)
             things.append(_Thing(TREE, side * min(x, facade), z, high * rng.uniform(0.4, 0.75), 0, high))
-        for z in rng.uniform(7, 45, rng.poisson(1.2)):
-            x = street.centre(z) + side * (wide / 2 + 0.5)
-            things.append(_Thing(IGNORE_INDEX, x, z, rng.uniform(0.1, 0.25), 0, rng.uniform(2.5, 6)))
-        z = rng.uniform(5, 14)
-        while z < 60 and rng.random() < 0.88:
+        for z in rng.uniform(5, 14) + 11 * np.arange(rng.integers(1, 6)):
             x = street.centre(z) + side * (wide / 4 if rng.random() < 0.5 else wide / 2 + rng.uniform(-0.6, 0.7))
-            things.append(_Thing(CAR, x, z, rng.uniform(1.7, 1.9), rng.uniform(3.6, 4.8), rng.uniform(1.4, 1.9)))
-            z += rng.uniform(5.5, 22)
+            things.append(_Thing(CAR, x, z, 1.8, 4, rng.uniform(1.4, 1.9)))
     return things
 
 
 def _paint_sky(street: _Street) -> None:
-    rng, (H, W) = street.rng, street.label.shape
-    horizon = int(np.searchsorted(street.y[:, 0], 0))
-    blue = 0.84 + street.sun * (np.array((0.30, 0.50, 0.82), np.float32) - 0.84)
-    rise = np.clip(1 - np.arange(H, dtype=np.float32) / horizon, 0, 1)[:, None, None] ** rng.uniform(0.6, 1.3)
-    street.image[:] = 0.86 + (blue - 0.86) * rise
-    cloud = sum(8 / n * soft_noise(rng, (H, W), (H / n, 2 * W / n)) for n in (12, 30)) + rng.uniform(-1, 0.4)
-    street.image += 0.8 * np.clip(cloud, 0, 1)[..., None] * (rng.uniform(0.8, 0.98) - street.image)
-    # woods and roofs far away
-    for kind, colours, rough in ((BUILDING, WALLS, 0), (TREE, LEAVES, 0.15)):
-        ridge = 1 + 0.6 * soft_noise(rng, (1, W), (1, rng.uniform(W / 25, W / 6)))
-        ridge = ridge + rough * soft_noise(rng, (1, W), (1, 3)) if rough else np.repeat(ridge[:, ::9], 9, axis=1)[:, :W]
-        if rng.random() < 0.75:
-            where = np.arange(H)[:, None] > horizon - H * rng.uniform(0.01, 0.06) * ridge
-            street.paint((slice(H), slice(W)), where, pick_colour(rng, colours), kind, 100)
+    rng, shape = street.rng, street.label.shape
+    rise = np.clip(street.y / street.y[0], 0, 1)[..., None]  # 0 at the horizon … 1
+    street.image[:] = 0.86 - rise * street.sun * np.array((0.54, 0.34, 0.02))
+    cloud = np.clip(1.2 * soft_noise(rng, shape, (shape[0] / 15, shape[1] / 8)) + rng.uniform(-1, 0.4), 0, 1)
+    street.image += 0.8 * cloud[..., None] * (rng.uniform(0.8, 0.98) - street.image)
+    ridge = rng.uniform(0.01, 0.08) * (1 + 0.6 * soft_noise(rng, (1, shape[1]), (1, shape[1] / 15)))
+    street.paint(np.s_[:, :], street.y > -ridge, pick_colour(rng, LEAVES), TREE, 100)  # woods far away
 
 
 def _paint_ground(street: _Street, things: list[_Thing]) -> None:
-    rng, (H, W) = street.rng, street.label.shape
-    top = int(np.searchsorted(street.y[:, 0], 0.004))  # a row above would be half a kilometre away
-    z = street.eye / street.y[top:]  # (h, 1)
-    x, near = z * street.x, np.exp(-z / 25)  # (h, W), (h, 1)
-    off, aside = x - street.centre(z), np.abs(z - rng.uniform(8, 18) * (1 if rng.random() < 0.3 else np.inf))
-    out = np.abs(off) - street.wide / 2 * (1 + 0.08 * np.sin(z / 9 + street.phase))  # metres beside the road
-    road = (out < 0) | (aside < 3)  # the road, and another one that crosses it
-    yard = rng.random() < (0.5 if street.town else 0.1)
-    paved = ~road & ((out < np.where(off < 0, *street.walks)) | yard)
-    fine, wide = street.fine[top:], soft_noise(rng, x.shape, (9, 30))
+    rng, top = street.rng, int(np.searchsorted(street.y[:, 0], 0.004))  # a row above would be half a kilometre away
+    box, z = np.s_[top:, :], street.eye / street.y[top:]  # (h, 1)
+    x = z * street.x  # (h, W)
+    off = x - street.centre(z)  # metres to the right of the middle of the road
+    out = np.abs(off) - street.wide / 2  # and beside the road
+    road, paved = out < 0, out < np.where(off < 0, *street.walks)
     half = 0.07 + 0.0008 * z  # far lines are drawn wider, or they would vanish
-    middle = (np.abs(off) < half) & (z / rng.uniform(6, 10) % 1 < (0.45, 1)[rng.integers(2)])
-    chosen = rng.random(2) < (0.75, 0.5)
-    marks = (middle & chosen[0] | (np.abs(out + 0.35) < half) & chosen[1]) & (out < -0.2)
-    marks &= (aside > 3) & (wide + 0.6 * fine < 1.4)  # a crossing has none, and some are worn away
-    asphalt = (0.4 * rng.uniform(0.8, 1.35) + rng.normal(0, 0.012, 3)).astype(np.float32)
-    slabs = asphalt * rng.uniform(0.9, 1.1) * (0.9, 1.2)[rng.integers(2)] + rng.normal(0, 0.02, 3).astype(np.float32)
-    colours = np.array([asphalt, np.full(3, rng.uniform(0.7, 0.95)), slabs, 1.2 * pick_colour(rng, LEAVES)])
+    dashes = (np.abs(off) < half) & (z / rng.uniform(6, 10) % 1 < 0.5) & (rng.random() < 0.75)
+    marks = dashes | (np.abs(out + 0.35) < half) & (rng.random() < 0.5)
+    asphalt = rng.uniform(0.32, 0.54) + rng.normal(0, 0.012, 3)
+    slabs = asphalt * rng.uniform(0.8, 1.3) + rng.normal(0, 0.02, 3)
+    colours = np.array([asphalt, [rng.uniform(0.7, 0.95)] * 3, slabs, 1.2 * pick_colour(rng, LEAVES)], np.float32)
     joints = ((off % 0.8 < 0.07) | (z % 0.8 < 0.05)) & (z < 22)
-    blades = 0.22 * soft_noise(rng, x.shape, (3, 1.3)) * (0.4 + 0.6 * near) + 0.1 * wide
-    gain = 1 + 0.05 * fine * (0.4 + near) + 0.05 * wide
-    gain += np.select([road, paved], [0.06 * near * np.cos(8 * np.pi * off / street.wide), -0.25 * joints], blades)
-    dark = _shadows(street, things, x, z, 0.25 * fine + 0.4 * wide)[..., None] * np.array((1, 0.95, 0.85), np.float32)
-    light = 1 + street.sun * np.array((0.2, 0.18, 0.14), np.float32)
-    colour = colours[np.select([marks, road, paved], [1, 0, 2], 3)] * gain[..., None] * light * (1 - dark)
-    box = slice(top, H), slice(W)
+    blades = 0.2 * soft_noise(rng, x.shape, (3, 1.3))
+    gain = 1 + 0.04 * street.rough[box] + np.select([road, paved], [0, -0.25 * joints], blades)
+    gain *= (1 + 0.2 * street.sun) * (1 - _shadows(street, things, x, z))
+    colour = colours[np.select([marks, road, paved], [1, 0, 2], 3)] * gain[..., None]
     street.paint(box, np.ones(x.shape, dtype=bool), colour, ROAD, z)
     street.label[box] = np.select([road, paved], [ROAD, PAVEMENT], TREE)
 
 
-def _shadows(street: _Street, things: list[_Thing], x: ndarray, z: ndarray, rough: ndarray) -> ndarray:
-    """Return how dark the shadows on the ground are: rough ellipses, as wide and long as what throws them."""
+def _shadows(street: _Street, things: list[_Thing], x: ndarray, z: ndarray) -> ndarray:
+    """Return how dark the shadows on the ground are: ellipses, as wide and long as what throws them."""
     dark, reach = np.zeros_like(x), street.rng.uniform(0.4, 1.2)
     for thing in things:
-        strength = 0.85 if thing.kind == CAR else 0.55 * (street.sun > 0)
-        move = street.side * (0.2 if thing.kind == CAR else reach * thing.height)
-        at = thing.x + 0.6 * move, thing.z + thing.length / 2
-        size = (thing.width + abs(move)) / 2, 0.1 + max(0.6 * thing.length, 0.3 * thing.width)
-        rows = slice(*np.searchsorted(-z[:, 0], (-at[1] - 2 * size[1], -at[1] + 2 * size[1])))
-        q = ((x[rows] - at[0]) / size[0]) ** 2 + ((z[rows] - at[1]) / size[1]) ** 2 + rough[rows] * (thing.kind == TREE)
-        dark[rows] = np.maximum(dark[rows], strength * np.clip(3 - 3 * q, 0, 1))
+        strength, move = (0.85, 0.2) if thing.kind == CAR else (0.55 * (street.sun > 0), reach * thing.height)
+        wide, deep = (thing.width + move) / 2, 0.1 + max(0.6 * thing.length, 0.3 * thing.width)
+        q = ((x - thing.x - 0.6 * street.side * move) / wide) ** 2 + ((z - thing.z - thing.length / 2) / deep) ** 2
+        dark = np.maximum(dark, strength * np.clip(3 - 3 * q, 0, 1))
     return dark
 
 
 def _paint_building(street: _Street, thing: _Thing) -> None:
+    """Paint the wall that looks along the street and the one that looks across it, with rows of windows."""
     rng, inner = street.rng, thing.x - np.sign(thing.x) * thing.width / 2
     wall, glass = pick_colour(rng, WALLS), pick_colour(rng, GLASS)
-    colours = np.array([wall, wall * rng.uniform(0.6, 1.1), np.minimum(1.25 * wall, 1), glass])
-    storey, bay = rng.uniform(2.7, 3.5), rng.uniform(1.6, 3.2)
-    left, right, sill, lintel = rng.uniform((0.12, 0.6, 0.25, 0.7), (0.3, 0.85, 0.4, 0.88))
+    storey, bay = rng.uniform((2.7, 1.6), (3.5, 3.2))
     ends, sides = (thing.z, thing.z + thing.length), (thing.x - thing.width / 2, thing.x + thing.width / 2)
     lit = 1.2 if np.sign(inner) == street.side else 0.7  # a wall on this side looks to the sun
     for xs, zs, light in ((sides, ends[:1] * 2, 0.88), ((inner, inner), ends, lit)):
         box, x, z, height = street.face(xs, zs, thing.height)
-        p, q = (x - sides[0] + z - thing.z) / bay % 1, height / storey % 1
-        away = np.maximum(np.maximum(left - p, p - right), np.maximum(sill - q, q - lintel))  # < 0 in a window
-        away = np.where(height < thing.height - 0.5, away, 1)
-        code = np.select([away < 0, away < 0.05, height < storey], [3, 2, 1], 0)
-        gain = 1 + 0.04 * street.fine[box] + 0.06 * street.coarse[box] * (1 + 3 * (code == 3))
-        gain -= 0.12 * (q < 0.05) * (code < 2)
-        colour = colours[code] * (gain * (1 + street.sun * (light - 1)))[..., None]
+        pane = (np.abs((x + z) / bay % 1 - 0.5) < 0.25) & (np.abs(height / storey % 1 - 0.55) < 0.25)
+        gain = (1 + 0.05 * street.rough[box]) * (1 + street.sun * (light - 1))
+        colour = np.where(pane[..., None], glass, wall) * gain[..., None]
         street.paint(box, (height > 0) & (height < thing.height), colour, BUILDING, z)
 
 
 def _paint_tree(street: _Street, thing: _Thing) -> None:
-    rng, high, reach = street.rng, thing.height, 0.8 * thing.width
+    rng, high = street.rng, thing.height
     leaf, low = pick_colour(rng, LEAVES), rng.uniform(0.05, 0.35) * high
-    box, x, _, height = street.face((thing.x - reach, thing.x + reach), (thing.z, thing.z), 1.2 * high)
-    fine, coarse = street.fine[box], street.coarse[box]
-    pixels = thing.width / 2 / thing.z / (street.x[1] - street.x[0])  # radius of the crown
-    u, v = (x - thing.x) / thing.width * 1.8, (2 * height - high - low) / (high - low)
-    q = np.hypot(u, v) + min(3 / pixels, 0.15) * fine + min(7 / pixels, 0.3) * coarse  # < 1 in the crown
+    sides = thing.x - 0.8 * thing.width, thing.x + 0.8 * thing.width
+    box, x, _, height = street.face(sides, (thing.z, thing.z), 1.2 * high)
     trunk = (np.abs(x - thing.x) < 0.035 * high) & (height < (high + low) / 2) & (height > 0)
-    street.paint(box, trunk, np.array((0.24, 0.18, 0.13), np.float32) * (1 + 0.2 * fine)[..., None], TREE, thing.z)
-    light = 0.85 + 0.3 * v - 0.22 * street.sun * street.side * np.clip(u, -1, 1)
-    light = np.clip(light + 0.22 * fine + 0.18 * coarse, 0.25, 2) * (1 + 0.3 * street.sun)
-    street.paint(box, (q < 1) & (height > 0), leaf * light[..., None], TREE, thing.z)
-
-
-def _paint_pole(street: _Street, thing: _Thing) -> None:
-    half = max(thing.width / 2, 0.6 * thing.z * float(street.x[1] - street.x[0]))  # at least a pixel wide
-    box, _, _, height = street.face((thing.x - half, thing.x + half), (thing.z, thing.z), thing.height)
-    street.paint(box, height > 0, pick_colour(street.rng, PAINTS[2:4]), IGNORE_INDEX, thing.z)
+    street.paint(box, trunk, np.array((0.24, 0.18, 0.13), np.float32), TREE, thing.z)
+    u, v = (x - thing.x) / thing.width * 1.8, (2 * height - high - low) / (high - low)
+    crown = (np.hypot(u, v) + 0.12 * street.rough[box] < 1) & (height > 0)
+    light = 0.85 + 0.3 * v - 0.22 * street.sun * street.side * u + 0.15 * street.rough[box]
+    street.paint(box, crown, leaf * np.clip(light, 0.25, 2)[..., None] * (1 + 0.3 * street.sun), TREE, thing.z)
 
 
 def _paint_car(street: _Street, thing: _Thing) -> None:
-    """Paint the end of a car that we see, before it the side, if we see one."""
+    """Paint the side of a car and, before it, the end that we see."""
     lamp = (0.75, 0.08, 0.06) if thing.x > street.centre(thing.z) else (0.95, 0.93, 0.8)  # tail or head lamps
-    body = pick_colour(street.rng, PAINTS)
-    colours = np.array([body, 0.7 * body, (0.12, 0.15, 0.19), lamp, (0.06, 0.06, 0.06)], np.float32)  # 2 glass, 4 tyre
-    inner = thing.x - np.sign(thing.x) * thing.width / 2
-    if inner * thing.x > 0:
-        box, _, z, height = street.face((inner, inner), (thing.z, thing.z + thing.length), thing.height)
-        s, h = (z - thing.z) / thing.length, height / thing.height
-        top = np.interp(s, [0, 0.1, 0.5, 0.72, 1], [0.9, 1, 1, 0.6, 0.5])
-        wheel = np.hypot(np.minimum(np.abs(s - 0.2), np.abs(s - 0.8)) * thing.length, height - 0.32) < 0.33
-        code = np.select([wheel, (h > 0.6) & (h < top - 0.08) & (s > 0.06) & (s < 0.66), h < 0.3], [4, 2, 1], 0)
-        street.paint(box, (h < top) & (wheel | (h > 0.14)) & (h > 0), colours[code] * 0.9, CAR, z)
-    sides = thing.x - thing.width / 2, thing.x + thing.width / 2
+    colours = np.array([pick_colour(street.rng, PAINTS), GLASS[0], lamp, (0.06, 0.06, 0.06)], np.float32)  # 3 tyre
+    inner, sides = thing.x - np.sign(thing.x) * 0.9, (thing.x - 0.9, thing.x + 0.9)
+    box, _, z, height = street.face((inner, inner), (thing.z, thing.z + thing.length), 0.6 * thing.height)
+    street.paint(box, height > 0.2, 0.7 * colours[0], CAR, z)
     box, x, _, height = street.face(sides, (thing.z, thing.z), thing.height)
-    s, h = np.abs(x - thing.x) / thing.width * 2, height / thing.height
-    outline = 1 - 0.18 * np.clip((h - 0.55) / 0.45, 0, 1) - 0.25 * np.clip((h - 0.93) / 0.07, 0, 1)
-    tyres = (h < 0.3) & (s > 0.7) & (s < 0.98)
-    pane, lamps = (h > 0.6) & (h < 0.9) & (s < outline - 0.14), (h > 0.42) & (h < 0.56) & (s > 0.7)
-    code = np.select([pane, lamps, tyres & (h < 0.16), h < 0.28], [2, 3, 4, 1], 0)
+    s, h = np.abs(x - thing.x) / 0.9, height / thing.height
+    outline = 1 - 0.4 * np.clip(h - 0.55, 0, 1)
+    tyres, lamps = (h < 0.16) & (s > 0.7), (h > 0.42) & (h < 0.56) & (s > 0.7)
+    code = np.select([(h > 0.6) & (h < 0.9) & (s < outline - 0.14), lamps, tyres], [1, 2, 3], 0)
     where = (s < outline) & ((h > 0.14) | tyres) & (h > 0)
     street.paint(box, where, colours[code] * (0.75 + 0.35 * h)[..., None], CAR, thing.z)
