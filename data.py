@@ -30,12 +30,8 @@ from imagesets.yeast import write_yeast
 from training.checkpoint import identity
 
 SYNTHETIC = "synthetic_yeast"
-BUILT_IN: dict[str, Callable[[Path], Path]] = {
-    SYNTHETIC: write_yeast,
-    "synthetic_streets": write_streets,
-    "synthetic_roads": write_roads,
-    "synthetic_pets": write_pets,
-}
+_WRITERS: list[Callable[[Path], Path]] = [write_yeast, write_streets, write_roads, write_pets]
+BUILT_IN = {f"synthetic_{kind}": write for kind, write in zip(("yeast", "streets", "roads", "pets"), _WRITERS)}
 NAMES = (*BUILT_IN, *READERS)
 NUM_CLASSES = dict(zip(BUILT_IN, (2, 6, 2, 3))) | {name: reader.num_classes for name, reader in READERS.items()}
 
@@ -87,7 +83,7 @@ class SegmentationDataset(Dataset[tuple[Tensor, ...]]):
             self.num_classes, self.channels = int(file.attrs["num_classes"]), len(file.attrs["mean"])
             self.mean, self.std = np.array(file.attrs["mean"]), np.array(file.attrs["std"])
             self.fingerprint = str(file.attrs["contents"])
-            place = (self.path.resolve(), self.fingerprint, part, tuple(maps))
+            place = (self.path.resolve(), self.fingerprint, part, self.maps)
             self._arrays = _SHARED.get(place) or _read(file, keys, ("image", "label", *maps))
             _SHARED[place] = self._arrays
 
@@ -204,8 +200,7 @@ def prepare(
     """
     folder = source_folder(source, Path(data_dir), say)
     is_known = str(source) in READERS  # not the name: a folder of yours may be called like a data set
-    own = partial(read_folder, label_map=label_map)
-    read: Callable[[Path], Iterator[Sample]] = partial(read_dataset, str(source)) if is_known else own
+    read = partial(read_dataset, str(source)) if is_known else partial(read_folder, label_map=label_map)
     num_classes = NUM_CLASSES.get(str(source)) if num_classes is None else num_classes
     code = identity(read=read, build=[build_hdf5, normalise_hdf5], changes=list(changes))
     made_by = _sha256([code, num_classes, seed, _folder_state(folder)])
@@ -216,12 +211,11 @@ def prepare(
     plain, normalised = Path(data_dir, f"{name}.hdf5"), Path(data_dir, f"{name}_normalised.hdf5")
     if not _is_current(plain, made_by):
         line = f"Building {plain}: it is missing or damaged, or settings, code or files have changed."
-        if str(source) not in NAMES:
+        if num_classes is None or str(source) not in NAMES:
             layout = recognise(folder)
             num_classes = layout.num_classes(label_map) if num_classes is None else num_classes
             line += f"\n{layout}; {num_classes} classes"
         say(line)
-        assert num_classes is not None  # for mypy
         samples = read(folder)
         for change in changes:
             samples = filter(None, map(change, samples))

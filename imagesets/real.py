@@ -133,8 +133,7 @@ def _fetch(source: Source, data_dir: Path, say: Callable[[str], object]) -> None
     if archives and folder.exists():  # it may hold somebody's work: never overwritten
         _require(source, folder, "Move this folder away or delete it, then run again.")
     say(f"{source.name}: fetching {len(source.files)} file(s) from {urlsplit(source.files[0].address).hostname}")
-    addresses = {file.target: file.address for file in source.files}
-    checksums = {file.target: file.checksum for file in source.files}
+    addresses, checksums = ({file.target: file[i] for file in source.files} for i in (0, 2))
     fetcher = _pooch().create(data_dir, "", registry=checksums, urls=addresses, allow_updates=False)
     for target, address in addresses.items():
         try:
@@ -246,15 +245,15 @@ YEAST_COLUMNS = {"train": (0, 416), "val": (452, 516), "test": (552, 692)}
 
 
 def _yeast_regions(sample: Sample) -> list[Sample]:
-    regions = []
-    for part, (first, last) in YEAST_COLUMNS.items():
-        name, columns = f"{sample.name.split('_')[0]}_{part}", np.s_[:, first:last]
-        regions += _numbered_cells(Sample(name, sample.image[columns], sample.label[columns], part))
+    frame, regions = sample.name.partition("_")[0], list[Sample]()
+    for part, (a, b) in YEAST_COLUMNS.items():
+        regions += _numbered_cells(Sample(f"{frame}_{part}", sample.image[:, a:b], sample.label[:, a:b], part))
     return regions
 
 
 # Red is set where the authors judge at all, blue where there is road: (0, 0, 255) is road that does not count.
-KITTI_COLOURS = {(255, 0, 0): 0, (255, 0, 255): 1, (0, 0, 0): IGNORE_INDEX, (0, 0, 255): IGNORE_INDEX}
+# The official test folder comes without labels.
+_KITTI = {(255, 0, 0): 0, (255, 0, 255): 1, (0, 0, 0): IGNORE_INDEX, (0, 0, 255): IGNORE_INDEX}
 
 
 def _camvid_pairs(root: Path) -> Pairs:
@@ -283,7 +282,7 @@ def _oxford_pets_pairs(root: Path) -> Pairs:
     for name in sorted(trainval, key=lambda name: hashlib.sha256(name.encode()).digest()):
         breeds[name.rpartition("_")[0]].append(name)
     chosen = {name for breed in breeds.values() for name in breed[: round(PET_SHARE * len(breed))]}
-    parts = {"test": test.keys(), "val": chosen, "train": trainval.keys() - chosen}
+    parts = {"test": test, "val": chosen, "train": trainval.keys() - chosen}
     images, labels = "images/*.jpg", "annotations/trimaps/*.png"
     return [pair for part, names in parts.items() for pair in _pairs(root, images, labels, part, names)]
 
@@ -313,9 +312,7 @@ READERS: dict[str, Reader] = {
     ),
     "yeastcellseg": Reader(lambda root: _pairs(root, "DS01_[0-9][0-9].tif", "DS01_[0-9][0-9]_gt.tif"), _foreground),
     "topomortar": Reader(_in_folders("images/*.png", "accurate/*.png", **dict(zip(PARTS, PARTS))), _foreground),
-    "kitti_road": Reader(  # the official test folder comes without labels
-        _in_folders("image_2/*.png", "gt_image_2/*_road_*.png", training=None), label_map=KITTI_COLOURS
-    ),
+    "kitti_road": Reader(_in_folders("image_2/*.png", "gt_image_2/*_road_*.png", training=None), label_map=_KITTI),
     "oxford_pets": Reader(_oxford_pets_pairs, num_classes=3, label_map=TRIMAP, read=_read_rgb, drops_copies=True),
     "camvid": Reader(_camvid_pairs, num_classes=11, label_map={**{i: i for i in range(11)}, 11: IGNORE_INDEX}),
 }
@@ -333,7 +330,7 @@ def _single(name: str, base: str, paths: list[str]) -> dict[str, Any]:
 _YEASTVISION = "https://raw.githubusercontent.com/berkyalcinkaya/yeastvision/79cb3da2f759e03b9015fc939af1736a16f1f36b"
 _FRAMES = [f"data/sample_movie_1/im{i:03d}_{kind}.tif" for i in range(10) for kind in ("channel1_phase", "mask1")]
 _STARDIST = "https://github.com/stardist/stardist/releases/download/0.1.0/dsb2018.zip"
-_STARDIST_CHECKSUM = "sha256:e44921950edce378063aa4457e625581ba35b4c2dbd9a07c19d48900129f386f"
+_STARDIST_HASH = "sha256:e44921950edce378063aa4457e625581ba35b4c2dbd9a07c19d48900129f386f"
 _BRIGHT_FIELD = [f"DS01_{i:02d}{kind}.tif" for i in range(1, 16) for kind in ("", "_gt")]
 _TOPOMORTAR = "https://raw.githubusercontent.com/jmlipman/TopoMortar/f709b3c72f4f24f68239281292f854918707f95f/dataset"
 _WALLS = {"train": range(1, 51), "val": range(51, 71), "test": range(71, 121)}  # 121 … 420: other walls
@@ -354,7 +351,7 @@ _TABLE = (
         what="Fluorescent nuclei, each labelled: the part of the 2018 Data Science Bowl that StarDist used.",
         licence="CC0 1.0",
         citation="Caicedo et al., Nature Methods 2019, doi 10.1038/s41592-019-0612-7",
-        files=(RemoteFile(_STARDIST, "dsb2018.zip", _STARDIST_CHECKSUM),),
+        files=(RemoteFile(_STARDIST, "dsb2018.zip", _STARDIST_HASH),),
         # 497 images and as many masks, 90 % and 10 %: Schmidt et al., MICCAI 2018, arXiv 1806.03535
         expected={"train/*/*.tif": 2 * 447, "test/*/*.tif": 2 * 50},
         archive_root="dsb2018",

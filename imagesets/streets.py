@@ -188,11 +188,11 @@ def _paint_ground(street: _Street, things: list[_Thing]) -> None:
     dashes = (np.abs(off) < half) & (z / rng.uniform(6, 10) % 1 < 0.5) & (rng.random() < 0.75)
     marks = dashes | (np.abs(out + 0.35) < half) & (rng.random() < 0.5)
     asphalt = rng.uniform(0.32, 0.54) + rng.normal(0, 0.012, 3)
-    slabs = asphalt * rng.uniform(0.8, 1.3) + rng.normal(0, 0.02, 3)
+    slabs = asphalt * rng.choice((0.75, 1.3)) + rng.normal(0, 0.02, 3)
     colours = np.array([asphalt, [rng.uniform(0.7, 0.95)] * 3, slabs, 1.2 * pick_colour(rng, LEAVES)], np.float32)
     joints = ((off % 0.8 < 0.07) | (z % 0.8 < 0.05)) & (z < 22)
     blades = 0.2 * soft_noise(rng, x.shape, (3, 1.3))
-    gain = 1 + 0.04 * street.rough[box] + np.select([road, paved], [0, -0.25 * joints], blades)
+    gain = 1 + 0.03 * street.rough[box] + np.select([road, paved], [0, -0.25 * joints], blades)
     gain *= (1 + 0.2 * street.sun) * (1 - _shadows(street, things, x, z))
     colour = colours[np.select([marks, road, paved], [1, 0, 2], 3)] * gain[..., None]
     street.paint(box, np.ones(x.shape, dtype=bool), colour, ROAD, z)

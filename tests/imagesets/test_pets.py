@@ -71,7 +71,7 @@ def test_no_colour_gives_the_pet_away(scenes: list[Scene]) -> None:
     for factor in (0.2, 0.3, 0.4, 0.6, 1):
         chosen = pet > factor * rest
         best = max(best, pet[chosen].sum() / (pet.sum() + rest[chosen].sum()))
-    assert best < 0.55  # measured 0.41
+    assert best < 0.55  # measured 0.38
 
 
 # ---- bodies in the light

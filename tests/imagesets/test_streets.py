@@ -71,7 +71,7 @@ def test_brightness_alone_does_not_find_the_road(scenes: list[Scene]) -> None:
     road, counts = label == ROAD, label != IGNORE_INDEX
     edges = range(0, 257, 16)
     best = max(iou((grey >= a) & (grey < b), road, counts) for a in edges for b in edges if a < b)
-    assert best < 0.6  # measured 0.50; a U-Net of 8 … 64 channels reached 0.88 within a minute
+    assert best < 0.6  # measured 0.51; a U-Net of 8 … 64 channels reached 0.88 within a minute
 
 
 def test_place_alone_does_not_find_the_road(scenes: list[Scene]) -> None:
@@ -79,7 +79,7 @@ def test_place_alone_does_not_find_the_road(scenes: list[Scene]) -> None:
     road, counts = label == ROAD, label != IGNORE_INDEX
     usual = road.sum(axis=0) / np.maximum(counts.sum(axis=0), 1)
     best = max(iou(np.broadcast_to(usual > t, road.shape), road, counts) for t in (0.3, 0.4, 0.5, 0.6))
-    assert best < 0.78  # measured 0.71, although the frequencies are those of the very same scenes
+    assert best < 0.78  # measured 0.73, although the frequencies are those of the very same scenes
 
 
 # ---- the ingredients
