@@ -71,7 +71,7 @@ def test_brightness_alone_does_not_find_the_road(scenes: list[Scene]) -> None:
     road, counts = label == ROAD, label != IGNORE_INDEX
     edges = range(0, 257, 16)
     best = max(iou((grey >= a) & (grey < b), road, counts) for a in edges for b in edges if a < b)
-    assert best < 0.6  # measured 0.51; a U-Net of 8 … 64 channels reached 0.88 within a minute
+    assert best < 0.6  # measured 0.51; a U-Net of 8 … 32 channels reached 0.70 in 100 steps
 
 
 def test_place_alone_does_not_find_the_road(scenes: list[Scene]) -> None:
