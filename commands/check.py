@@ -80,8 +80,7 @@ def examine(source: str | Path, *, num_classes: int | None = None, label_map: La
         chosen[image] = found
         if len(chosen) > NUM_EXAMPLES:  # those of the smallest hashes stay
             del chosen[max(chosen)]
-    report.remarks = list(comparison.remarks())
-    report.examples = list(chosen.values())
+    report.remarks, report.examples = list(comparison.remarks()), list(chosen.values())
     for names, labels in ((" = ".join(same), set(same.values())) for same in copies.values() if len(same) > 1):
         report.duplicates.append(names)
         if len(labels) > 1:

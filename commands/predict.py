@@ -23,9 +23,8 @@ import plots
 from checks import InputError, printable, reason_of, two_or_more
 from imagesets.files import IMAGE_SUFFIXES, Problem, is_junk, raise_problems, read_image, short_name
 from imagesets.hdf5 import normalise_image
-from training import modelfile
 from training.checkpoint import replacing
-from training.modelfile import Card, ExportedModel, light_of, predict_tiled
+from training.modelfile import Card, ExportedModel, light_of, load, predict_tiled
 
 TILE = 1024
 SHIFT, FACTOR = 3, 4  # deviations, and times: so much more than in training an image may differ
@@ -40,7 +39,7 @@ def predict_folder(
     `InputError` if model or folder cannot be read or masks of others would be overwritten; and at the end, with the
     problems of all images that were left out.
     """
-    network, folder = modelfile.load(model, device), Path(os.path.abspath(folder))
+    network, folder = load(model, device), Path(os.path.abspath(folder))
     folder = folder / "images" if (folder / "images").is_dir() else folder
     home = folder.parent if folder.is_file() else folder
     if any((home.parent / kind).is_dir() for kind in ("labels", "masks")):  # images of a data set

@@ -164,8 +164,7 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> ExportedModel:
 
                 program = move_to_device_pass(program, device)
         entries: dict[str, Any] = json.loads(files[CARD])
-        entries |= {name: tuple(value) for name, value in entries.items() if isinstance(value, list)}
-        card = Card(**entries)
+        card = Card(**{name: tuple(x) if isinstance(x, list) else x for name, x in entries.items()})
     except (OSError, MemoryError) as error:
         raise InputError(f"{path} cannot be read: {reason_of(error)}.") from error
     except Exception as error:  # torch.export raises nearly everything
@@ -184,11 +183,6 @@ def predict_tiled(forward: Callable[[Tensor], Tensor], images: Tensor, *, tile: 
     `forward` maps (B, C, h, w) to (B, K, h, w) of any dtype and device; the output has both.  A piece has `tile` pixels
     a side with its margins, which are rounded up to the `GRID`; where they take more than half, its core is half a tile
     and the piece larger.  Smaller images are not cut, nor is any if the margin is None.
-
-    >>> blur = nn.AvgPool2d(3, 1, 1, count_include_pad=False)
-    >>> images = torch.arange(300.0).reshape(1, 1, 1, 300)
-    >>> torch.equal(predict_tiled(blur, images, tile=256, margin=1), blur(images))
-    True
     """
     H, W = images.shape[-2:]
     if margin is None or max(H, W) <= tile:

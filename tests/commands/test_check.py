@@ -103,13 +103,10 @@ def blobs(number: int = 8, side: int = 48, channels: int = 1) -> list[Sample]:
     return samples
 
 
-def test_right_labels_are_learnt_with_some_pixels_ignored():
+def test_right_labels_are_learnt_with_some_pixels_ignored_and_those_of_other_images_are_noticed():
     samples = [replace(s, label=np.where(np.arange(48) < 6, 255, s.label).astype(np.uint8)) for s in blobs(channels=3)]
     right = learn_one_batch(*one_batch(samples), 2)
     assert right.share < 0.1 < right.exchanged and "a tiny network learns it" in str(right)
-
-
-def test_labels_of_other_images_are_noticed():
     samples = blobs()
     wrong = [replace(sample, label=other.label) for sample, other in zip(samples, samples[1:] + samples[:1])]
     assert "may not belong together" in str(learn_one_batch(*one_batch(wrong), 2))

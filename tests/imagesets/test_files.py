@@ -1,6 +1,7 @@
 """Every kind of file is read as it is stored or refused; all problems come at once; no image is in two parts."""
 
 import contextlib
+import re
 import struct
 import zlib
 from argparse import ArgumentTypeError
@@ -209,11 +210,6 @@ def test_pictures_are_counted_and_not_pages(tmp_path, tif):
     assert np.array_equal(read_image(tif), stack[0])
 
 
-def test_a_packing_that_is_not_read_is_named(tif):
-    write_tiff(tif, picture(), 8, 1, _259=34676)
-    assert "has the packing SGILOG, which is not read here" in refused(read_image, tif)
-
-
 @pytest.mark.parametrize("error", [MemoryError("is full"), ImportError("no zstd"), OSError(24, "Too many files")])
 def test_what_is_no_damage_is_named_as_what_it_is(tif, monkeypatch, error):
     monkeypatch.setattr(files, "_stored", Mock(side_effect=error))
@@ -252,19 +248,13 @@ def test_colour_mask_needs_a_table(png):
     assert "has 48 pixels not in label_map" in refused(read_label, png, {0: 0, 255: 1})
 
 
-def test_grey_mask_stored_as_colour_is_its_grey_value(png):
+def test_grey_mask_stored_as_colour_is_its_grey_value_without_alpha(png):
+    assert "images/b.png has an alpha channel" in refused(read_label, save(png, np.stack([mask()] * 4, axis=-1)))
     save(png, np.stack([mask()] * 3, axis=-1))
     assert np.array_equal(read_label(png), mask())
+    assert "b.png has 23 pixels not in label_map: 1" in refused(read_label, png, {0: 0})
     assert np.array_equal(read_label(png, {0: 1, 1: 0}), 1 - mask())
     assert np.array_equal(read_label(png, {(0, 0, 0): 1, (1, 1, 1): 0}), 1 - mask())
-
-
-def test_alpha_and_soft_edges_are_refused(png):
-    assert "images/b.png has an alpha channel" in refused(read_label, save(png, np.stack([mask()] * 4, axis=-1)))
-    label = mask()
-    label[0, :3] = (3, 90, 200)
-    message = refused(read_label, save(png, label), {0: 0, 1: 1})
-    assert "b.png has 3 pixels not in label_map: 3, 90, 200" in message
 
 
 @given(st.lists(st.sampled_from("abcdefghijkl"), min_size=1, max_size=40), st.integers(0, 99), st.randoms())
@@ -284,9 +274,6 @@ def test_split_leaves_given_parts_alone_and_divides_the_rest_among_the_others():
     parts = split_parts(hashes, {"train": 0.6, "val": 0.2, "test": 0.2}, given=[*[None], *["test"] * 4, *[None] * 16])
     assert parts[:5] == ["test"] * 5  # an open copy follows the image that was given
     assert [parts[5:].count(part) for part in PARTS] == [12, 4, 0]
-
-
-def test_one_image_in_two_given_parts_is_refused():
     message = refused(split_parts, ["x", "y", "x"], given=["train", "val", "test"], names=["a", "b", "c"])
     assert "a (train) and c (test) are the same image" in message
 
@@ -295,8 +282,7 @@ def test_one_image_in_two_given_parts_is_refused():
 @pytest.mark.parametrize("name", ["b.png", "b.tif"])
 def test_web_page_saved_as_an_image_is_named_as_one(tmp_path, name, text):
     (tmp_path / name).write_bytes(text)
-    assert f"{name} begins with b" in refused(read_image, tmp_path / name)
-    assert "a saved web page?" in refused(read_image, tmp_path / name)
+    assert re.search(f"{name} begins with b.*: a saved web page?", refused(read_image, tmp_path / name))
 
 
 def test_a_fax_is_read_or_named(tif):
@@ -311,3 +297,5 @@ def test_a_fax_is_read_or_named(tif):
 def test_tiffs_that_would_have_to_be_guessed_are_refused(tif):
     assert "has the colours CIELAB" in refused(read_image, save(tif, colour_picture(), photometric="cielab"))
     assert "TIFF orientation" in refused(read_image, save(tif, picture(), extratags=[(274, "H", 1, 6, True)]))
+    unknown = write_tiff(tif, picture(), 8, 1, _259=34676)
+    assert "has the packing SGILOG, which is not read here" in refused(read_image, unknown)

@@ -230,11 +230,9 @@ def test_no_leak_statistics_do_not_change_with_validation_and_test_images(tmp_pa
 
 
 def test_constant_channel_becomes_zero(tmp_path):
-    constant = np.full((6, 8), 7, np.uint8)
-    samples = [Sample(f"s{i}", np.dstack([picture(i), constant]), mask(i)) for i in range(6)]
+    samples = [Sample(f"s{i}", np.dstack([picture(i), np.full((6, 8), 7, np.uint8)]), mask(i)) for i in range(6)]
     _, std, train = train_statistics(build_normalised(tmp_path, samples))
-    assert std[1] == 1.0
-    assert all(np.allclose(image[1], 0) and image[0].any() for image in train.values())
+    assert std[1] == 1 and all(np.allclose(image[1], 0) and image[0].any() for image in train.values())
 
 
 def test_normalising_carries_labels_maps_names_and_parts_over(tmp_path):
