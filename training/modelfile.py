@@ -164,7 +164,8 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> ExportedModel:
 
                 program = move_to_device_pass(program, device)
         entries: dict[str, Any] = json.loads(files[CARD])
-        card = Card(**{name: tuple(x) if isinstance(x, list) else x for name, x in entries.items()})
+        entries |= {name: tuple(value) for name, value in entries.items() if isinstance(value, list)}
+        card = Card(**entries)
     except (OSError, MemoryError) as error:
         raise InputError(f"{path} cannot be read: {reason_of(error)}.") from error
     except Exception as error:  # torch.export raises nearly everything
