@@ -3,8 +3,6 @@
 `prepare` makes the file (`read_folder` → `build_hdf5` → `normalise_hdf5`) whenever settings or source files change.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import itertools

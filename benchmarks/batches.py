@@ -5,8 +5,6 @@ splits, invents and misses cells, plus some speckle.  *Noise*: every pixel of pr
 (p = 0.5).  No picture can have many more components, so this is the worst case for all that counts them.
 """
 
-from __future__ import annotations
-
 import argparse
 import platform
 import statistics

@@ -9,8 +9,6 @@ one batch.  The step is that of our U-Net in the number format that is fastest h
     python3 benchmarks/data_speed.py --size 2x64 --images 16 --repetitions 2
 """
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path

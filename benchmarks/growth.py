@@ -9,8 +9,6 @@ the allocator).  Figures go into figures/growth.csv, the plot into figures/growt
     python3 benchmarks/growth.py --quick --folder scratch    # tiny sizes: to see whether all works
 """
 
-from __future__ import annotations
-
 import argparse
 import csv
 from collections.abc import Callable

@@ -8,8 +8,6 @@ that nobody disturbed.
     python3 benchmarks/kill_loop.py --kills 200
 """
 
-from __future__ import annotations
-
 import argparse
 import hashlib
 import json

@@ -10,8 +10,6 @@ them over.  All take turns in one run, and each figure is a median, so ratios ho
     python3 benchmarks/losses_speed.py --size 2x128 --repetitions 3  # a quick look
 """
 
-from __future__ import annotations
-
 import functools
 import statistics
 from collections.abc import Callable

@@ -7,8 +7,6 @@ image, values are means over the images.  Needs an environment with monai, torch
     python3 benchmarks/metrics_speed.py --size 2x256 --repetitions 1 --slow   # also what takes seconds an image
 """
 
-from __future__ import annotations
-
 import functools
 import warnings
 from collections.abc import Callable, Sequence

@@ -9,8 +9,6 @@ and logits of both are compared pixel by pixel.
     python3 benchmarks/tiles_speed.py --side 8192 --no-whole            # where the whole does not fit
 """
 
-from __future__ import annotations
-
 import argparse
 import multiprocessing
 import sys

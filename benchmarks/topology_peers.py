@@ -10,8 +10,6 @@ topolosses and what our modules need: numpy, scipy, scikit-image, torch, Pillow.
     python3 benchmarks/topology_peers.py --size 2x128 --repetitions 2                 # a quick look
 """
 
-from __future__ import annotations
-
 import functools
 import resource
 import warnings

@@ -11,8 +11,6 @@ All candidates take turns in one run; times are medians.  FLOP of a step: multip
     python3 benchmarks/training_speed.py --size 2x64 --repetitions 2    # a quick look, without the peers
 """
 
-from __future__ import annotations
-
 import contextlib
 import importlib
 import warnings

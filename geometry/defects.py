@@ -9,8 +9,6 @@ is 1 for a loss that only counts wrong pixels, and larger for one that sees the 
 (48, 64) uint8: 0 background, 1 object.  The idea: Reinke et al., 2024 (doi:10.1038/s41592-023-02150-0).
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

@@ -18,8 +18,6 @@ Sources: Rosenfeld and Pfaltz 1966, doi:10.1145/321356.321357 (labelling by runs
 doi:10.1016/0734-189X(89)90147-3 (4 against 8); Liu and Tarjan 2019, arXiv:1812.06177 (union-find in parallel).
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 

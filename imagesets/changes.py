@@ -4,8 +4,6 @@ They are made once for each image, and the file remembers them:
 `data.prepare("dsb2018", changes=[separate_cells, WeightMap(10, 5, separation=True)])`.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace

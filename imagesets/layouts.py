@@ -8,8 +8,6 @@ Sources: Everingham et al., 2010 (doi 10.1007/s11263-009-0275-4), Pascal VOC;  C
 Cityscapes;  Isensee et al., 2021 (doi 10.1038/s41592-020-01008-z), nnU-Net;  Lin et al., 2014 (arXiv:1405.0312), COCO.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import json

@@ -6,8 +6,6 @@ are about half its body; y points down, and it looks right.  Classes as in the O
 O. M. Parkhi, A. Vedaldi, A. Zisserman, C. V. Jawahar, CVPR 2012, doi 10.1109/CVPR.2012.6248092.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from pathlib import Path
 

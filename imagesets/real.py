@@ -7,8 +7,6 @@ was checked, and nothing that is there is overwritten.  `read_dataset` turns the
 pooch: Uieda et al., JOSS 5 (2020) 1943, doi 10.21105/joss.01943.
 """
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import os

@@ -6,8 +6,6 @@ seen at the slopes x / z and (eye − h) / z.  Neither brightness nor place tell
 R. Cipolla, Pattern Recognit. Lett. 30 (2009) 88, doi 10.1016/j.patrec.2008.04.005.
 """
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from pathlib import Path

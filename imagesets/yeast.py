@@ -9,8 +9,6 @@ al., Med. Image Anal. 16 (2012) 1047, doi 10.1016/j.media.2011.12.006; square ro
 Biometrika 35 (1948) 246, doi 10.1093/biomet/35.3-4.246.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import dataclass
 from pathlib import Path

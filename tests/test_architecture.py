@@ -1,7 +1,5 @@
 """The plan of the house: who may import whom, and what must not be there."""
 
-from __future__ import annotations
-
 import ast
 import graphlib
 import importlib.util

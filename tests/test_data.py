@@ -1,7 +1,5 @@
 """Every draw is repeatable, batches stack, and `prepare` never uses an outdated file."""
 
-from __future__ import annotations
-
 import gc
 import itertools
 import os

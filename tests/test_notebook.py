@@ -1,7 +1,5 @@
 """The committed notebook: complete, executed from top to bottom, small enough, and able to run again."""
 
-from __future__ import annotations
-
 import ast
 import base64
 import builtins

@@ -1,7 +1,5 @@
 """The usual folders just work: right pairs, parts, classes, labels; what is not used is named, nothing is guessed."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import re

@@ -1,7 +1,5 @@
 """The synthetic pets: one animal a picture, an even band along its outline, and no colour that gives it away."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given, settings

@@ -3,8 +3,6 @@
 No test reaches the internet.  Where a mirror is set, its real files are read too.
 """
 
-from __future__ import annotations
-
 import contextlib
 import fnmatch
 import gc

@@ -1,7 +1,5 @@
 """The synthetic streets: sound labels in any size, and a task that neither brightness nor place solves."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 from hypothesis import given, settings

@@ -1,7 +1,5 @@
 """The synthetic yeast: exact labels, dead cells as background; and how all four synthetic sets lie on disk."""
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
