@@ -32,18 +32,7 @@ VERSION = 3  # of the state in a checkpoint
 TILE = 1024  # side of the pieces, in pixels, that large images are cut into
 SCHEDULES = ("cosine", "constant")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
-CHOSEN = (
-    "model",
-    "loss",
-    "augment",
-    "train_loader",
-    "val_loader",
-    "lr",
-    "weight_decay",
-    "schedule",
-    "seed",
-    "precision",
-)
+CHOSEN = "model loss augment train_loader val_loader lr weight_decay schedule seed precision".split()
 STEPS = ("_fit", "_train_epoch", "_backward", "_forward", "_to_device", "_lr_factor", "_close_epoch", "evaluate")
 Batch = Sequence[Tensor]  # images (B, C, H, W), target (B, H, W), and further maps that the loss takes
 Row = dict[str, float]

@@ -9,23 +9,21 @@ Source: Pillai et al., "All file systems are not created equal", OSDI 2014.
 """
 
 import contextlib
+import copyreg
 import dis
-import enum
 import functools
 import hashlib
 import io
-import logging
 import os
 import pickle
 import sys
 import sysconfig
-import threading
 import types
 import uuid
 import weakref
 import zipfile
 import zlib
-from collections import ChainMap, deque
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -143,19 +141,19 @@ def identity(trained: nn.Module | None = None, /, **values: Any) -> dict[str, st
     Functions and classes count by their compiled code: comments, docstrings and moved lines do not matter, and a file
     that was edited but not imported again does not claim to have run.  With them count defaults, closures, bases, and
     the globals that the code reads, which are followed further.  What belongs to a library counts by its name.
-    An object counts by its class and attributes, or those that `determined_by` of its class names; arrays by their
+    An object counts by what `pickle` would write of it, or by what `determined_by` of its class names; arrays by their
     bytes; the modules of `trained` without their weights; a text that names a file with the size and time of the file.
-    The rest is pickled; what cannot be has a digest that begins with "unknown" and never comes again.
+    What cannot be taken apart has a digest that begins with "unknown" and never comes again.
 
     >>> changed(identity(lr=0.1, seed=0, loss=lambda x: 2 * x), identity(lr=0.2, seed=0, loss=lambda x: 3 * x))
     'lr, training.checkpoint.<lambda>'
     """
     walk = _Walk(trained, values)
     for name, value in values.items():
-        walk.enter(name, value)
+        walk.note(name, value, split=True)
     while walk.queue:  # not by recursion: one function leads to the next, and further than Python's stack is deep
         name, thing = walk.queue.popleft()
-        walk.note(name, walk.of_class if isinstance(thing, type) else walk.of_function, thing)
+        walk.note(name, _of_class(thing) if isinstance(thing, type) else _of_function(thing))
     return walk.found
 
 
@@ -168,16 +166,37 @@ def changed(before: Mapping[str, str], now: Mapping[str, str]) -> str:
     return ", ".join(texts) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-_PLAIN = (type(None), bool, int, float, complex, bytes, range, slice, type(...), np.generic, np.dtype, logging.Logger)
-_OF_TORCH = (torch.dtype, torch.device, torch.layout, torch.memory_format)
-_NO_DATA: tuple[type, ...] = (type(threading.Lock()), type(threading.RLock()))
-_NO_DATA += (weakref.ref, weakref.WeakValueDictionary, weakref.WeakKeyDictionary, weakref.WeakSet)
-_SLOTS = (types.GetSetDescriptorType, types.MemberDescriptorType)
-_WRAPPERS = (types.MethodType, staticmethod, classmethod, property, functools.partial, type(functools.cache(len)))
-_WRAPPED = ("__func__", "__self__", "__wrapped__", "fget", "fset", "fdel", "func", "args", "keywords")
+@functools.lru_cache(10_000)
+def _read(code: types.CodeType) -> tuple[str, list[Any], set[str], set[str]]:
+    """What a code does, the constants that it loads (so no docstrings), globals and modules it reads, all its names."""
+    steps = list(dis.get_instructions(code))
+    constants = [step.argval for step in steps if step.opcode in dis.hasconst]
+    reads, names = {step.argval for step in steps if step.opname in _READS}, {*code.co_names}
+    for inner in (constant for constant in constants if isinstance(constant, types.CodeType)):
+        reads, names = reads | _read(inner)[2], names | _read(inner)[3]
+    does = [(step.opname, None if step.opcode in dis.hasconst else step.argval) for step in steps]
+    arguments = code.co_posonlyargcount, code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    flags, handlers = code.co_flags & 0x2AC, getattr(code, "co_exceptiontable", b"")  # *args, yield, async; try
+    return _sha256(repr((does, arguments, flags, handlers))), constants, {n for n in reads if n[:2] != "__"}, names
+
+
+_PLAIN = (type(None), bool, int, float, complex, bytes, torch.dtype, torch.device, torch.layout, torch.memory_format)
 _OF_LOADER = "dataset batch_sampler sampler batch_size drop_last collate_fn generator num_workers worker_init_fn"
 _LIBRARIES = ("site-packages", "dist-packages", "<frozen", sysconfig.get_path("stdlib"))
 _READS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS", "IMPORT_NAME")
+_CACHED = type(functools.cache(len))  # a function with it
+_REDUCE: dict[type, Callable[[Any], tuple[Any, ...]]] = {  # for what has no `__reduce__`, or one that does not suit
+    **{kind: lambda one: (type(one), one) for kind in (list, tuple, set, frozenset)},
+    **{kind: lambda one: (type(one), [one.__wrapped__]) for kind in (staticmethod, classmethod, _CACHED)},
+    dict: lambda one: (dict, [part for item in one.items() for part in item]),
+    types.MappingProxyType: lambda one: (dict, [dict(one)]),
+    types.ModuleType: lambda one: (one.__name__, ()),
+    types.CodeType: lambda one: _read(one)[:2],
+    torch.Generator: lambda one: (one.initial_seed(), ()),
+    property: lambda one: (property, (one.fget, one.fset, one.fdel)),
+    functools.cached_property: lambda one: (property, [one.func]),
+    weakref.WeakValueDictionary: lambda one: ("a cache", ()),
+}
 
 
 class _Walk:
@@ -187,163 +206,110 @@ class _Walk:
         self.found = dict.fromkeys(names, "") | {"Python": ".".join(map(str, sys.version_info[:2]))}  # it compiles
         self.seen: dict[int, tuple[str, Any]] = {}  # functions, classes and arrays by id; held, so that no id returns
         self.queue = deque[tuple[str, Any]]()
-        self.open: list[int] = []  # the objects that the walk is inside of: circles end
         self.trained = {id(module) for module in trained.modules()} if trained is not None else set()
 
-    def enter(self, name: str, value: Any, depth: int = 2) -> None:
-        """Make an entry of a value, and of its attributes, so that a message can name them."""
-        whole = id(value) in self.open or depth == 0 or self.simple(value) is not None or _inside(value) is not None
-        state = {} if whole else self.attributes(value)
-        self.note(name, self.simple if state else lambda one: [self.digest(one)], type(value) if state else value)
-        self.open.append(id(value))
-        for key in sorted(state):
-            self.enter(f"{name}.{key}", state[key], depth - 1)
-        self.open.pop()
-
-    def note(self, name: str, parts: Callable[[Any], Any], value: Any) -> None:
+    def note(self, name: str, value: Any, outer: tuple[int, ...] = (), *, split: bool = False) -> None:
+        """Make an entry of a value; with `split` its attributes are entries of their own."""
         try:
-            self.found[name] = _sha256(*parts(value))
+            self.found[name] = self.digest(value, outer, name if split else "")
         except pickle.PicklingError as error:
             self.found[name] = f"unknown {error} {uuid.uuid4().hex}"
 
-    def follow(self, thing: Any) -> str:
+    def digest(self, value: Any, outer: tuple[int, ...] = (), prefix: str = "") -> str:
+        """The digest of a value inside of those with the ids `outer`, where circles end."""
+        if isinstance(value, _PLAIN):
+            return repr(value)
+        if isinstance(value, (str, Path)):
+            file = os.stat(value) if os.path.isfile(value) else None
+            return repr((value, file.st_size, file.st_mtime_ns) if file else value)
+        if id(value) in outer:
+            return f"circle {len(outer) - outer.index(id(value))}"
+        try:
+            made, parts, state, *items = (*self.reduced(value), None) if len(outer) < 100 else ()
+        except Exception as error:  # nearly everything is raised
+            raise pickle.PicklingError(type(value).__qualname__) from error
+        outer = (*outer, id(value))
+        inside = [self.digest(part, outer) for part in (made, *parts, *items)]
+        if prefix and isinstance(state, dict):
+            for name, part in state.items():
+                self.note(f"{prefix}.{name}", part, outer)
+        else:
+            inside.append(self.digest(state, outer))
+        return _sha256(*(sorted(inside) if isinstance(value, (set, frozenset)) else inside))
+
+    def reduced(self, value: Any) -> tuple[Any, ...]:
+        """As `__reduce__` does: what makes a value, or its name, and from which parts; its state or attributes."""
+        kind = type(value)
+        if reduce := _REDUCE.get(kind):
+            return reduce(value)
+        if isinstance(value, (types.FunctionType, type)):
+            return self.name_of(value), _cells(value) if _of_library(value) else ()  # of a decorator
+        if isinstance(value, Tensor) or (isinstance(value, np.ndarray) and not value.dtype.hasobject):
+            return self.text_of_array(value), ()
+        if isinstance(value, nn.Module):
+            return kind, (), self.of_module(value)
+        if names := getattr(kind, "determined_by", _OF_LOADER.split() if isinstance(value, DataLoader) else ()):
+            return kind, (), {name: getattr(value, name) for name in names}
+        if hasattr(kind, "set_epoch"):  # which the training calls
+            return kind, (), {name: part for name, part in vars(value).items() if name != "epoch"}
+        known = copyreg.dispatch_table.get(kind)
+        reduced = known(value) if known else value.__reduce_ex__(4)
+        return (f"{kind} {getattr(value, '__module__', '')}.{reduced}", ()) if isinstance(reduced, str) else reduced
+
+    def name_of(self, thing: Any) -> str:
         """The name of a function or class, which gets an entry unless it belongs to a library."""
         if id(thing) not in self.seen:
-            name, own = f"{thing.__module__}.{thing.__qualname__}".removeprefix("__main__."), not _of_library(thing)
-            while own and name in self.found:
-                name += "'"
-            self.seen[id(thing)] = name, thing
-            if own:
+            name = f"{thing.__module__}.{thing.__qualname__}".removeprefix("__main__.")
+            if not _of_library(thing):
+                while name in self.found:
+                    name += "'"
                 self.found[name] = ""
                 self.queue.append((name, thing))
-            elif cells := _cells(thing):  # the wrapper of a decorator
-                self.seen[id(thing)] = f"{name} {self.digest(cells)}", thing
+            self.seen[id(thing)] = name, thing
         return self.seen[id(thing)][0]
 
-    def of_function(self, function: types.FunctionType) -> list[str]:
-        _, _, reads, names = _steps(function.__code__)
-        loaded = {name: sys.modules[name] for name in reads if name in sys.modules}
-        own = {name: module for name, module in loaded.items() if not _of_library(module)}  # others come when they like
-        scope = ChainMap(function.__globals__, own)
-        used = [(name, _named_in(scope[name], names)) for name in sorted(reads) if name in scope]
-        state = function.__defaults__, function.__kwdefaults__, _cells(function), vars(function), used
-        return [self.digest(part) for part in (function.__code__, *state)]
-
-    def of_class(self, kind: type) -> list[str]:
-        own = []
-        for name, value in sorted(vars(kind).items()):
-            is_code = isinstance(value, (types.FunctionType, *_WRAPPERS))
-            if is_code or not (name[0] == name[-1] == "_" or name == "_abc_impl" or isinstance(value, _SLOTS)):
-                own.append((name, value))
-        return [self.digest(part) for part in (own, kind.__bases__, type(kind))]
-
-    def of_array(self, array: Any) -> list[str]:
+    def text_of_array(self, array: Any) -> str:
         if id(array) not in self.seen:
             flat = array.detach().cpu().reshape(-1).view(torch.uint8).numpy() if isinstance(array, Tensor) else array
             content = hashlib.sha256(np.ascontiguousarray(flat).data).hexdigest()
             self.seen[id(array)] = f"{array.dtype} {tuple(array.shape)} {content}", array
-        return [self.seen[id(array)][0]]
+        return self.seen[id(array)][0]
 
-    def attributes(self, value: Any) -> dict[str, Any]:
-        """What determines an object, beside its class."""
-        kind, state = type(value), dict[str, Any](getattr(value, "__dict__", {}))
-        if names := getattr(kind, "determined_by", ()):
-            return {name: getattr(value, name) for name in names}
-        slots = [name for one in kind.__mro__ for name in vars(one).get("__slots__", ())]
-        state |= {name: getattr(value, name) for name in slots if hasattr(value, name)}
-        if hasattr(kind, "set_epoch"):
-            state.pop("epoch", None)  # the training sets it
-        if isinstance(value, DataLoader):
-            unused = vars(DataLoader([0])).keys() - {*_OF_LOADER.split()}  # type: ignore[arg-type]
-            return {name: part for name, part in state.items() if name not in unused}
-        if isinstance(value, nn.Module):
-            own = {name: state.pop(name, {}) for name in vars(nn.Module())}
-            state |= own["_modules"] | {name: [*v.values()] for name, v in own.items() if name[-6:] == "_hooks" and v}
-            weights, buffers, changing = own["_parameters"], own["_buffers"], own["_non_persistent_buffers_set"]
-            if id(value) in self.trained:  # its weights are a value of their own
-                weights = {name: part for name, part in weights.items() if not getattr(part, "requires_grad", True)}
-                buffers = {name: buffers[name] for name in changing}
-            state |= weights | buffers
-        return state
-
-    def digest(self, value: Any) -> str:
-        if id(value) in self.open:
-            return f"circle {len(self.open) - self.open.index(id(value))}"
-        if len(self.open) > 100:
-            raise pickle.PicklingError(type(value).__qualname__)
-        self.open.append(id(value))
-        try:
-            return _sha256(type(value).__qualname__, *(self.simple(value) or self.made_of(value)))
-        finally:
-            self.open.pop()
-
-    def simple(self, value: Any) -> list[str] | None:
-        """What a value is that has a text, a name or bytes; None for others."""
-        if isinstance(value, enum.Enum):
-            return [self.follow(type(value)), value.name]
-        if isinstance(value, (*_PLAIN, *_OF_TORCH)):
-            return [repr(value)]
-        if isinstance(value, (str, Path)):
-            state = os.stat(value) if os.path.isfile(value) else None
-            return [str(value), *([str(state.st_size), str(state.st_mtime_ns)] if state else [])]
-        if isinstance(value, (types.FunctionType, type)):
-            return [self.follow(value)]
-        if isinstance(value, types.CodeType):
-            return [_steps(value)[0], *map(self.digest, _steps(value)[1])]
-        if isinstance(value, Tensor) or (isinstance(value, np.ndarray) and not value.dtype.hasobject):
-            return self.of_array(value)
-        if isinstance(value, torch.Generator):
-            return [str(value.initial_seed())]
-        if isinstance(value, _WRAPPERS):
-            return [self.digest(getattr(value, name, None)) for name in _WRAPPED]
-        named = callable(value) and hasattr(value, "__name__") and not getattr(value, "__dict__", None)
-        if isinstance(value, types.ModuleType) or (named and _of_library(value)):  # `len`, `torch.relu`, `[].append`
-            return [value.__name__, self.digest(getattr(value, "__self__", None))]
-        return [""] if isinstance(value, _NO_DATA) else None
-
-    def made_of(self, value: Any) -> list[str]:
-        """The digests of what is in a container, and of the attributes of an object."""
-        kind, inside, state = type(value), _inside(value), self.attributes(value)
-        has_own_way = getattr(kind, "__reduce__", None) is not getattr(object, "__reduce__", None)
-        if inside is None and _of_library(kind) and (has_own_way or not state):
-            return [self.pickled(value)]
-        parts = [*map(self.digest, inside or ()), *(f"{name} {self.digest(state[name])}" for name in sorted(state))]
-        return [self.follow(kind), *(sorted(parts) if isinstance(value, (set, frozenset)) else parts)]
-
-    def pickled(self, value: Any) -> str:
-        """The digest of what a library writes of its object."""
-
-        class Pickler(pickle.Pickler):
-            def persistent_id(_, part: Any) -> str | None:
-                known = isinstance(part, (types.FunctionType, type, Tensor, np.ndarray, nn.Module))
-                return self.digest(part) if known else None
-
-        buffer = io.BytesIO()
-        try:
-            Pickler(buffer, 4).dump(value)
-        except Exception as error:  # nearly everything is raised
-            raise pickle.PicklingError(type(value).__qualname__) from error
-        return hashlib.sha256(buffer.getbuffer()).hexdigest()
+    def of_module(self, module: nn.Module) -> dict[str, Any]:
+        """Attributes, inner modules and hooks of a module, and those tensors that are no weights to be trained."""
+        state = dict(vars(module))
+        own = {name: state.pop(name, {}) for name in vars(nn.Module())}
+        hooks = {name: [*part.values()] for name, part in own.items() if name.endswith("_hooks") and part}
+        weights, buffers = own["_parameters"], own["_buffers"]
+        if id(module) in self.trained:  # its weights are a value of their own
+            weights = {name: weight for name, weight in weights.items() if not getattr(weight, "requires_grad", True)}
+            buffers = {name: buffers[name] for name in own["_non_persistent_buffers_set"]}
+        return state | own["_modules"] | hooks | weights | buffers
 
 
-def _inside(value: Any) -> list[Any] | None:
-    """The values in a container; None for other objects."""
-    if isinstance(value, (dict, types.MappingProxyType)):
-        return [part for item in value.items() for part in item]
-    if isinstance(value, np.ndarray):  # of objects
-        return [value.shape, value.tolist()]
-    return list(value) if isinstance(value, (list, tuple, set, frozenset, deque)) else None
+def _of_function(function: types.FunctionType) -> list[Any]:
+    """What determines a function: its code, what it was given, and the globals that it reads."""
+    _, _, reads, names = _read(function.__code__)
+    own = {name: sys.modules[name] for name in reads if name in sys.modules and not _of_library(sys.modules[name])}
+    scope = own | function.__globals__  # modules of libraries come when they like
+    used = [(name, _named_in(scope[name], names)) for name in sorted(reads) if name in scope]
+    return [function.__code__, function.__defaults__, function.__kwdefaults__, _cells(function), vars(function), used]
+
+
+def _of_class(kind: type) -> list[Any]:
+    """What determines a class: its methods and values, bases, and metaclass; no docstring, slots and the like."""
+    own = sorted((name, value) for name, value in vars(kind).items() if name != "_abc_impl")
+    return [[(n, v) for n, v in own if callable(v) or not n[0] == n[-1] == "_"], kind.__bases__, type(kind)]
 
 
 def _of_library(thing: Any) -> bool:
     """Whether a function, class or module belongs to Python or to an installed package."""
-    if isinstance(thing, types.FunctionType):
+    if isinstance(thing, types.FunctionType):  # a wrapper bears the name of what it wraps
         place = thing.__code__.co_filename
     else:
-        name = thing.__name__ if isinstance(thing, types.ModuleType) else getattr(thing, "__module__", None)
-        root = str(name or type(thing).__module__).partition(".")[0]
-        place = "" if root == "__main__" else str(getattr(sys.modules.get(root), "__file__", ""))
-        place = "<frozen" if root in sys.stdlib_module_names else place
+        name = str(thing.__name__ if isinstance(thing, types.ModuleType) else thing.__module__).partition(".")[0]
+        module = sys.modules.get(name) if name != "__main__" else None
+        place = "<frozen" if name in sys.stdlib_module_names else str(getattr(module, "__file__", ""))
     return any(name in place for name in _LIBRARIES)
 
 
@@ -355,36 +321,10 @@ def _named_in(value: Any, names: set[str], inside: tuple[Any, ...] = ()) -> Any:
     return {name: _named_in(getattr(value, name), names, (*inside, value)) for name in found}
 
 
-@functools.lru_cache(10_000)
-def _steps(code: types.CodeType) -> tuple[str, list[Any], set[str], set[str]]:
-    """What a code does, the constants that it loads (so no docstrings), globals and modules it reads, all its names."""
-    steps, constants, reads, names, number = list[int](), list[Any](), set[str](), {*code.co_names}, 0
-    for op, low in zip(code.co_code[::2], code.co_code[1::2]):
-        number = number << 8 | low
-        if op == dis.EXTENDED_ARG:
-            continue
-        if op in dis.hasconst:
-            constants.append(code.co_consts[number])
-            number = 0
-        elif (name := dis.opname[op]) in _READS:  # since Python 3.11 the last bit of this one means something else
-            reads.add(code.co_names[number >> (name == "LOAD_GLOBAL" and sys.version_info >= (3, 11))])
-        steps += [op, number]
-        number = 0
-    for inner in (constant for constant in constants if isinstance(constant, types.CodeType)):
-        reads, names = reads | _steps(inner)[2], names | _steps(inner)[3]
-    arguments = code.co_posonlyargcount, code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-    flags, handlers = code.co_flags & 0x2AC, getattr(code, "co_exceptiontable", b"")  # *args, yield, async; try
-    text = _sha256(repr((steps, code.co_names, arguments, flags, handlers)))
-    return text, constants, {name for name in reads if name[:2] != "__"}, names
-
-
 def _cells(function: Any) -> list[Any]:
     """The values that a function has from the functions around it."""
-    values = []
-    for cell in getattr(function, "__closure__", None) or ():
-        with contextlib.suppress(ValueError):  # empty
-            values.append(cell.cell_contents)
-    return values
+    cells = getattr(function, "__closure__", None) or ()
+    return [cell.cell_contents for cell in cells if cell != types.CellType()]  # not the empty ones
 
 
 def _sha256(*parts: str) -> str:
