@@ -32,7 +32,7 @@ VERSION = 3  # of the state in a checkpoint
 TILE = 1024  # side of the pieces, in pixels, that large images are cut into
 SCHEDULES = ("cosine", "constant")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
-CHOSEN = "model loss augment train_loader val_loader lr weight_decay schedule seed precision".split()
+CHOSEN = "model loss augment train_loader val_loader lr weight_decay schedule seed precision"
 STEPS = ("_fit", "_train_epoch", "_backward", "_forward", "_to_device", "_lr_factor", "_close_epoch", "evaluate")
 Batch = Sequence[Tensor]  # images (B, C, H, W), target (B, H, W), and further maps that the loss takes
 Row = dict[str, float]
@@ -266,7 +266,7 @@ class Learner:
 
     def settings(self) -> dict[str, str]:
         """What must be the same for a run to be continued: all that determines it (`checkpoint.identity`)."""
-        chosen = {name: getattr(self, name) for name in CHOSEN} | {"starting weights": self._first()}
+        chosen = {name: getattr(self, name) for name in CHOSEN.split()} | {"starting weights": self._first()}
         own = [kind for kind in type(self).__mro__ if issubclass(kind, Learner) and kind is not Learner]
         return checkpoint.identity(self._learnt(), **chosen, training=[getattr(type(self), n) for n in STEPS] + own)
 
