@@ -4,13 +4,10 @@ Every loss and metric takes the same pair, so the guard is written once, here.  
 label can reach the GPU, where it would end the session with "device-side assert triggered".
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 
-IGNORE_INDEX = 255
-"""Label of a pixel that belongs to no class: it counts in no loss and in no metric."""
+IGNORE_INDEX = 255  # label of a pixel that belongs to no class: it counts in no loss and in no metric
 
 
 class InputError(ValueError):
@@ -36,10 +33,7 @@ def reason_of(error: BaseException) -> str:
 
 
 def check_images(images: Tensor) -> None:
-    """Raise `InputError` unless `images` is a finite float tensor (B, C, H, W).
-
-    >>> check_images(torch.zeros(2, 1, 8, 8))
-    """
+    """Raise `InputError` unless `images` is a finite float tensor (B, C, H, W)."""
     if images.ndim != 4:
         raise InputError(f"images has shape {tuple(images.shape)}; expected four axes (B, C, H, W), as images[None].")
     if images.shape[-1] in (1, 3, 4) and images.shape[1] > 4:
@@ -57,8 +51,6 @@ def check_pair(logits: Tensor, target: Tensor, weight: Tensor | None = None, *, 
 
     Labels, of any integer type, lie in 0 … C−1 (with C = 1: 0 or 1) or are `IGNORE_INDEX`; a `weight` has the shape of
     `target`, and is finite and ≥ 0.  What would make the host wait for a GPU is looked at on the CPU only.
-
-    >>> check_pair(torch.zeros(1, 2, 3, 3), torch.zeros(1, 3, 3, dtype=torch.int64))
     """
     if logits.ndim != 4:
         raise InputError(f"logits has shape {tuple(logits.shape)}; expected four axes (B, C, H, W).")
@@ -81,10 +73,7 @@ def check_pair(logits: Tensor, target: Tensor, weight: Tensor | None = None, *, 
 
 
 def check_labels(target: Tensor, num_classes: int) -> None:
-    """Raise `InputError` if `target` holds a label outside 0 … num_classes−1 that is not `IGNORE_INDEX`.
-
-    >>> check_labels(torch.tensor([0, 1, 255]), num_classes=2)
-    """
+    """Raise `InputError` if `target` holds a label outside 0 … num_classes−1 that is not `IGNORE_INDEX`."""
     target = target if target.dtype == torch.uint8 else target.long()  # in int8, 255 would be −1
     low, high = target.aminmax()
     if low >= 0 and high < num_classes:  # most often, and one pass in place of five

@@ -109,8 +109,7 @@ class Learner:
 
         The best epoch is the one of highest validation mean IoU (the last epoch if there is no validation).  A run
         found in `folder` is continued, a finished one is not trained again, if nothing that determines it has changed:
-        choices, code, data, first weights (`settings`).  If the memory
-        does not hold a batch, it is cut into pieces whose gradients are added up.
+        choices, code, data, first weights (`settings`).  A batch that the memory does not hold is cut into pieces.
 
         `after_epoch` gets the row of each epoch: epoch, lr, train_loss, …, val_loss, …, seconds; `history` has all.
         `InputError` if there is no training data, another run uses the folder, or it cannot be written;

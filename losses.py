@@ -8,8 +8,6 @@ Pixels labelled `IGNORE_INDEX` count in no term; where no pixel counts, the loss
 in float32 (float64 if the logits are), also inside autocast, and stay finite for logits of ±10⁴.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -10,8 +10,6 @@ Sources: Ronneberger et al., 2015 (arXiv:1505.04597), equation 2; Kervadec et al
 (doi:10.1016/j.media.2020.101851); Maurer, Qi and Raghavan, 2003 (doi:10.1109/TPAMI.2003.1177156).
 """
 
-from __future__ import annotations
-
 import numpy as np
 from scipy import ndimage
 

@@ -6,8 +6,6 @@ Counts first, ratios after: `Counts` of images add up, and scores are read off t
 predicted has no score (NaN); something in one of the two only scores 0.  Pitfalls: doi:10.1038/s41592-023-02150-0.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 import operator
@@ -37,7 +35,7 @@ SETTINGS = ("threshold", "connectivity", "tolerance")
 
 
 class Counts:
-    """Numbers of one image that add up over a data set, with + or `sum`; `SETTINGS` among them must be equal."""
+    """Numbers of one image that add up over a data set (`total`); `SETTINGS` among them must be equal."""
 
     def __add__(self, other: Any) -> Any:
         a, b = vars(self), vars(other)
@@ -45,9 +43,6 @@ class Counts:
             if a[name] != b[name]:
                 raise InputError(f"Counts with {name} {a[name]} and with {name} {b[name]} do not add up.")
         return type(self)(**{name: a[name] if name in SETTINGS else a[name] + b[name] for name in a})
-
-    def __radd__(self, other: int) -> Any:
-        return self  # `sum` starts at 0
 
 
 def _score(formula: Callable[[Any], tuple[float, float]], meaning: str) -> property:
@@ -354,8 +349,7 @@ def judge(guesses: Maps, labels: Maps, object_class: int = 1) -> Row:
         "hd95_images": hd95.size,
         "cl_dice": total(centre_lines(guess, label) for guess, label in pairs).cl_dice,
         **{name: getattr(parts, name) for name in ("arand", "voi_split", "voi_merge")},
-        "object_f1": matches.f1,
-        "panoptic_quality": matches.panoptic_quality,
+        **{"object_f1": matches.f1, "panoptic_quality": matches.panoptic_quality},
     } | topology_row(guesses, labels)
 
 

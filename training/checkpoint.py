@@ -19,7 +19,6 @@ import pickle
 import sys
 import sysconfig
 import types
-import uuid
 import weakref
 import zipfile
 import zlib
@@ -161,9 +160,8 @@ def changed(before: Mapping[str, str], now: Mapping[str, str]) -> str:
     """Which entries of two identities differ, the first five by name; "" if none does."""
     names = [name for name in {**now, **before} if before.get(name) != now.get(name)]
     names = [name for name in names if name in before and name in now] or names  # one of those names the others
-    kinds = [now.get(name, "").split() for name in names[:5]]
-    texts = [f"{n} ({k[1]}: cannot be compared)" if k[:1] == ["unknown"] else n for n, k in zip(names, kinds)]
-    return ", ".join(texts) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
+    kinds = {name: f" ({text.split()[1]}: cannot be compared)" for name, text in now.items() if text[:7] == "unknown"}
+    return ", ".join(n + kinds.get(n, "") for n in names[:5]) + f" and {len(names) - 5} more" * (len(names) > 5)
 
 
 @functools.lru_cache(10_000)
@@ -187,9 +185,8 @@ _READS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS", "IMPORT_NAME"
 _CACHED = type(functools.cache(len))  # a function with it
 _REDUCE: dict[type, Callable[[Any], tuple[Any, ...]]] = {  # for what has no `__reduce__`, or one that does not suit
     **{kind: lambda one: (type(one), one) for kind in (list, tuple, set, frozenset)},
+    **{kind: lambda one: (dict, [x for item in one.items() for x in item]) for kind in (dict, types.MappingProxyType)},
     **{kind: lambda one: (type(one), [one.__wrapped__]) for kind in (staticmethod, classmethod, _CACHED)},
-    dict: lambda one: (dict, [part for item in one.items() for part in item]),
-    types.MappingProxyType: lambda one: (dict, [dict(one)]),
     types.ModuleType: lambda one: (one.__name__, ()),
     types.CodeType: lambda one: _read(one)[:2],
     torch.Generator: lambda one: (one.initial_seed(), ()),
@@ -213,7 +210,7 @@ class _Walk:
         try:
             self.found[name] = self.digest(value, outer, name if split else "")
         except pickle.PicklingError as error:
-            self.found[name] = f"unknown {error} {uuid.uuid4().hex}"
+            self.found[name] = f"unknown {error} {os.urandom(8).hex()}"
 
     def digest(self, value: Any, outer: tuple[int, ...] = (), prefix: str = "") -> str:
         """The digest of a value inside of those with the ids `outer`, where circles end."""
@@ -260,9 +257,9 @@ class _Walk:
         """The name of a function or class, which gets an entry unless it belongs to a library."""
         if id(thing) not in self.seen:
             name = f"{thing.__module__}.{thing.__qualname__}".removeprefix("__main__.")
+            while name in self.found:
+                name += "'"
             if not _of_library(thing):
-                while name in self.found:
-                    name += "'"
                 self.found[name] = ""
                 self.queue.append((name, thing))
             self.seen[id(thing)] = name, thing
