@@ -160,8 +160,9 @@ class TopologyLoss(nn.Module):
     c runs over the critical regions of the predicted labels (see `topology`), found on the CPU and held fixed for the
     gradient.  N is the number of true objects (and `holes`, if they count) in the batch, at least 1: a bridge of three
     pixels weighs as much as a missed cell.  A `weight` belongs to the CE alone.  `strength` is λ ≥ 0; in the first
-    `warm_up` training steps it rises from 0 along a line.  By default all `classes` but 0 count; `connectivity` and
-    `strict` are those of `topology.critical_regions`.  With a `margin` m > 0 what is falsely predicted is looked for
+    `warm_up` training steps it rises from 0 along a line: the speckle of an untrained network is hundreds of errors,
+    and without a warm-up the loss begins at 10 … 40.  By default all `classes` but 0 count; `connectivity` and `strict`
+    are those of `topology.critical_regions`.  With a `margin` m > 0 what is falsely predicted is looked for
     where the logit of the class exceeds the highest other one by more than −m, what is missing where by less than m
     (m = 1: p = 0.27 and 0.73).
 
