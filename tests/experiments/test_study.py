@@ -1,6 +1,7 @@
 """The study of losses on a tiny set: each run once, tables that only grow, thresholds chosen without test images."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,6 +68,18 @@ def test_rows_of_other_runs_stay_and_own_ones_are_replaced(tiny) -> None:
     table.write_text("\n".join([header, other, stale, *others]) + "\n")
     study.collect()
     assert table.read_text().splitlines() == [header, other, first, *others]
+
+
+def test_collecting_a_new_run_keeps_the_committed_rows(tiny, capsys) -> None:
+    study.main(["--sets", "tiny", "--losses", "ce"])
+    committed = [Path(study.__file__).parents[1] / "figures" / file.name for file in study.FIGURES.glob("study*.csv")]
+    for file in committed:
+        shutil.copy(file, study.FIGURES)
+    study.collect()
+    for file in committed:
+        rows = set((study.FIGURES / file.name).read_text().splitlines())
+        assert set(file.read_text().splitlines()) < rows and any(row.startswith("tiny,ce") for row in rows)
+    capsys.readouterr()
 
 
 def test_thresholds_are_chosen_on_the_validation_images(tiny, monkeypatch) -> None:
