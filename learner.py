@@ -219,17 +219,16 @@ class Learner:
         if not finite.all():
             step += int(finite.int().argmin())
             names = ", ".join(_image_names(self.train_loader, step)[:16])
-            raise FloatingPointError(
+            text = (
                 f"The loss became NaN or infinite in epoch {epoch + 1}, step {step + 1}; the weights before it stay.\n"
-                f"Use a smaller learning rate (now {self.lr:.2g}), or look at the images and labels"
-                + (f" of this batch: {names}." if names else ".")
             )
+            text += f"Use a smaller learning rate (now {self.lr:.2g}), or look at the images and labels"
+            raise FloatingPointError(text + (f" of this batch: {names}." if names else "."))
 
     def _lr_factor(self, progress: float, one_step: float) -> float:
         if self.schedule == "constant":
             return 1.0
-        warm_up = min(1.0, (progress + one_step) / 0.05)
-        return warm_up * 0.5 * (1 + math.cos(math.pi * progress))
+        return min(1.0, (progress + one_step) / 0.05) * 0.5 * (1 + math.cos(math.pi * progress))  # after a warm-up
 
     # ---- the number format ------------------------------------------------------------------------------------------
 
@@ -329,10 +328,8 @@ class Learner:
 
     def _summary(self, state: dict[str, Any]) -> str:
         last, best = state["history"][-1], state["history"][state["best_epoch"] - 1]
-        text = f"training loss {last['train_loss']:.3f}"
-        if "val_mean_iou" in best:
-            text += f" · validation mean IoU {best['val_mean_iou']:.3f} (best, epoch {state['best_epoch']})"
-        return text
+        score = f" · validation mean IoU {best.get('val_mean_iou', 0):.3f} (best, epoch {state['best_epoch']})"
+        return f"training loss {last['train_loss']:.3f}" + score * ("val_mean_iou" in best)
 
     # ---- evaluation, prediction, explanation ------------------------------------------------------------------------
 

@@ -11,7 +11,6 @@ Source: Pillai et al., "All file systems are not created equal", OSDI 2014.
 import contextlib
 import copyreg
 import dis
-import functools
 import hashlib
 import io
 import os
@@ -24,6 +23,7 @@ import zipfile
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -137,9 +137,8 @@ def locked(folder: Path) -> Iterator[None]:
 def identity(trained: nn.Module | None = None, /, **values: Any) -> dict[str, str]:
     """Name → short digest of all that determines what is worked out with `values`; the same in every process.
 
-    Functions and classes count by their compiled code: comments, docstrings and moved lines do not matter, and a file
-    that was edited but not imported again does not claim to have run.  With them count defaults, closures, bases, and
-    the globals that the code reads, which are followed further.  What belongs to a library counts by its name.
+    Functions and classes count by their compiled code, as it runs, without comments and docstrings.  With them count
+    defaults, closures, bases, and the globals that the code reads.  What belongs to a library counts by its name.
     An object counts by what `pickle` would write of it, or by what `determined_by` of its class names; arrays by their
     bytes; the modules of `trained` without their weights; a text that names a file with the size and time of the file.
     What cannot be taken apart has a digest that begins with "unknown" and never comes again.
@@ -164,7 +163,7 @@ def changed(before: Mapping[str, str], now: Mapping[str, str]) -> str:
     return ", ".join(n + kinds.get(n, "") for n in names[:5]) + f" and {len(names) - 5} more" * (len(names) > 5)
 
 
-@functools.lru_cache(10_000)
+@lru_cache(10_000)
 def _read(code: types.CodeType) -> tuple[str, list[Any], set[str], set[str]]:
     """What a code does, the constants that it loads (so no docstrings), globals and modules it reads, all its names."""
     steps = list(dis.get_instructions(code))
@@ -182,16 +181,15 @@ _PLAIN = (type(None), bool, int, float, complex, bytes, torch.dtype, torch.devic
 _OF_LOADER = "dataset batch_sampler sampler batch_size drop_last collate_fn generator num_workers worker_init_fn"
 _LIBRARIES = ("site-packages", "dist-packages", "<frozen", sysconfig.get_path("stdlib"))
 _READS = ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS", "IMPORT_NAME")
-_CACHED = type(functools.cache(len))  # a function with it
 _REDUCE: dict[type, Callable[[Any], tuple[Any, ...]]] = {  # for what has no `__reduce__`, or one that does not suit
     **{kind: lambda one: (type(one), one) for kind in (list, tuple, set, frozenset)},
     **{kind: lambda one: (dict, [x for item in one.items() for x in item]) for kind in (dict, types.MappingProxyType)},
-    **{kind: lambda one: (type(one), [one.__wrapped__]) for kind in (staticmethod, classmethod, _CACHED)},
+    **{kind: lambda one: (type(one), [one.__wrapped__]) for kind in (staticmethod, classmethod, type(lru_cache(len)))},
     types.ModuleType: lambda one: (one.__name__, ()),
     types.CodeType: lambda one: _read(one)[:2],
     torch.Generator: lambda one: (one.initial_seed(), ()),
     property: lambda one: (property, (one.fget, one.fset, one.fdel)),
-    functools.cached_property: lambda one: (property, [one.func]),
+    cached_property: lambda one: (property, [one.func]),
     weakref.WeakValueDictionary: lambda one: ("a cache", ()),
 }
 
