@@ -35,7 +35,7 @@ SETTINGS = ("threshold", "connectivity", "tolerance")
 
 
 class Counts:
-    """Numbers of one image that add up over a data set (`total`); `SETTINGS` among them must be equal."""
+    """Numbers of one image that add up over a data set, with + or `sum`; `SETTINGS` among them must be equal."""
 
     def __add__(self, other: Any) -> Any:
         a, b = vars(self), vars(other)
@@ -43,6 +43,9 @@ class Counts:
             if a[name] != b[name]:
                 raise InputError(f"Counts with {name} {a[name]} and with {name} {b[name]} do not add up.")
         return type(self)(**{name: a[name] if name in SETTINGS else a[name] + b[name] for name in a})
+
+    def __radd__(self, other: int) -> Any:
+        return self  # `sum` starts at 0
 
 
 def _score(formula: Callable[[Any], tuple[float, float]], meaning: str) -> property:
