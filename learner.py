@@ -117,8 +117,7 @@ class Learner:
         """
         if not self.train_loader:
             raise InputError("Learner.fit: there is no training data; give a train_loader with at least one batch.")
-        _glibc("mallopt", -3, 1 << 30)  # M_MMAP_THRESHOLD: tensors up to 1 GiB come from the heap …
-        _glibc("mallopt", -1, 1 << 29)  # M_TRIM_THRESHOLD: … which keeps half a GiB for the next step: a tenth of it
+        _keep_memory(1 << 30, 1 << 29)  # for the next step: a tenth of its time on a CPU
         parallel.start()
         folder = self.folder if parallel.rank() == 0 else None
         with checkpoint.locked(folder) if folder is not None else contextlib.nullcontext():
@@ -151,7 +150,7 @@ class Learner:
                 line.show(f"epoch {epoch + 1}/{epochs} · {self._summary(state)}{left}")
                 after_epoch(row)
         finally:  # also when the student presses stop, or the loss is not finite
-            _glibc("malloc_trim", 0)
+            _keep_memory(1 << 25, 1 << 26)
             self._learnt().load_state_dict(state["best"])
             self.history = list(state["history"])
             self._settings = self.settings() if parallel.rank() == 0 else {}
@@ -371,7 +370,7 @@ class Learner:
             except (RuntimeError, MemoryError) as error:
                 if not memory_is_full(error):
                     raise
-            _glibc("malloc_trim", 0)  # else the heap keeps what the convolutions of a tile need
+            _keep_memory(1 << 25, 1 << 26)  # else the heap keeps what the convolutions of a tile need
             if at_once == 1 and (tile <= 2 * GRID or (margin is None and max(images.shape[2:]) > tile)):
                 size = f"one image of {images.shape[2]} × {images.shape[3]} pixels, not even by tiles"
                 raise InputError(f"The memory of {self.device} does not hold {size}.\nTake a smaller model or image.")
@@ -418,10 +417,13 @@ def _image_names(loader: Any, step: int) -> list[str]:
     return [names[draw[1] if isinstance(draw, tuple) else draw] for draw in list(batches)[step]]
 
 
-def _glibc(function: str, *numbers: int) -> None:
-    """Tell glibc how to keep memory; other C libraries cannot be told."""
+def _keep_memory(largest: int, in_all: int) -> None:
+    """Let glibc keep freed tensors up to so many bytes for later, give back the rest; others cannot be told."""
     if platform.libc_ver()[0] == "glibc":
-        getattr(ctypes.CDLL(None), function)(*numbers)
+        libc = ctypes.CDLL(None)
+        libc.mallopt(-3, largest)  # M_MMAP_THRESHOLD
+        libc.mallopt(-1, in_all)  # M_TRIM_THRESHOLD
+        libc.malloc_trim(0)
 
 
 def _copy_to_cpu(value: Any) -> Any:

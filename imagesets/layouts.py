@@ -333,10 +333,12 @@ def _read_table(path: Path) -> tuple[tuple[str, ...], LabelMap | None]:
         name = next((text.strip("_") for text in fields if re.search(r"[^\d ]", text)), f"class {len(names)}")
         number = IGNORED.get(name.lower(), len(names))
         names += [name] * (number != IGNORE_INDEX)
+        at = -1 if len(numbers) == 4 and not fields[0].isdigit() else 0  # where the value stands, before or behind
         if len(numbers) >= 3:
-            label_map[tuple(numbers[-3:])] = number
+            label_map[tuple(numbers[:3] if at else numbers[-3:])] = number
         if len(numbers) in (0, 1, 4):
-            label_map |= {(numbers or [number])[0]: number, IGNORE_INDEX: label_map.get(IGNORE_INDEX, IGNORE_INDEX)}
+            label_map[(numbers or [number])[at]] = number
+            label_map.setdefault(IGNORE_INDEX, IGNORE_INDEX)
     if len(names) < 2 or any(Path(name).suffix.lower() in IMAGE_SUFFIXES for name in names):
         return (), None  # a list of files, or of nothing
     return tuple(names), label_map if any(value != number for value, number in label_map.items()) else None

@@ -78,6 +78,10 @@ FOLDERS = {  # files, what is said of them, and the names of the samples
     "values": (
         pairs("images/{}.png", "labels/{}.png", turn=lambda label: label * 100) | {"classes.csv": VALUES}, NAMED, "{}"
     ),
+    "colours and values": (
+        pairs("images/{}.png", "labels/{}.png", turn=lambda label: label * 100)
+        | {"classes.csv": "name,r,g,b,id\nbackground,0,0,0,0\nred,200,10,10,100\ngreen,10,200,10,200\n"}, NAMED, "{}",
+    ),
     "Cityscapes": (
         pairs("leftImg8bit/train/aachen/{}_leftImg8bit.png", "gtFine/train/aachen/{}_gtFine_labelIds.png",
               turn=lambda label: np.array([7, 8, 11], np.uint8)[label])
