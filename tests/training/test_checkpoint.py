@@ -147,6 +147,7 @@ def two(tmp_path):
     return tmp_path
 
 
+@pytest.mark.filterwarnings("ignore:.*BytesIO:pytest.PytestUnraisableExceptionWarning")  # PyTorch 2.11, Python 3.13
 def test_damaged_anywhere_the_one_before_is_loaded(two):
     latest, chance = two / checkpoint.LATEST, random.Random(0)
     content = bytearray(latest.read_bytes())
