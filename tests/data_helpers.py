@@ -62,6 +62,10 @@ def build_normalised(folder: Path, samples: Iterable[Sample] | None = None, **se
     return normalise_hdf5(build(folder, samples, **settings), folder / "normalised.hdf5")
 
 
+def quiet(line: str) -> None:
+    """Say nothing."""
+
+
 def refused(function: Callable[..., Any], *arguments: Any, **settings: Any) -> str:
     """Call `function`, which must raise one InputError, and return its message."""
 

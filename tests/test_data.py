@@ -22,13 +22,8 @@ from imagesets import hdf5
 from imagesets.changes import Resize
 from imagesets.files import Sample
 from imagesets.hdf5 import normalise_hdf5, normalise_image, open_hdf5
-from tests.data_helpers import build, build_normalised, make_folder, make_samples, mask, picture, refused, save
+from tests.data_helpers import build, build_normalised, make_folder, make_samples, mask, picture, quiet, refused, save
 from transforms import Compose, DownscaleImage, RandomReflect, RandomRotate90
-
-
-def quiet(line: str) -> None:
-    """Say nothing."""
-
 
 # --- the dataset ---
 

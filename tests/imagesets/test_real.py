@@ -1,23 +1,20 @@
-"""Real data sets: fetched from a server on 127.0.0.1, well or badly behaved, and read from small fakes of each layout.
+"""Real data sets: fetched from a server on 127.0.0.1, read from small fakes of each layout and from a set mirror."""
 
-No test reaches the internet.  Where a mirror is set, its real files are read too.
-"""
-
-import contextlib
-import fnmatch
 import gc
 import hashlib
 import io
 import itertools
 import random
 import re
+import shutil
 import socket
-import tarfile
 import threading
 import zipfile
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -26,16 +23,13 @@ from PIL import Image
 from skimage.measure import regionprops
 
 from imagesets import real
-from imagesets.files import PARTS, Sample
+from imagesets.files import PARTS
 from imagesets.real import READERS, SOURCES, RemoteFile, Source, locate, pet_species, reachable, read_dataset
-from tests.data_helpers import MIRROR, colour_picture, mask, needs_mirror, picture, refused, save
+from tests.data_helpers import MIRROR, colour_picture, mask, needs_mirror, picture, quiet, refused, save
 
 README = (Path(__file__).parents[2] / "data" / "README.md").read_text(encoding="utf-8")
 TIF = b"II*\x00" + random.Random(0).randbytes(100_000)  # begins as a TIFF file does
-HTML = b"<!DOCTYPE html><title>Please log in</title>"
-Page = Callable[[BaseHTTPRequestHandler], None]
 Patch = pytest.MonkeyPatch
-Boxed = Callable[[bytes], None]
 pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in.*socket:pytest.PytestUnraisableExceptionWarning")
 
 
@@ -59,96 +53,68 @@ def test_single_files_match_the_expected_names_and_numbers() -> None:
     # yeast_phase: 10 frames + 10 labels = 20 files; yeastcellseg: 15 + 15 = 30; topomortar: 2·(50 + 20 + 50) = 240
     for name, total in (("yeast_phase", 20), ("yeastcellseg", 30), ("topomortar", 240)):
         targets = {file.target for file in SOURCES[name].files}
-        assert targets == {f"{name}/{path}" for path in SOURCES[name].expected}
-        assert len(targets) == total
-    assert SOURCES["yeast_phase"].files[1].target == "yeast_phase/data/sample_movie_1/im000_mask1.tif"
-    assert SOURCES["yeastcellseg"].files[-1].address.endswith("zenodo.org/records/344879/files/DS01_15_gt.tif")
-    assert SOURCES["topomortar"].files[-1].address.endswith("/dataset/test/accurate/120.png")
+        assert targets == {f"{name}/{path}" for path in SOURCES[name].expected} and len(targets) == total
     roads = list(SOURCES["kitti_road"].expected)[1]
-    assert fnmatch.fnmatchcase("training/gt_image_2/umm_road_000000.png", roads)
-    assert not fnmatch.fnmatchcase("training/gt_image_2/um_lane_000000.png", roads)  # the lane of the car
+    assert PurePath("training/gt_image_2/umm_road_000000.png").match(roads)
+    assert not PurePath("training/gt_image_2/um_lane_000000.png").match(roads)  # the lane of the car
 
 
-# --- a server with a page for each behaviour ---
+# --- a server on this machine ---
 
 
-class Site:
-    """Answers with `pages[path]`: one page, or a list for the first, second, … request (the last repeats)."""
+class Page(NamedTuple):
+    """Promises all of `data`, and leaves out the last `missing` bytes."""
+
+    data: bytes = b""
+    code: int = 200
+    missing: int = 0
+
+
+class Site(ThreadingHTTPServer):
+    """Answers with `pages[path]`, the first, second, … request with the first, second, … (the last repeats)."""
 
     def __init__(self) -> None:
-        self.pages: dict[str, Page | list[Page]] = {}
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.base = f"http://127.0.0.1:{self.server_port}"
+        self.pages: dict[str, list[Page]] = {}
         self.log: list[str] = []
-        site = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                site.log.append(self.path)
-                page = site.pages.get(self.path, status(404))
-                if isinstance(page, list):
-                    page = page.pop(0) if len(page) > 1 else page[0]
-                with contextlib.suppress(BrokenPipeError, ConnectionResetError):  # some clients leave early
-                    page(self)
-                self.close_connection = True
-
-            do_HEAD = do_GET
-
-            def log_message(self, *ignored: object) -> None:
-                pass
-
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.base = f"http://127.0.0.1:{self.server.server_port}"
-        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
+        threading.Thread(target=self.serve_forever, args=(0.01,), daemon=True).start()
 
 
-def serve(data: bytes, code: int = 200, missing: int = 0) -> Page:
-    """Promise all of `data`, and leave out the last `missing` bytes."""
+class Handler(BaseHTTPRequestHandler):
+    def do_GET(self) -> None:
+        self.server.log.append(self.path)
+        pages = self.server.pages[self.path]
+        data, code, missing = pages.pop(0) if len(pages) > 1 else pages[0]
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(data)))
+        self.end_headers()
+        self.wfile.write(data[: len(data) - missing])
 
-    def page(handler: BaseHTTPRequestHandler) -> None:
-        handler.send_response(code)
-        handler.send_header("Content-Length", str(len(data)))
-        handler.end_headers()
-        handler.wfile.write(data[: len(data) - missing])
-
-    return page
-
-
-def status(code: int) -> Page:
-    return serve(b"", code=code)
+    do_HEAD = do_GET
 
 
 @pytest.fixture
 def site() -> Iterator[Site]:
     site = Site()
     yield site
-    site.close()
+    site.shutdown()
+    site.server_close()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def collected() -> Iterator[None]:
-    """The socket of a download that failed is left to the garbage collector, which warns: let it do so here."""
-    yield
-    gc.collect()
+def teardown_module() -> None:
+    gc.collect()  # it warns of the sockets of downloads that failed: let it do so here
 
 
 @pytest.fixture(autouse=True)
 def sealed(monkeypatch: Patch) -> None:
-    """No pauses between tries, no mirror, nothing said yet, and no way to the internet."""
+    """No pauses between tries, no mirror, nothing said yet, and every name is that of this machine."""
     monkeypatch.setattr("pooch.core.time.sleep", lambda seconds: None)
     monkeypatch.setattr(real, "_SAID", set())
     monkeypatch.delenv(real.MIRROR_VARIABLE, raising=False)
     monkeypatch.setenv("no_proxy", "*")
     lookup = socket.getaddrinfo
-
-    def only_here(host: str, *rest: object, **more: object) -> object:
-        if host != "127.0.0.1":
-            raise socket.gaierror(f"a test asked for {host}")
-        return lookup(host, *rest, **more)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(socket, "getaddrinfo", only_here)
+    monkeypatch.setattr(socket, "getaddrinfo", lambda host, *rest, **more: lookup("127.0.0.1", *rest, **more))
 
 
 def register(monkeypatch: Patch, name: str, *files: RemoteFile, expected: dict[str, int], root: str = "") -> None:
@@ -157,21 +123,14 @@ def register(monkeypatch: Patch, name: str, *files: RemoteFile, expected: dict[s
 
 @pytest.fixture
 def tiny(site: Site, monkeypatch: Patch) -> None:
-    """A set of one file with a checksum."""
-    site.pages["/a.tif"] = serve(TIF)
-    file = RemoteFile(f"{site.base}/a.tif", "tiny/im/a.tif", f"sha256:{hashlib.sha256(TIF).hexdigest()}")
-    register(monkeypatch, "tiny", file, expected={"im/*.tif": 1})
+    """A set of one file, with its checksum and as `bare` without."""
+    site.pages["/a.tif"] = [Page(TIF)]
+    for name, checksum in (("tiny", f"sha256:{hashlib.sha256(TIF).hexdigest()}"), ("bare", None)):
+        file = RemoteFile(f"{site.base}/a.tif", f"{name}/im/a.tif", checksum)
+        register(monkeypatch, name, file, expected={"im/*.tif": 1})
 
 
-@pytest.fixture
-def bare(site: Site, monkeypatch: Patch) -> None:
-    """A set of two files without checksums."""
-    site.pages.update({"/a.tif": serve(TIF), "/b.tif": serve(TIF)})
-    files = (RemoteFile(f"{site.base}/{name}.tif", f"bare/{name}.tif") for name in "ab")
-    register(monkeypatch, "bare", *files, expected={"?.tif": 2})
-
-
-def pack_zip(entries: dict[str, bytes]) -> bytes:
+def pack(entries: dict[str, bytes]) -> bytes:
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as packed:
         for name, data in entries.items():
@@ -179,93 +138,64 @@ def pack_zip(entries: dict[str, bytes]) -> bytes:
     return stream.getvalue()
 
 
-def pack_tar(entries: dict[str, bytes]) -> bytes:
-    stream = io.BytesIO()
-    with tarfile.open(fileobj=stream, mode="w:gz", compresslevel=1) as packed:
-        for name, data in entries.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            packed.addfile(info, io.BytesIO(data))
-    return stream.getvalue()
-
-
-GOOD = {"box/im/a.tif": TIF, "box/im/b.tif": TIF, "__MACOSX/box/._a.tif": b"x"}
+GOOD = pack({"box/im/a.tif": TIF, "box/im/b.tif": TIF, "__MACOSX/box/._a.tif": b"x"})
 
 
 @pytest.fixture
-def boxed(site: Site, monkeypatch: Patch) -> Boxed:
-    """Register a set that comes as one .zip with the given bytes."""
-
-    def make(archive: bytes) -> None:
-        site.pages["/z.zip"] = serve(archive)
-        file = RemoteFile(f"{site.base}/z.zip", "z.zip")
-        register(monkeypatch, "boxed", file, expected={"im/*.tif": 2}, root="box")
-
-    return make
-
-
-def quiet(line: str) -> None:
-    pass
+def boxed(site: Site, monkeypatch: Patch) -> None:
+    """A set that comes as one .zip."""
+    site.pages["/z.zip"] = [Page(GOOD)]
+    register(monkeypatch, "boxed", RemoteFile(f"{site.base}/z.zip", "z.zip"), expected={"im/*.tif": 2}, root="box")
 
 
 def names(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
-# --- fetching ---
+# --- fetching and unpacking ---
 
 
-def test_a_file_is_fetched_once_and_the_terms_are_said_once(tiny: None, site: Site, tmp_path: Path) -> None:
+def test_a_file_is_fetched_once_if_need_be_in_three_tries(tiny: None, site: Site, tmp_path: Path) -> None:
+    site.pages["/a.tif"] = [Page(TIF, missing=5000), Page(code=503), Page(TIF)]
     said: list[str] = []
     for _ in range(2):
         assert locate("tiny", tmp_path, say=said.append) == tmp_path / "tiny"
-    assert names(tmp_path) == ["tiny/im/a.tif"]
+    assert names(tmp_path) == ["tiny/im/a.tif"] and site.log == ["/a.tif"] * 3
     assert (tmp_path / "tiny/im/a.tif").read_bytes() == TIF
-    assert site.log == ["/a.tif"]
     assert len(said) == 2 and "Licence: none" in said[0] and "cite: nobody" in said[0]
     assert said[1] == "tiny: fetching 1 file(s) from 127.0.0.1"
-
-
-def test_what_goes_wrong_once_is_tried_again(tiny: None, site: Site, tmp_path: Path) -> None:
-    site.pages["/a.tif"] = [serve(TIF, missing=5000), status(503), serve(TIF)]
-    locate("tiny", tmp_path, say=quiet)
-    assert (tmp_path / "tiny/im/a.tif").read_bytes() == TIF
 
 
 @pytest.mark.parametrize(
     ("name", "bad", "reason", "tries"),
     [
-        ("tiny", serve(TIF[:-1] + b"?"), "does not match the known hash", 1),
-        ("tiny", status(404), "404", 1),
-        ("tiny", status(503), "503", 3),
-        ("bare", serve(TIF, missing=5000), "IncompleteRead", 3),
-        ("bare", serve(HTML), "a web page came instead of the file", 1),
+        pytest.param("tiny", Page(TIF[:-1] + b"?"), "does not match the known hash", 1, id="wrong hash"),
+        pytest.param("tiny", Page(code=404), "404", 1, id="404"),
+        pytest.param("tiny", Page(code=503), "503", 3, id="503"),
+        pytest.param("bare", Page(TIF, missing=5000), "IncompleteRead", 3, id="cut off"),
+        pytest.param("bare", Page(b"<html>Log in"), "a web page came instead of the file", 1, id="login page"),
     ],
-    ids=["wrong hash", "404", "503", "cut off", "login page"],
 )
 def test_a_file_that_is_not_the_right_one_never_gets_its_name_nor_is_it_fetched_again_in_vain(
-    name: str, bad: Page, reason: str, tries: int, tiny: None, bare: None, site: Site, tmp_path: Path
+    name: str, bad: Page, reason: str, tries: int, tiny: None, site: Site, tmp_path: Path
 ) -> None:
-    site.pages["/a.tif"] = bad
+    site.pages["/a.tif"] = [bad]
     message = refused(locate, name, tmp_path, say=quiet)
     assert reason in message and f"{site.base}/a.tif cannot be fetched" in message
-    assert f"By hand: save the address as {tmp_path / SOURCES[name].files[0].target}" in message
+    assert f"By hand: save the address as {tmp_path / name / 'im/a.tif'}" in message
     assert names(tmp_path) == [] and site.log == ["/a.tif"] * tries
 
 
 def test_offline_a_file_put_there_by_hand_is_enough(tiny: None, site: Site, tmp_path: Path) -> None:
     assert reachable("tiny", tmp_path)
-    site.close()
+    site.server_close()
     assert not reachable("tiny", tmp_path)
     assert "By hand: save" in refused(locate, "tiny", tmp_path, say=quiet)
     (tmp_path / "tiny/im/a.tif").write_bytes(TIF)  # the folder is there already
-    assert reachable("tiny", tmp_path)
-    assert locate("tiny", tmp_path, say=quiet) == tmp_path / "tiny"
+    assert reachable("tiny", tmp_path) and locate("tiny", tmp_path, say=quiet) == tmp_path / "tiny"
 
 
-def test_a_wrong_file_put_there_by_hand_is_neither_taken_nor_overwritten(
-    tiny: None, site: Site, tmp_path: Path
-) -> None:
+def test_a_wrong_file_put_by_hand_is_neither_taken_nor_overwritten(tiny: None, site: Site, tmp_path: Path) -> None:
     for name in "ab":  # one too many, so that the folder is not taken for complete
         save(tmp_path / f"tiny/im/{name}.tif", picture())
     before = (tmp_path / "tiny/im/a.tif").read_bytes()
@@ -273,27 +203,19 @@ def test_a_wrong_file_put_there_by_hand_is_neither_taken_nor_overwritten(
     assert (tmp_path / "tiny/im/a.tif").read_bytes() == before and site.log == []
 
 
-def test_reachable_does_not_wait_for_a_name_server_that_is_silent(
-    tiny: None, tmp_path: Path, monkeypatch: Patch
-) -> None:
-    release, answered = threading.Event(), list[str]()
+def test_reachable_does_not_wait_for_a_silent_name_server(tiny: None, tmp_path: Path, monkeypatch: Patch) -> None:
+    release, answered = threading.Event(), list[bool]()
 
-    def silent(host: str, *ignored: object, **more: object) -> None:
-        release.wait(3)
-        answered.append(host)
+    def silent(*host: object, **more: object) -> None:
+        answered.append(release.wait(3))
         raise socket.gaierror("too late")
 
     monkeypatch.setattr(socket, "getaddrinfo", silent)
-    assert not reachable("tiny", tmp_path, timeout=0.1)
-    assert answered == []
+    assert not reachable("tiny", tmp_path, timeout=0.1) and answered == []
     release.set()
 
 
-# --- archives ---
-
-
-def test_an_archive_is_unpacked_without_its_outer_folder(boxed: Boxed, tmp_path: Path) -> None:
-    boxed(pack_zip(GOOD))
+def test_an_archive_is_unpacked_without_its_outer_folder(boxed: None, tmp_path: Path) -> None:
     (tmp_path / "boxed.unpacking/box/im").mkdir(parents=True)
     (tmp_path / "boxed.unpacking/box/im/of_a_killed_run.tif").write_bytes(TIF)
     assert locate("boxed", tmp_path, say=quiet) == tmp_path / "boxed"
@@ -301,57 +223,45 @@ def test_an_archive_is_unpacked_without_its_outer_folder(boxed: Boxed, tmp_path:
 
 
 def test_two_archives_become_one_folder(site: Site, tmp_path: Path, monkeypatch: Patch) -> None:
-    archives = {"im": pack_tar({"im/a.tif": TIF, "im/._a.tif": b"x"}), "gt": pack_tar({"./gt/a.tif": TIF})}
     files = []
-    for name, data in archives.items():
-        site.pages[f"/{name}"] = serve(data)
-        md5 = f"md5:{hashlib.md5(data).hexdigest()}"
-        files.append(RemoteFile(f"{site.base}/{name}", f"two_{name}.tar.gz", md5))
+    for name in ("im", "gt"):
+        save(tmp_path / name / name / "a.tif", picture())
+        (tmp_path / name / name / "._a.tif").write_bytes(b"junk")
+        data = Path(shutil.make_archive(str(tmp_path / name), "gztar", tmp_path / name)).read_bytes()
+        site.pages[f"/{name}"] = [Page(data)]
+        files.append(RemoteFile(f"{site.base}/{name}", f"two_{name}.tar.gz", f"md5:{hashlib.md5(data).hexdigest()}"))
     register(monkeypatch, "two", *files, expected={"im/*.tif": 1, "gt/*.tif": 1})
-    assert names(locate("two", tmp_path, say=quiet)) == ["gt/a.tif", "im/._a.tif", "im/a.tif"]
+    assert names(locate("two", tmp_path / "data", say=quiet)) == ["gt/._a.tif", "gt/a.tif", "im/._a.tif", "im/a.tif"]
 
 
-def test_a_folder_that_is_there_is_never_overwritten(boxed: Boxed, site: Site, tmp_path: Path) -> None:
-    boxed(pack_zip(GOOD))
-    (tmp_path / "boxed/im").mkdir(parents=True)
-    (tmp_path / "boxed/im/mine.tif").write_bytes(TIF)
+def test_a_folder_that_is_there_is_never_overwritten(boxed: None, site: Site, tmp_path: Path) -> None:
+    save(tmp_path / "boxed/im/mine.tif", picture())
     assert "Move this folder away" in refused(locate, "boxed", tmp_path, say=quiet)
-    assert names(tmp_path) == ["boxed/im/mine.tif"]
-    assert site.log == []
+    assert names(tmp_path) == ["boxed/im/mine.tif"] and site.log == []
 
 
-@pytest.mark.parametrize(
-    ("archive", "reason"),
-    [
-        (pack_zip({"box/im/a.tif": TIF}), "1 files im/*.tif (expected 2)"),
-        (pack_zip(GOOD)[:-1000], "cannot be unpacked"),
-        (pack_zip({"../im/a.tif": TIF, "box/im/b.tif": TIF}), "1 files im/*.tif (expected 2)"),
-    ],
-    ids=["other content", "damaged", "outside"],
-)
-def test_an_archive_that_is_not_the_right_one_leaves_no_folder(
-    archive: bytes, reason: str, boxed: Boxed, tmp_path: Path
-) -> None:
-    boxed(archive)
+WRONG = [
+    pytest.param(pack({"box/im/a.tif": TIF}), "1 files im/*.tif (expected 2)", id="other content"),
+    pytest.param(pack({"../im/a.tif": TIF, "box/im/b.tif": TIF}), "1 files im/*.tif (expected 2)", id="outside"),
+    pytest.param(GOOD[:-1000], "cannot be unpacked", id="damaged"),
+]
+
+
+@pytest.mark.parametrize(("archive", "reason"), WRONG)
+def test_a_wrong_archive_leaves_no_folder(archive: bytes, reason: str, boxed: None, site: Site, tmp_path: Path) -> None:
+    site.pages["/z.zip"] = [Page(archive)]
     assert reason in refused(locate, "boxed", tmp_path / "data", say=quiet)
     assert names(tmp_path) == ["data/z.zip"]
 
 
-# --- the mirror ---
-
-
-def test_the_mirror_wins_is_only_read_and_is_said_once(
-    bare: None, site: Site, tmp_path: Path, monkeypatch: Patch
-) -> None:
-    (tmp_path / "mirror" / "bare").mkdir(parents=True)
-    (tmp_path / "mirror" / "bare" / "a.tif").write_bytes(TIF)  # one of the two files
+def test_the_mirror_wins_and_is_only_read(tiny: None, site: Site, tmp_path: Path, monkeypatch: Patch) -> None:
+    (tmp_path / "mirror" / "tiny").mkdir(parents=True)  # it may hold less than the official number of files
     monkeypatch.setenv(real.MIRROR_VARIABLE, str(tmp_path / "mirror"))
     said: list[str] = []
-    before = names(tmp_path)
     for _ in range(2):
-        assert locate("bare", tmp_path / "data", say=said.append) == tmp_path / "mirror" / "bare"
-    assert reachable("bare", tmp_path / "data")
-    assert (names(tmp_path), site.log) == (before, [])
+        assert locate("tiny", tmp_path / "data", say=said.append) == tmp_path / "mirror" / "tiny"
+    assert reachable("tiny", tmp_path / "data")
+    assert names(tmp_path) == site.log == []
     assert len(said) == 2 and "Licence" in said[0] and "mirror" in said[1]
     assert str(tmp_path) not in "".join(said)  # no path of this machine in a notebook
 
@@ -373,22 +283,17 @@ def fake_pets(root: Path, cats: int = 20, dogs: int = 10, tests: int = 3) -> Pat
     return root
 
 
-def fake_camvid(root: Path, suffix: str = ".png", train: int = 3, val: int = 2, test: int = 2) -> Path:
-    for part, number in zip(PARTS, (train, val, test)):
+def fake_camvid(root: Path, suffix: str = ".png", **parts: int) -> Path:
+    for part, number in parts.items():
         for i in range(number):
             save(root / part / f"0016E5_{i:05d}{suffix}", colour_picture(i))
             save(root / f"{part}annot" / f"0016E5_{i:05d}.png", mask(i, classes=12))
     return root
 
 
-def parts_of(samples: list[Sample]) -> dict[str | None, int]:
-    return {part: [sample.part for sample in samples].count(part) for part in {sample.part for sample in samples}}
-
-
 def test_a_name_that_nobody_knows_is_said_with_those_that_are_known() -> None:
-    for function in (locate, reachable):
-        assert "'moon' is not a known data set; known are camvid" in refused(function, "moon")
-    assert "'moon' is not a known data set" in refused(read_dataset, "moon", "")
+    for function, rest in ((locate, []), (reachable, []), (read_dataset, [""])):
+        assert "'moon' is not a known data set; known are camvid" in refused(function, "moon", *rest)
 
 
 def test_dsb2018_has_instances_and_its_own_test_part(tmp_path: Path) -> None:
@@ -404,15 +309,12 @@ def test_dsb2018_has_instances_and_its_own_test_part(tmp_path: Path) -> None:
 def test_yeastcellseg_and_topomortar_are_foreground_or_not(tmp_path: Path) -> None:
     save(tmp_path / "DS01_01.tif", picture())
     save(tmp_path / "DS01_01_gt.tif", mask() * 255)
-    (sample,) = read_dataset("yeastcellseg", tmp_path)
-    assert sample.name == "DS01_01"
-    assert np.array_equal(sample.label, mask())
     for part, number in (("train", "001"), ("val", "051"), ("test", "071")):
         save(tmp_path / part / "images" / f"{number}.png", colour_picture())
         save(tmp_path / part / "accurate" / f"{number}.png", mask() * 255)
-    samples = list(read_dataset("topomortar", tmp_path))
-    assert [(sample.name, sample.part) for sample in samples] == [("001", "train"), ("051", "val"), ("071", "test")]
-    assert all(np.array_equal(sample.label, mask()) for sample in samples)
+    samples = [sample for name in ("yeastcellseg", "topomortar") for sample in read_dataset(name, tmp_path)]
+    assert [(s.name, s.part) for s in samples[1:]] == [("001", "train"), ("051", "val"), ("071", "test")]
+    assert samples[0].name == "DS01_01" and all(np.array_equal(sample.label, mask()) for sample in samples)
 
 
 def test_yeast_phase_gives_one_sample_a_region(tmp_path: Path) -> None:
@@ -420,8 +322,7 @@ def test_yeast_phase_gives_one_sample_a_region(tmp_path: Path) -> None:
     save(movie / "im007_channel1_phase.tif", np.tile(np.arange(692, dtype=np.uint16), (5, 1)))
     save(movie / "im007_mask1.tif", mask(0, 5, 692).astype(np.uint16) * 9)
     samples = list(read_dataset("yeast_phase", tmp_path))
-    assert [sample.name for sample in samples] == ["im007_train", "im007_val", "im007_test"]
-    assert [sample.part for sample in samples] == list(PARTS)
+    assert [(sample.name, sample.part) for sample in samples] == [(f"im007_{part}", part) for part in PARTS]
     assert [(s.image.min(), s.image.max() + 1) for s in samples] == [(0, 416), (452, 516), (552, 692)]
     for sample in samples:
         assert np.array_equal(sample.label, mask(0, 5, 692)[:, slice(*real.YEAST_COLUMNS[str(sample.part)])])
@@ -442,39 +343,30 @@ def test_kitti_road_has_roads_and_pixels_that_nobody_judged(tmp_path: Path) -> N
 
 
 def test_camvid_has_eleven_classes_void_and_its_official_parts(tmp_path: Path) -> None:
-    samples = list(read_dataset("camvid", fake_camvid(tmp_path)))
-    assert parts_of(samples) == {"train": 3, "val": 2, "test": 2}
-    raw = mask(0, classes=12)
-    assert np.array_equal(samples[0].label, np.where(raw == 11, 255, raw))
-
-
-def test_camvid_of_a_mirror_gives_the_second_half_of_its_validation_film_for_the_test_part(tmp_path: Path) -> None:
-    samples = list(read_dataset("camvid", fake_camvid(tmp_path, ".jpg", train=2, val=5, test=0)))
-    # 5 // 2 = 2 are left to validate; the others are one block
+    samples = list(read_dataset("camvid", fake_camvid(tmp_path / "official", train=3, val=2, test=2)))
+    assert Counter(sample.part for sample in samples) == {"train": 3, "val": 2, "test": 2}
+    assert np.array_equal(samples[0].label, np.array([*range(11), 255])[mask(0, classes=12)])
+    # a mirror has no test part: 5 // 2 = 2 of its validation film are left to validate, the others are one block
+    samples = list(read_dataset("camvid", fake_camvid(tmp_path / "mirror", ".jpg", train=2, val=5)))
     assert "".join(f"{sample.name[-1]}{str(sample.part)[:2]} " for sample in samples) == "0tr 1tr 0va 1va 2te 3te 4te "
 
 
 def test_partners_that_are_missing_are_named_and_junk_is_not(tmp_path: Path) -> None:
-    fake_camvid(tmp_path)
-    for folder in ("val", "valannot"):
-        for junk in ("._0016E5_00001.png", ".DS_Store", "Thumbs.db", "notes.mat"):
-            (tmp_path / folder / junk).write_bytes(b"junk")
+    fake_camvid(tmp_path, train=3, val=2, test=2)
+    for folder, junk in itertools.product(("val", "valannot"), ("._0016E5_00001.png", ".DS_Store", "notes.mat")):
+        (tmp_path / folder / junk).write_bytes(b"junk")
     assert sum(1 for _ in read_dataset("camvid", tmp_path)) == 7
     (tmp_path / "valannot/0016E5_00001.png").unlink()
     (tmp_path / "val/0016E5_00000.png").unlink()
     message = refused(read_dataset, "camvid", tmp_path)
-    assert "val/0016E5_00001.png has no label" in message
-    assert "valannot/0016E5_00000.png has no image" in message
-
-
-# --- pets ---
+    assert "val/0016E5_00001.png has no label" in message and "valannot/0016E5_00000.png has no image" in message
 
 
 def test_pets_keep_the_official_test_part_and_a_fixed_share_of_each_breed_validates(tmp_path: Path) -> None:
     samples = {sample.name: sample for sample in read_dataset("oxford_pets", fake_pets(tmp_path))}
-    raw = mask(1, classes=3) + 1
-    assert np.array_equal(samples["Abyssinian_1"].label, np.array([9, 1, 0, 2])[raw])  # 1 pet, 2 background, 3 border
-    assert parts_of(list(samples.values())) == {"train": 25, "val": 5, "test": 6}
+    pet, background, border = 1, 0, 2  # in the order of the numbers 1, 2, 3 of the official trimaps
+    assert np.array_equal(samples["Abyssinian_1"].label, np.array([pet, background, border])[mask(1, classes=3)])
+    assert Counter(sample.part for sample in samples.values()) == {"train": 25, "val": 5, "test": 6}
     assert pet_species(tmp_path)["Abyssinian_1"] == "cat" and pet_species(tmp_path, "test")["great_dane_11"] == "dog"
     # worked out with the command sha256sum: of Abyssinian_1 … 20 and great_dane_1 … 10, these are the smallest;
     # 15 % of 20 are 3, of 10 they are 1.5, rounded to the even 2
@@ -493,22 +385,17 @@ def test_a_copy_of_a_test_image_is_not_trained_on(tmp_path: Path) -> None:
     for place in ("images/{}.jpg", "annotations/trimaps/{}.png"):
         (tmp_path / place.format(trained)).write_bytes((tmp_path / place.format("Abyssinian_21")).read_bytes())
     (tmp_path / "images" / "pug_1.jpg").write_bytes(b"no picture, and in no list")
-    after = {sample.name: sample.part for sample in read_dataset("oxford_pets", tmp_path)}
-    assert before.keys() - after.keys() == {trained}
+    assert before.keys() - {sample.name for sample in read_dataset("oxford_pets", tmp_path)} == {trained}
 
 
 def test_every_pet_has_three_colours(tmp_path: Path) -> None:
     fake_pets(tmp_path, cats=2, dogs=0, tests=0)
-    see_through = Image.fromarray(colour_picture(8))
-    see_through.putalpha(Image.fromarray(picture(9)))
+    see_through = Image.fromarray(np.dstack([colour_picture(8), picture(9)]))
     see_through.save(tmp_path / "images/Abyssinian_1.jpg", format="PNG")  # as Abyssinian_5.jpg of the official set
-    Image.fromarray(picture()).save(tmp_path / "images/Abyssinian_2.jpg")
+    save(tmp_path / "images/Abyssinian_2.jpg", picture())
     images = {sample.name: sample.image for sample in read_dataset("oxford_pets", tmp_path)}
     assert np.array_equal(images["Abyssinian_1"], colour_picture(8))
     assert images["Abyssinian_2"].shape == (6, 8, 3)
-
-
-# --- the real files ---
 
 
 @pytest.mark.parametrize("name", sorted(SOURCES))
@@ -516,10 +403,8 @@ def test_the_real_mirror_is_complete(name: str, tmp_path: Path, monkeypatch: Pat
     if not MIRROR or not Path(MIRROR, name).is_dir():
         pytest.skip(f"{real.MIRROR_VARIABLE} names no folder that holds {name}/")
     monkeypatch.setenv(real.MIRROR_VARIABLE, MIRROR)
-    assert reachable(name, tmp_path)
-    assert locate(name, tmp_path, say=quiet) == Path(MIRROR, name)
-    samples = list(itertools.islice(read_dataset(name, Path(MIRROR, name)), 6))
-    for sample in samples:
+    assert reachable(name, tmp_path) and locate(name, tmp_path, say=quiet) == Path(MIRROR, name)
+    for sample in itertools.islice(read_dataset(name, Path(MIRROR, name)), 6):
         assert sample.image.shape[:2] == sample.label.shape
         assert set(np.unique(sample.label)) <= {*range(READERS[name].num_classes), 255}
 
@@ -527,10 +412,9 @@ def test_the_real_mirror_is_complete(name: str, tmp_path: Path, monkeypatch: Pat
 @needs_mirror
 def test_real_yeast_phase_is_split_by_region_with_a_gap_wider_than_a_cell() -> None:
     train, val, test = (real.YEAST_COLUMNS[part] for part in PARTS)
-    gaps = [val[0] - train[1], test[0] - val[1]]
-    root = Path(MIRROR, "yeast_phase")
-    label = tifffile.imread(root / "data" / "sample_movie_1" / "im009_mask1.tif")
-    assert min(gaps) > max(cell.bbox[3] - cell.bbox[1] for cell in regionprops(label))
-    samples = list(itertools.islice(read_dataset("yeast_phase", root), 3))
-    assert sum(sample.image.shape[1] for sample in samples) + sum(gaps) == 692
-    assert all(0.02 < sample.label.mean() < 0.5 for sample in samples)  # there are cells in every region
+    label = tifffile.imread(Path(MIRROR, "yeast_phase", "data", "sample_movie_1", "im009_mask1.tif"))
+    assert test[1] == label.shape[1] == 692
+    widest = max(cell.bbox[3] - cell.bbox[1] for cell in regionprops(label))
+    assert min(val[0] - train[1], test[0] - val[1]) > widest
+    for sample in itertools.islice(read_dataset("yeast_phase", Path(MIRROR, "yeast_phase")), 3):
+        assert 0.02 < sample.label.mean() < 0.5  # there are cells in every region
