@@ -27,6 +27,8 @@ from training.checkpoint import changed, identity, replacing
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork, which this system does not have")
 ROOT = Path(__file__).parents[2]
+# PyTorch 2.11 under Python 3.13
+pytestmark = pytest.mark.filterwarnings("ignore:.*BytesIO:pytest.PytestUnraisableExceptionWarning")
 
 
 def epoch_in(folder):
@@ -147,7 +149,6 @@ def two(tmp_path):
     return tmp_path
 
 
-@pytest.mark.filterwarnings("ignore:.*BytesIO:pytest.PytestUnraisableExceptionWarning")  # PyTorch 2.11, Python 3.13
 def test_damaged_anywhere_the_one_before_is_loaded(two):
     latest, chance = two / checkpoint.LATEST, random.Random(0)
     content = bytearray(latest.read_bytes())
