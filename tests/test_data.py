@@ -21,11 +21,9 @@ from data import EpochBatches, SegmentationDataset, make_loader, prepare
 from imagesets import hdf5
 from imagesets.changes import Resize
 from imagesets.files import Sample
-from imagesets.hdf5 import normalise_hdf5, normalise_image, open_hdf5
-from tests.data_helpers import build, build_normalised, make_folder, make_samples, mask, picture, quiet, refused, save
+from imagesets.hdf5 import normalise_image, open_hdf5
+from tests.data_helpers import build_normalised, make_folder, make_samples, mask, picture, quiet, refused, save
 from transforms import Compose, DownscaleImage, RandomReflect, RandomRotate90
-
-# --- the dataset ---
 
 
 def test_items_have_the_promised_types_and_labels_keep_255(tmp_path):
@@ -37,16 +35,14 @@ def test_items_have_the_promised_types_and_labels_keep_255(tmp_path):
     assert (image.dtype, tuple(image.shape)) == (torch.float32, (1, 6, 8))
     assert (target.dtype, tuple(target.shape)) == (torch.int64, (6, 8))
     assert (weights.dtype, instances.dtype) == (torch.float32, torch.int64)
-    assert target[0, 0] == 255
-    assert instances.max() == 300
+    assert target[0, 0] == 255 and instances.max() == 300
     assert dataset.parts == {"train": 4, "val": 1, "test": 1}
     assert (len(dataset), dataset.num_classes, dataset.channels) == (4, 2, 1)
     assert len(list(dataset)) == 4  # a plain loop ends
 
 
 def test_wrong_arguments_of_the_dataset_are_refused(tmp_path):
-    raw = build(tmp_path)
-    path = normalise_hdf5(raw, tmp_path / "n.hdf5")
+    path, raw = build_normalised(tmp_path), tmp_path / "set.hdf5"
     assert "not normalised" in refused(SegmentationDataset, raw, "train")
     assert "no sample in the part 'training'" in refused(SegmentationDataset, path, "training")
     assert "does not exist" in refused(SegmentationDataset, tmp_path / "nowhere.hdf5", "train")
@@ -59,16 +55,14 @@ def test_crops_and_padding_keep_image_label_and_map_together(height, width, crop
     label = (pixel % 3).astype(np.uint8)
     arrays = [np.stack([pixel, -pixel]), label, pixel + 1]
     image, target, weight = data._cropped(arrays, crop, np.random.default_rng(seed))
-    assert image.shape == (2, crop, crop)
-    assert target.shape == weight.shape == (crop, crop)
+    assert image.shape == (2, crop, crop) and target.shape == weight.shape == (crop, crop)
     inside = target != 255
-    assert inside.sum() == min(crop, height) * min(crop, width)
     assert np.array_equal(target[inside], image[0][inside] % 3)
     assert np.array_equal(weight[inside], image[0][inside] + 1)
     assert np.array_equal(image[1], -image[0])
     assert (weight[~inside] == 0).all()
     assert set(np.unique(image[0])) <= set(pixel.ravel())  # padding repeats pixels, it invents none
-    assert len(set(image[0][inside])) == inside.sum()  # no pixel twice
+    assert len(set(image[0][inside])) == inside.sum() == min(crop, height) * min(crop, width)  # no pixel twice
 
 
 def test_padding_by_hand():
@@ -81,10 +75,8 @@ def test_padding_by_hand():
 
 def test_epochs_and_samples_differ_and_a_rerun_is_equal(tmp_path):
     path = build_normalised(tmp_path, make_samples(6, (12, 12)))
-    transform = Compose(RandomReflect(), RandomRotate90())
-    first, again, other = (
-        SegmentationDataset(path, "train", seed=seed, crop=8, transform=transform) for seed in (1, 1, 2)
-    )
+    options = {"crop": 8, "transform": Compose(RandomReflect(), RandomRotate90())}
+    first, again, other = (SegmentationDataset(path, "train", seed=seed, **options) for seed in (1, 1, 2))
     items = [first[epoch, 0][0] for epoch in range(6)]
     assert all(torch.equal(item, again[epoch, 0][0]) for epoch, item in enumerate(items))
     assert len({item.numpy().tobytes() for item in items}) > 3
@@ -110,8 +102,7 @@ def test_datasets_of_one_part_share_one_copy_of_the_arrays_and_free_it(tmp_path)
 
 def test_validation_has_no_random_part(tmp_path):
     path, part = build_normalised(tmp_path), "val"
-    unknown = lambda *images, rng: images  # noqa: E731
-    for random in ({"crop": 4}, {"transform": RandomReflect()}, {"transform": unknown}):
+    for random in ({"crop": 4}, {"transform": RandomReflect()}, {"transform": lambda *images, rng: images}):
         assert "must have no random part" in refused(SegmentationDataset, path, part, **random)
     small = SegmentationDataset(path, part, transform=DownscaleImage(2))
     assert small[0][0].shape == (1, 3, 4)
@@ -128,7 +119,7 @@ def test_changing_an_item_does_not_change_the_data_set(tmp_path, options):
     assert all(torch.equal(a, b) for a, b in zip(before, dataset[0]))
 
 
-# --- batches ---
+# --- batches and their loader ---
 
 
 class Shapes:
@@ -157,28 +148,22 @@ def epoch_of(batches: EpochBatches, epoch: int) -> list[list[int]]:
 def test_without_shuffle_samples_of_one_shape_share_batches_in_order():
     shapes = [(8, 8), (4, 4), (8, 8), (4, 4), (8, 8)]
     batches = EpochBatches(Shapes(shapes), 2)
-    assert epoch_of(batches, 0) == [[1, 3], [0, 2], [4]]
     assert pairs_of(batches, 7) == [[(7, 1), (7, 3)], [(7, 0), (7, 2)], [(7, 4)]]
     assert batches.dropped == 0  # nothing is left out of an evaluation
 
 
 @pytest.mark.parametrize("repeats", [1, 3])
 def test_order_depends_on_seed_and_epoch_only(repeats):
-    def shuffled(seed: int) -> EpochBatches:
-        return EpochBatches(Shapes([(8, 8)] * 20), 4, True, seed, repeats)
-
-    assert [pairs_of(shuffled(3), epoch) for epoch in (0, 1, 2)][2] == pairs_of(shuffled(3), 2)  # a resumed run
-    assert epoch_of(shuffled(3), 0) != epoch_of(shuffled(3), 1)
-    assert epoch_of(shuffled(3), 0) != epoch_of(shuffled(4), 0)
-    in_order = sorted(itertools.chain(*epoch_of(shuffled(3), 0)))
-    assert list(itertools.chain(*epoch_of(shuffled(3), 0))) != in_order
+    first, again, other = (EpochBatches(Shapes([(8, 8)] * 20), 4, True, seed, repeats) for seed in (3, 3, 4))
+    epochs = [epoch_of(first, epoch) for epoch in (0, 1, 2)]
+    assert pairs_of(first, 2) == pairs_of(again, 2)  # a resumed run
+    assert epochs[0] != epochs[1] and epochs[0] != epoch_of(other, 0)
+    drawn = list(itertools.chain(*epochs[0]))
+    assert drawn != sorted(drawn)
 
 
 @given(
-    st.lists(st.sampled_from([(4, 4), (4, 6), (8, 8)]), min_size=1, max_size=30),
-    st.integers(1, 7),
-    st.booleans(),
-    st.integers(1, 4),
+    st.lists(st.sampled_from([(4, 4), (4, 6), (8, 8)]), min_size=1), st.integers(1, 7), st.booleans(), st.integers(1, 4)
 )
 @settings(max_examples=100)
 def test_each_sample_comes_so_often_and_batches_stack_and_no_draw_comes_twice(shapes, batch_size, shuffle, repeats):
@@ -205,9 +190,6 @@ def test_last_batch_of_one_is_dropped_in_training_and_said():
     assert len(EpochBatches(Shapes([(8, 8)] * 9), 4)) == 3  # kept in an evaluation
     assert len(EpochBatches(Shapes([(8, 8)]), 4, shuffle=True)) == 1  # kept if it is all there is
     assert len(EpochBatches(Shapes([(8, 8)] * 3), 1, shuffle=True)) == 3  # batches of one were asked for
-
-
-# --- the loader ---
 
 
 def test_loader_stacks_maps_too_and_leaves_the_global_generator_alone(tmp_path):
@@ -251,10 +233,9 @@ def test_prepare_builds_once_and_again_for_other_settings_or_files(tmp_path):
     assert is_built()  # the time of modification decides, not the content
     save(folder / ".junk" / "a.png", picture(9))
     assert not is_built()
-    plain.write_bytes(plain.read_bytes()[:-1])
-    assert is_built()
-    plain.write_bytes(b"")  # a power cut before the content was on the disk
-    assert is_built()
+    for content in (plain.read_bytes()[:-1], b""):  # nothing: a power cut before the content was on the disk
+        plain.write_bytes(content)
+        assert is_built()
 
 
 @pytest.mark.parametrize("name", ["Hefe ä", "細胞 #1 & %20", "a.b.c"])
@@ -274,19 +255,16 @@ def test_prepare_takes_named_sets_and_a_folder_that_is_called_like_one(tmp_path,
     named = prepare("dsb2018", tmp_path / "data", say=quiet)
     assert named == tmp_path / "data" / "dsb2018_normalised.hdf5"
     assert SegmentationDataset(named, "train", maps=("instances",))[0][2].max() == 2
-    others = [make_folder(tmp_path / place, "abcdef") for place in ("dsb2018", "A/cells", "B/cells")]
-    made = [prepare(folder, tmp_path / "data", say=quiet) for folder in others]
+    folders = [make_folder(tmp_path / place, "abcdef") for place in ("dsb2018", "A/cells", "B/cells")]
+    made = [prepare(folder, tmp_path / "data", say=quiet) for folder in folders]
     assert len({named, *made}) == 4
     assert SegmentationDataset(made[0], "train").parts == {"train": 4, "val": 1, "test": 1}
 
 
 def test_a_file_of_another_program_is_never_overwritten(tmp_path):
     folder = make_folder(tmp_path / "cells", "abcd")
-    for name in (
-        prepare(folder, tmp_path, say=quiet).name,
-        prepare(folder, tmp_path, say=quiet).name.split("_norm")[0],
-    ):
-        path = (tmp_path / name).with_suffix(".hdf5")
+    normalised = prepare(folder, tmp_path, say=quiet)
+    for path in (normalised, normalised.with_name(normalised.name.replace("_normalised", ""))):
         path.write_bytes(b"\x89HDF\r\n\x1a\n of another program")
         for seed in (0, 1):
             assert "was not written by this course" in refused(prepare, folder, tmp_path, seed=seed, say=quiet)
@@ -322,10 +300,6 @@ def test_prepare_reads_the_number_of_classes_off_the_labels_and_says_so(tmp_path
     assert "not in 0 … 1" in refused(prepare, folder, tmp_path, say=quiet)
 
 
-def without_h(sample: Sample) -> Sample | None:
-    return None if sample.name == "h" else sample
-
-
 def brighter(step: int) -> Callable[[Sample], Sample]:
     return lambda sample: replace(sample, image=sample.image // 2 + np.uint8(step))
 
@@ -340,6 +314,7 @@ class Brighter:
 
 def test_changes_are_made_once_and_known_again_by_what_they_do(tmp_path):
     folder, said = make_folder(tmp_path / "set", "abcdefgh"), []
+    without_h = lambda sample: None if sample.name == "h" else sample  # noqa: E731
     ways = [[without_h], [Resize(3, 4)], [Resize(4, 4)], []]
     ways += [[make(step)] for make in (brighter, Brighter) for step in (0, 60)]
     paths = [prepare(folder, tmp_path, changes=changes, say=said.append) for changes in ways]
