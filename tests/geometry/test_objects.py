@@ -17,7 +17,7 @@ from geometry.boundary import separation_weights
 from geometry.objects import boundary_distances, judge, match_objects, overlaps, partition, topology_counts
 
 SEEDS = st.integers(0, 2**31)
-EMPTY, FULL = np.zeros((5, 5), int), np.ones((5, 5), int)
+EMPTY = np.zeros((5, 5), int)
 
 
 def random_instances(rng, objects=6, largest=16):
@@ -49,9 +49,15 @@ def scores_of(pred, target):
 
 def test_nothing_in_truth_and_prediction_has_no_score():
     found, parts, counts = scores_of(EMPTY, EMPTY)
-    values = [*found.values(), parts.arand, parts.rand_precision, parts.rand_recall, parts.voi]
-    assert len(values) == 17 and all(math.isnan(value) for value in values)
-    assert math.isnan(counts.errors_per_object)
+    values = [
+        *found.values(),
+        parts.arand,
+        parts.rand_precision,
+        parts.rand_recall,
+        parts.voi,
+        counts.errors_per_object,
+    ]
+    assert len(values) == 18 and all(math.isnan(value) for value in values)
 
 
 @pytest.mark.parametrize("exchange", [False, True])
@@ -93,33 +99,24 @@ def test_overlaps_against_a_dictionary(seed):
     pred, target = random_instances(np.random.default_rng(seed))
     table = overlaps(pred, target)
     names_p, names_t = ([0, *sorted(set(m.ravel().tolist()) - {0})] for m in (pred, target))
-    found = {
-        (names_p[p], names_t[t]): n
-        for p, t, n in zip(table.pred.tolist(), table.target.tolist(), table.pixels.tolist(), strict=True)
-    }
+    pairs = zip(table.pred.tolist(), table.target.tolist(), table.pixels.tolist(), strict=True)
+    found = {(names_p[p], names_t[t]): n for p, t, n in pairs}
     assert found == Counter(zip(pred.ravel().tolist(), target.ravel().tolist(), strict=True))
     assert len(found) == table.pixels.size  # each pair once
     assert table.pred_size.tolist() == [(pred == name).sum() for name in names_p]
     assert table.target_size.tolist() == [(target == name).sum() for name in names_t]
 
 
-def test_overlaps_of_large_numbers_and_of_nothing():
-    big = np.array([[2**62, 2**62]])
-    assert overlaps(big, big).pixels.tolist() == [2]
+def test_overlaps_of_nothing_and_of_maps_of_other_types():
     assert overlaps(np.zeros((0, 4), int), np.zeros((0, 4), int)).pixels.size == 0
     assert match_objects(overlaps(np.array([[True, False]]), np.array([[255, 0]], np.uint8))).iou_sum == 1
 
 
-# pred    1 1 1 1 0 3 3 3     object 1 and 6 share 3 of 4 pixels: IoU 3/4
-#         0 0 2 2 2 3 0 0     object 2 covers 7 exactly:           IoU 1
-# target  6 6 6 0 0 8 0 0     object 3 and 8 share 1 of 4 pixels:  IoU 1/4
-#         0 0 7 7 7 0 0 9     object 9 is missed
-PRED = np.array([[1, 1, 1, 1, 0, 3, 3, 3], [0, 0, 2, 2, 2, 3, 0, 0]])
-TRUE = np.array([[6, 6, 6, 0, 0, 8, 0, 0], [0, 0, 7, 7, 7, 0, 0, 9]])
-
-
 def test_matching_by_hand():
-    table = overlaps(PRED, TRUE)
+    # object 1 and 6 share 3 of 4 pixels: IoU 3/4; 2 covers 7 exactly: 1; 3 and 8 share 1 of 4: 1/4; 9 is missed
+    pred = np.array([[1, 1, 1, 1, 0, 3, 3, 3], [0, 0, 2, 2, 2, 3, 0, 0]])
+    true = np.array([[6, 6, 6, 0, 0, 8, 0, 0], [0, 0, 7, 7, 7, 0, 0, 9]])
+    table = overlaps(pred, true)
     half = match_objects(table)
     # TP 2, FP 1 (object 3), FN 2 (8 and 9)
     assert (half.hits, half.pred, half.target, half.iou_sum) == (2, 3, 4, 1.75)
@@ -171,9 +168,7 @@ def test_partition_by_hand():
     # split: the four pixels of true 1 need one bit each, merge: so do the four of pred 3
     assert counts.voi_split == counts.voi_merge == pytest.approx(4 / 6) and counts.voi == pytest.approx(8 / 6)
     assert partition(table, background=True).pixels == 7
-
-
-def test_objects_of_single_pixels_have_bits_but_no_pairs():
+    # objects of single pixels have bits, but no pairs
     pixels, one = np.array([[1, 2]]), np.array([[1, 1]])
     assert partition(overlaps(pixels, one)).arand == 1 and partition(overlaps(pixels, one)).rand_precision == 0
     perfect = partition(overlaps(pixels, pixels))
@@ -186,9 +181,8 @@ def test_partition_against_scikit_image(seed, background):
     counts = partition(overlaps(pred, target), background=background)
     ignored = () if background else (0,)
     if counts.pixels:
-        assert [counts.voi_split, counts.voi_merge] == pytest.approx(
-            variation_of_information(target, pred, ignore_labels=ignored), abs=1e-12
-        )
+        bits = variation_of_information(target, pred, ignore_labels=ignored)
+        assert [counts.voi_split, counts.voi_merge] == pytest.approx(bits, abs=1e-12)
     if counts.pred_pairs and counts.target_pairs:  # scikit-image gives the recall as precision
         error, recall, precision = adapted_rand_error(target, pred, ignore_labels=ignored)
         assert [counts.arand, counts.rand_precision, counts.rand_recall] == pytest.approx([error, precision, recall])
@@ -238,8 +232,7 @@ def test_errors_of_images_do_not_cancel_out_and_the_connectivity_matters():
 
 def test_centre_lines_by_hand():
     # The true line has 9 pixels, the predicted one is cut in the middle and has a false pixel far away.
-    target = np.zeros((5, 9), int)
-    target[2] = 1
+    target = np.pad(np.ones((1, 9), int), ((2, 2), (0, 0)))
     pred = target.copy()
     pred[2, 4], pred[0, 0] = 0, 1
     counts = geo.centre_lines(pred, target)
@@ -251,12 +244,11 @@ def cracks(labels, ignored):
     """All sides between two pixels of different label, as segments (y0, x0, y1, x1)."""
     height, width = labels.shape
     found = []
-    for y, x in itertools.product(range(height), range(width)):
-        right, below = (y, x + 1), (y + 1, x)
-        if x + 1 < width and labels[y, x] != labels[right] and not (ignored[y, x] or ignored[right]):
-            found.append((y, x + 1, y + 1, x + 1))
-        if y + 1 < height and labels[y, x] != labels[below] and not (ignored[y, x] or ignored[below]):
-            found.append((y + 1, x, y + 1, x + 1))
+    for y, x in np.ndindex(height, width):
+        for other in ((y, x + 1), (y + 1, x)):  # the pixel to the right or below; the crack begins at its corner
+            inside = other[0] < height and other[1] < width
+            if inside and labels[y, x] != labels[other] and not (ignored[y, x] or ignored[other]):
+                found.append((*other, y + 1, x + 1))
     return found
 
 
@@ -290,8 +282,7 @@ def test_borders_against_the_distance_from_each_crack_to_each_crack(seed, of_cla
     assert (sorted(found.pred.tolist()), sorted(found.target.tolist())) == expected  # exact, to the last bit
     for tolerance in (0, 0.5, math.sqrt(2), 2):
         counts = found.within(tolerance)
-        near = [sum(d <= tolerance for d in side) for side in expected]
-        assert [counts.pred_near, counts.target_near] == near
+        assert [counts.pred_near, counts.target_near] == [sum(d <= tolerance for d in side) for side in expected]
         if all(expected):
             assert found.hausdorff(100) == max(expected[0][-1], expected[1][-1])
 
@@ -311,12 +302,6 @@ def test_a_tooth_by_hand():
     assert counts.f1 == pytest.approx(14 / 15)  # 2 · 7/8 / (15/8)
     # eight numbers, the 95th percentile lies at 0.95 · 7 = 6.65, between 0.5 and 1: 0.5 + 0.65 · 0.5
     assert distances.hausdorff(100) == 1 and distances.hausdorff(95) == pytest.approx(0.825)
-
-
-def test_the_hausdorff_distance_to_no_border_is_infinite_and_that_of_none_is_no_number():
-    half = np.eye(5, dtype=int)
-    assert boundary_distances(EMPTY, half).hausdorff() == boundary_distances(half, EMPTY).hausdorff() == math.inf
-    assert math.isnan(boundary_distances(FULL, EMPTY).hausdorff())  # each map is of one class: no border
 
 
 def test_the_threshold_with_the_fewest_errors_wins_and_in_a_tie_the_one_next_to_a_half():
@@ -358,8 +343,7 @@ def test_perfect_predictions_have_perfect_scores_and_ignored_pixels_no_say(objec
 def test_bricks_are_four_connected_as_the_background_is():
     target = np.array([[0, 0, 1], [0, 1, 1], [1, 0, 0]])  # two bricks that share only a corner
     assert judge([target == 1], [target], 0)["object_f1"] == 1.0
-    merged = np.array([[0, 0, 1], [0, 0, 1], [1, 0, 0]], np.bool_)
-    assert judge([merged], [target], 0)["object_f1"] < 1.0
+    assert judge([np.array([[0, 0, 1], [0, 0, 1], [1, 0, 0]]) == 1], [target], 0)["object_f1"] < 1.0  # merged
 
 
 def test_counts_in_a_row_are_per_image_and_hold_holes():
@@ -380,24 +364,20 @@ def test_every_entry_of_the_curve_is_that_of_its_threshold(seed):
     for threshold, precision, recall in zip(curve.thresholds, curve.precision, curve.recall):
         said = (score >= threshold) & (truth != 255)
         hits = (said & (truth == 1)).sum()
-        assert precision == pytest.approx(hits / said.sum())
-        assert recall == pytest.approx(hits / (truth == 1).sum())
+        assert (precision, recall) == pytest.approx((hits / said.sum(), hits / (truth == 1).sum()))
     f1 = [2 * p * r / max(p + r, 1e-9) for p, r in zip(curve.precision, curve.recall)]
     assert curve.max_f == pytest.approx(max(f1))
     eleven = [max(p for p, r in zip(curve.precision, curve.recall) if r >= k / 10 - 1e-9) for k in range(11)]
     assert curve.average_precision_11 == pytest.approx(np.mean(eleven))
 
 
-def test_a_perfect_ranking_scores_one_and_a_constant_one_the_prevalence():
+def test_rankings_by_hand():
     target = np.array([[0, 0, 0, 1]])
     perfect, constant = (geo.precision_recall([p], [target]) for p in (target * 0.2, target * 0.0 + 0.7))
     assert (perfect.max_f, perfect.average_precision, perfect.average_precision_11) == (1, 1, 1)
     # One threshold, all is road: precision 1/4, recall 1, F1 = 2·(1/4) / (5/4) = 0.4
     assert constant.max_f == pytest.approx(0.4)
     assert constant.average_precision == constant.average_precision_11 == 0.25
-
-
-def test_step_area_by_hand():
     # Ranked 1 0 1: precision 1, 1/2, 2/3 at recall 1/2, 1/2, 1: 1/2·1 + 0·1/2 + 1/2·2/3 = 5/6
     curve = geo.precision_recall([np.array([[0.9, 0.5, 0.4]])], [np.array([[1, 0, 1]])])
     assert curve.average_precision == pytest.approx(5 / 6)
@@ -441,6 +421,8 @@ def test_an_image_without_borders_does_not_spoil_the_distance_of_the_set():
     empty, disc = np.zeros((9, 9), bool), np.pad(np.ones((3, 3), bool), 3)
     row = judge([disc, empty], [np.roll(disc, 1, axis=1), empty])
     assert (row["hd95"], row["hd95_images"]) == (1.0, 1)
-    assert judge([disc, empty], [empty, empty])["hd95"] == np.inf  # found where nothing is: no image to leave out
+    for one, other in ((disc, empty), (empty, disc)):  # found where nothing is, or missed: no image to leave out
+        assert judge([one, empty], [other, empty])["hd95"] == boundary_distances(one, other).hausdorff() == np.inf
+    assert math.isnan(boundary_distances(~empty, empty).hausdorff())  # each map is of one class: no border
     nothing = judge([empty], [empty])
     assert np.isnan(nothing["hd95"]) and nothing["hd95_images"] == 0
