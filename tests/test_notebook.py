@@ -63,7 +63,7 @@ def test_no_cell_warns() -> None:
 
 
 def test_code_cells_are_short() -> None:
-    assert max(len([line for line in "".join(cell["source"]).splitlines() if line]) for cell in CODE) <= 25
+    assert max(len("".join(cell["source"]).splitlines()) for cell in CODE) <= 25
 
 
 def test_the_file_and_its_pictures_are_small() -> None:
@@ -82,8 +82,7 @@ def test_readme_notebook_and_citation_name_one_repository_or_none() -> None:
 @pytest.fixture
 def find_course(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
     """The function of the first cell, where nothing is asked of a network; `REPOSITORY` may be set in its globals."""
-    source, space = "".join(CODE[0]["source"]).partition("os.chdir")[0], {}
-    exec(source, space)
+    exec("".join(CODE[0]["source"]), space := {})
     return partial(space["find_course"], drive=Path("no-drive"), kaggle=Path("no-kaggle"))
 
 
@@ -101,7 +100,7 @@ def modules_in(folder: Path) -> Path:
 
 
 def test_the_first_cell_is_short_and_finds_this_folder(find_course) -> None:
-    assert len([line for line in "".join(CODE[0]["source"]).splitlines() if line]) <= 25
+    assert len("".join(CODE[0]["source"]).splitlines()) <= 25
     assert find_course(ROOT) == ROOT
 
 
@@ -155,22 +154,28 @@ def test_the_first_cells_in_colab_from_an_empty_folder(tmp_path, monkeypatch) ->
     monkeypatch.setitem(sys.modules, "google.colab", colab)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    exec("".join(CODE[0]["source"]), space)
-    assert str(Path.cwd()) == sys.path[0] == str(tmp_path / "course")
-    assert all((Path(folder) / "__init__.py").exists() for folder in FOLDERS) and Path("figures/study.csv").exists()
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "optuna" else name)
     monkeypatch.setattr(subprocess, "run", lambda command, **options: asked.append(command))
-    exec("".join(CODE[1]["source"]), space)
+    for cell in CODE[:2]:
+        exec("".join(cell["source"]), space)
+    assert str(Path.cwd()) == sys.path[0] == str(tmp_path / "course")
+    assert all((Path(folder) / "__init__.py").exists() for folder in FOLDERS) and Path("figures/study.csv").exists()
     assert asked == [[sys.executable, "-m", "pip", "install", "-q", "optuna"]]  # nothing that Colab has is touched
 
 
 def test_the_first_cell_clones_what_was_published(find_course, tmp_path, monkeypatch) -> None:
-    asked: list[str] = []
+    def system(line: str) -> int:
+        assert line == "git clone -q --depth 1 https://github.com/ada/course course"
+        return 0 if modules_in(tmp_path / "course") else 1
+
     space = find_course.func.__globals__
     monkeypatch.setitem(space, "REPOSITORY", "ada/course")
-    monkeypatch.setitem(space, "os", types.SimpleNamespace(system=lambda line: asked.append(line) or 0))
+    monkeypatch.setitem(space, "os", types.SimpleNamespace(system=system))
     assert find_course(tmp_path) == tmp_path / "course"
-    assert asked == ["git clone -q --depth 1 https://github.com/ada/course course"]
+    shutil.rmtree(tmp_path / "course")
+    monkeypatch.setitem(space, "os", types.SimpleNamespace(system=lambda line: 128))  # no network
+    with pytest.raises(SystemExit):
+        find_course(tmp_path)
 
 
 def test_no_name_changes_its_meaning_from_one_section_to_another() -> None:
