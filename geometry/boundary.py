@@ -3,8 +3,7 @@
 A border is the set of *cracks* between neighbouring pixels of different label.  On the lattice of half pixels cracks
 are points like any other, and a Euclidean distance transform there is exact; a distance to the nearest pixel of another
 class would be 0.58 pixels too long on average.  Neither the frame of the image nor an ignored region makes a border.
-
-Maps are made from a label (H, W), integer, else `InputError`; they move with it through every flip.
+Labels are (H, W), integer, else `InputError`.
 
 Sources: Ronneberger et al., 2015 (arXiv:1505.04597), equation 2; Kervadec et al., 2021
 (doi:10.1016/j.media.2020.101851); Maurer, Qi and Raghavan, 2003 (doi:10.1109/TPAMI.2003.1177156).
@@ -48,10 +47,8 @@ def boundary_weights(
     """Weight of each pixel by its distance d to the nearest border: w_class + w0·exp(−d² / 2σ²), scaled to mean 1.
 
     w0 > 0 stresses the border: touching objects are kept apart.  −1 ≤ w0 < 0 forgives it, where the label depends on
-    the drawing hand and on the pixel grid.
-
-    `sigma` is in pixels, `class_weight` (K,) is 1 by default.  Of the float32 (H, W) ignored pixels have weight 0 and
-    do not count for the mean; a mask of a single class has weight 1.  `InputError` if the settings make no weight.
+    the drawing hand and on the pixel grid.  `sigma` is in pixels, `class_weight` (K,) is 1 by default.  Of the float32
+    (H, W) ignored pixels have weight 0 and do not count for the mean; a mask of a single class has weight 1.
 
     >>> [round(float(w), 2) for w in boundary_weights(np.array([[0, 0, 1, 1]]), w0=4.0, sigma=0.5)[0]]
     [0.47, 1.53, 1.53, 0.47]
@@ -70,8 +67,9 @@ def separation_weights(
     is high only in narrow gaps between two cells.  `instances` (H, W): 0 background (ignored pixels too), 1 … n cells.
     The rest is as in `boundary_weights`; class 1 is "any cell".
     """
-    instances = renumber(instances)
+    _check_label(instances)
     _check_bump(w0, sigma)
+    instances = renumber(instances)
     nearest, second = _two_distances(instances, reach=4 * sigma)
     gap = np.where(instances == 0, w0 * np.exp(-((nearest + second) ** 2) / (2 * sigma**2)), 0)
     label = np.minimum(instances, 1)
@@ -94,18 +92,15 @@ def find_cells(label: np.ndarray) -> np.ndarray:
 
 
 def renumber(instances: np.ndarray) -> np.ndarray:
-    """Number the objects of an instance map anew, 1 … n in the order of their numbers, int64; 0 stays 0.
-
-    Numbers of objects are names: they may have any size.  `InputError` for negative ones.
+    """Number the objects of an instance map anew, 1 … n in the order of their numbers, which may have any size.
 
     >>> renumber(np.array([[0, 2**63, 7]], np.uint64)).tolist()
     [[0, 2, 1]]
     """
-    _check_label(instances)
     if instances.min(initial=0) < 0:
         raise InputError("An instance map holds a negative number; expected 0 (background) and numbers > 0 (objects).")
-    names, numbers = np.unique(instances, return_inverse=True)
-    return numbers.reshape(instances.shape) + int(names.size > 0 and names[0] > 0)
+    numbers = np.unique(np.append(instances.dtype.type(0), instances), return_inverse=True)[1]  # background is 0
+    return numbers[1:].reshape(instances.shape)
 
 
 def _squared_distance(label: np.ndarray) -> np.ndarray:

@@ -37,11 +37,7 @@ KINDS_OF = {
 
 
 def truth() -> Map:
-    """Draw the truth: eight objects, one hole.
-
-    >>> truth().shape, int(truth().sum())
-    ((48, 64), 1253)
-    """
+    """Draw the truth: eight objects, one hole."""
     label = _block(4, 3) | _block(4, 20)  # two large cells, three pixels apart
     label |= _block(23, 37, height=12, width=23)  # two cells with a gap of one pixel
     label[GAP] = 0
@@ -54,11 +50,7 @@ def truth() -> Map:
 
 
 def predictions() -> dict[str, Map]:
-    """Draw the truth with one defect each, by name, in the order of `KINDS_OF`.
-
-    >>> {name: int((pred != truth()).sum()) for name, pred in predictions().items() if name in ("merge", "split")}
-    {'merge': 3, 'split': 3}
-    """
+    """Draw the truth with one defect each, by name, in the order of `KINDS_OF`."""
     shown = {name: truth() for name in KINDS_OF}
     shown["shift by one pixel"] = np.roll(truth(), 1, axis=0)
     shown["gap beside its place"][GAP], shown["gap beside its place"][BESIDE] = 1, 0
@@ -72,11 +64,7 @@ def predictions() -> dict[str, Map]:
 
 
 def control(added: int, removed: int) -> Map:
-    """Draw the truth with false pixels on top of the large cells, and missed ones in their lowest row: 24 of each fit.
-
-    >>> int(control(3, 0).sum() - truth().sum()), int(truth().sum() - control(0, 3).sum())
-    (3, 3)
-    """
+    """Draw the truth with false pixels on top of the large cells, missed ones in their lowest row: 24 of each fit."""
     columns = np.r_[4:16, 21:33]  # where top and bottom of the two cells are straight
     label = truth()
     label[3, columns[:added]] = 1
@@ -85,11 +73,7 @@ def control(added: int, removed: int) -> Map:
 
 
 def control_for(pred: Map) -> Map:
-    """Draw the neutral control with as many false and as many missed pixels as `pred` has, at most 24 of each.
-
-    >>> bool((control_for(predictions()["closed hole"]) == control(9, 0)).all())
-    True
-    """
+    """Draw the neutral control with as many false and as many missed pixels as `pred` has, at most 24 of each."""
     return control(int(np.count_nonzero(pred > truth())), int(np.count_nonzero(pred < truth())))
 
 

@@ -11,6 +11,7 @@ import math
 import operator
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -24,7 +25,7 @@ from skimage.morphology import skeletonize
 
 import metrics
 from checks import IGNORE_INDEX, InputError
-from geometry.boundary import find_cracks
+from geometry.boundary import find_cracks, renumber
 from geometry.topology import check_maps, critical_regions
 
 Maps = Sequence[np.ndarray]
@@ -88,22 +89,15 @@ class Overlaps:
 def overlaps(pred: ArrayLike, target: ArrayLike) -> Overlaps:
     """Count the pixels that predicted and true objects of two instance maps (H, W) share."""
     maps = [labels.ravel() for labels in check_maps(pred, target, "H, W")]
-    if min(labels.min(initial=0) for labels in maps) < 0:
-        raise InputError("An instance map holds a negative number; expected 0 (background) and numbers > 0 (objects).")
     # Cut into runs in which neither label changes: in pictures of cells ten times fewer items to sort.
     changes = (maps[0][1:] != maps[0][:-1]) | (maps[1][1:] != maps[1][:-1])
     start = np.flatnonzero(np.append(maps[0].size > 0, changes))
     length = np.diff(start, append=maps[0].size)
-    pred_run, target_run = (_named(labels[start]) for labels in maps)
+    pred_run, target_run = (renumber(labels[start]) for labels in maps)
     columns = pred_run.max(initial=0) + 1
     key, pair = np.unique(target_run * columns + pred_run, return_inverse=True)
     sizes = (np.bincount(run, length, n).astype(np.int64) for run, n in ((pair, 0), (pred_run, 1), (target_run, 1)))
     return Overlaps(key % columns, key // columns, *sizes)
-
-
-def _named(labels: np.ndarray) -> np.ndarray:
-    """Numbers 0 … n in the place of names of any size; the 0 in front keeps the background 0, also without any."""
-    return np.unique(np.append(labels.dtype.type(0), labels), return_inverse=True)[1][1:]
 
 
 @dataclass(frozen=True)
@@ -299,24 +293,19 @@ def boundary_distances(
     (1.0, 0.0, 1.0)
     """
     maps: Maps = check_maps(pred, target, "H, W")
-    if of_class is None and instances is None and _may_be_instances(*maps):
-        advice = "Give instances=True if 255 is an object, and instances=False if these pixels are ignored."
-        raise InputError(f"The maps hold 255, and seem to number objects, of which 255 may be one.\n{advice}")
+    counts = maps[1] != IGNORE_INDEX
+    if of_class is None and instances is None:
+        many = not counts.all() and max(labels.max(initial=0, where=counts) for labels in maps) >= MOST_CLASSES
+        if many or (maps[0] == IGNORE_INDEX).any():
+            advice = "Give instances=True if 255 is an object, and instances=False if these pixels are ignored."
+            raise InputError(f"The maps hold 255, and seem to number objects, of which 255 may be one.\n{advice}")
     if instances:  # other numbers, of which none is 255
-        maps = [-_named(labels.ravel()).reshape(labels.shape) for labels in maps]
-    ignored = maps[1] == IGNORE_INDEX
+        maps, counts = [-renumber(labels) for labels in maps], np.ones_like(counts)
     maps = maps if of_class is None else class_masks(pred, target, of_class)
-    points = [np.argwhere(find_cracks(np.where(ignored, IGNORE_INDEX, labels.astype(np.int64)))) for labels in maps]
+    points = [np.argwhere(find_cracks(np.where(counts, labels.astype(np.int64), IGNORE_INDEX))) for labels in maps]
     middles = [p[p.sum(axis=1) % 2 == 1] for p in points]  # one coordinate is even, one odd
     # Exact, since middles and ends of all cracks lie on the lattice of half pixels
     return BoundaryDistances(*(cKDTree(others).query(own)[0] / 2 for own, others in zip(middles, points[::-1])))
-
-
-def _may_be_instances(pred: np.ndarray, target: np.ndarray) -> bool:
-    """Whether 255 occurs as in no class map: in the prediction, or beside numbers that no class has."""
-    counts = target != IGNORE_INDEX
-    others = max(labels.max(initial=0, where=counts) for labels in (pred, target))
-    return bool((pred == IGNORE_INDEX).any() or (not counts.all() and others >= MOST_CLASSES))
 
 
 def choose_threshold(probs: Maps, labels: Maps) -> tuple[float, list[Row]]:
@@ -378,27 +367,14 @@ def _confusion(guesses: Maps, labels: Maps) -> torch.Tensor:
     return total(metrics.confusion_matrix(guess, label, 2) for guess, label in pairs)
 
 
-@dataclass(frozen=True)
-class PrecisionRecall:
-    """Precision and recall of "probability ≥ threshold", one entry a threshold, from the highest threshold down.
+def precision_recall(probs: Maps, labels: Maps) -> SimpleNamespace:
+    """Precision and recall of "probability ≥ threshold" over all pixels, an entry for each of the falling `thresholds`.
 
-    `f1` is highest at the entry `best`, where it is `max_f`; `average_precision` is Σ (R_n − R_{n−1}) · P_n,
-    `average_precision_11` the mean over the recalls 0, 0.1 … 1 of the best precision at this recall or above.
-    Fritsch et al., 2013 (doi:10.1109/ITSC.2013.6728473): the KITTI road benchmark.
+    `probs` (H, W) are of class 1, `labels` (H, W) hold 0, 1 and 255 (ignored).  `f1` is highest at the entry `best`,
+    where it is `max_f`; `average_precision` is Σ (R_n − R_{n−1}) · P_n, `average_precision_11` the mean over the
+    recalls 0, 0.1 … 1 of the best precision at this recall or above, as in the KITTI road benchmark (Fritsch et al.,
+    2013, doi:10.1109/ITSC.2013.6728473).
     """
-
-    thresholds: np.ndarray
-    precision: np.ndarray
-    recall: np.ndarray
-    f1: np.ndarray
-    best: int
-    max_f: float
-    average_precision: float
-    average_precision_11: float
-
-
-def precision_recall(probs: Maps, labels: Maps) -> PrecisionRecall:
-    """The curve over all pixels of all images: `probs` (H, W) of class 1, `labels` (H, W) of 0, 1 and 255 (ignored)."""
     score, label = (np.concatenate([np.ravel(x) for x in arrays]) for arrays in (probs, labels))
     score, label = score[label != IGNORE_INDEX].astype(np.float64), label[label != IGNORE_INDEX]
     if not np.isfinite(score).all() or not np.isin(label, (0, 1)).all() or not (label == 1).any():
@@ -410,6 +386,7 @@ def precision_recall(probs: Maps, labels: Maps) -> PrecisionRecall:
     f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-300)
     from_here_on = np.maximum.accumulate(precision[::-1])[::-1]
     at_eleven = from_here_on[np.searchsorted(recall, np.linspace(0, 1, 11) - 1e-12)]
-    area = float((np.diff(recall, prepend=0) * precision).sum())
-    best = int(f1.argmax())
-    return PrecisionRecall(score[last], precision, recall, f1, best, float(f1[best]), area, float(at_eleven.mean()))
+    curve = SimpleNamespace(thresholds=score[last], precision=precision, recall=recall, f1=f1, best=int(f1.argmax()))
+    curve.max_f, curve.average_precision_11 = float(f1[curve.best]), float(at_eleven.mean())
+    curve.average_precision = float((np.diff(recall, prepend=0) * precision).sum())
+    return curve

@@ -18,6 +18,7 @@ Sources: Rosenfeld and Pfaltz 1966, doi:10.1145/321356.321357 (labelling by runs
 doi:10.1016/0734-189X(89)90147-3 (4 against 8); Liu and Tarjan 2019, arXiv:1812.06177 (union-find in parallel).
 """
 
+from collections import namedtuple
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -147,16 +148,8 @@ def _encode(pred: np.ndarray, target: np.ndarray, classes: Sequence[int]) -> np.
     return line
 
 
-@dataclass(frozen=True)
-class _Runs:
-    """R runs; pairs of one code that share a side, and of two codes that do or, where `diagonal`, share a corner."""
-
-    start: np.ndarray
-    length: np.ndarray
-    code: np.ndarray
-    alike: tuple[np.ndarray, np.ndarray]
-    contact: tuple[np.ndarray, np.ndarray]
-    diagonal: np.ndarray
+# R runs; pairs of one code that share a side, and of two codes that do or, where `diagonal`, share a corner.
+_Runs = namedtuple("_Runs", "start length code alike contact diagonal")
 
 
 def _cut_runs(line: np.ndarray, stride: int, strict: bool) -> _Runs:
@@ -179,20 +172,18 @@ def _cut_runs(line: np.ndarray, stride: int, strict: bool) -> _Runs:
     beside = np.flatnonzero(_matters(c, d, strict) & ~known)
     # diagonals a-d and b-c: if a, c or b, d are alike, what they connect is connected through sides as well
     corner = np.flatnonzero(starts_b & starts_d & ~left & ~right)
-    contact = (
-        np.concatenate([run_b[below], run_d[beside] - 1, run_b[corner] - 1, run_b[corner]]),
-        np.concatenate([run_d[below], run_d[beside], run_d[corner], run_d[corner] - 1]),
-    )
-    diagonal = np.arange(contact[0].size) >= below.size + beside.size
+    first = np.concatenate([run_b[below], run_d[beside] - 1, run_b[corner] - 1, run_b[corner]])
+    second = np.concatenate([run_d[below], run_d[beside], run_d[corner], run_d[corner] - 1])
+    diagonal = np.arange(first.size) >= below.size + beside.size
     start = np.append(0, place_d[np.flatnonzero(starts_d)])
     length = np.diff(start, append=line.size)
-    return _Runs(start, length, line[start], (run_b[alike], run_d[alike]), contact, diagonal)
+    return _Runs(start, length, line[start], (run_b[alike], run_d[alike]), (first, second), diagonal)
 
 
 def _matters(first: np.ndarray, second: np.ndarray, strict: bool) -> np.ndarray:
     """Neighbours of which one is an error and one is right (one bit differs); `strict` adds FP beside FN."""
     difference = first ^ second
-    return _is_error(difference) | ((difference == TP) & _is_error(first) if strict else False)
+    return _is_error(difference) | ((difference == TP) & _is_error(first) & strict)
 
 
 def _is_error(code: np.ndarray) -> np.ndarray:
@@ -211,22 +202,10 @@ def _unite(nodes: int, first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return label
 
 
-@dataclass(frozen=True)
-class _Patches:
-    """Q patches (one code, 4-connected) in the order of their first runs, their contacts, their components.
-
-    `of_run` (R,) is the patch of each run.  A component has the number of its first patch: `component` (2, Q) of P,
-    then of G, objects and pieces of background alike; `region` (2, Q) of errors, seen from the objects, then from the
-    background, the latter plus Q: no number is given twice.
-    """
-
-    of_run: np.ndarray
-    start: np.ndarray
-    code: np.ndarray
-    contact: tuple[np.ndarray, np.ndarray]
-    diagonal: np.ndarray
-    component: np.ndarray
-    region: np.ndarray
+# Q patches (one code, 4-connected) in the order of their first runs; `of_run` (R,) is the patch of each run.
+# A component has the number of its first patch: `component` (2, Q) of P, then of G, objects and pieces of background
+# alike; `region` (2, Q) of errors, seen from the objects, then from the background, the latter plus Q.
+_Patches = namedtuple("_Patches", "of_run start code contact diagonal component region")
 
 
 def _join_runs(runs: _Runs, eight: int) -> _Patches:
