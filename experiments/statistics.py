@@ -4,13 +4,16 @@ Sources: signed-rank test, Wilcoxon, 1945 (doi:10.2307/3001968), with ties at ze
 (doi:10.1080/01621459.1959.10501526); step-down correction, Holm, 1979 (Scandinavian Journal of Statistics 6, 65–70).
 """
 
+import contextlib
 import csv
 import itertools
+import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import ArrayLike
 from scipy import stats
 
@@ -18,7 +21,7 @@ from checks import InputError
 from training.checkpoint import replacing
 
 Row = dict[str, Any]
-TEXT = {"set", "loss", "rule", "image", "precision"}  # columns of names: "071" is not 71
+TEXT = {"set", "loss", "rule", "image", "precision", "machine", "commit"}  # columns of names: "071" is not 71
 
 
 def read_table(path: str | Path) -> list[Row]:
@@ -46,6 +49,16 @@ def write_table(path: Path, rows: Sequence[Row]) -> None:
         writer.writeheader()
         for row in rows:
             writer.writerow({key: f"{value:.5g}" if isinstance(value, float) else value for key, value in row.items()})
+
+
+def provenance() -> Row:
+    """What a measured row came from: `machine`, its device, threads and PyTorch, and the `commit`, if git knows one."""
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    place, commit = Path(__file__).parent, ""
+    with contextlib.suppress(OSError, subprocess.CalledProcessError):
+        command = ["git", "describe", "--always", "--dirty"]
+        commit = subprocess.run(command, cwd=place, capture_output=True, text=True, check=True).stdout.strip()
+    return {"machine": f"{device}; {torch.get_num_threads()} threads; torch {torch.__version__}", "commit": commit}
 
 
 def select(rows: Iterable[Row], **wanted: Any) -> list[Row]:
