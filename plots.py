@@ -3,7 +3,9 @@
 Colours are those of Okabe and Ito (jfly.uni-koeln.de/color), which colour-blind readers can tell apart.
 """
 
+import inspect
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import cycle, islice
 from pathlib import Path
@@ -40,29 +42,53 @@ def use_style() -> None:
     plt.style.use({"axes.prop_cycle": plt.cycler(color=PALETTE), "figure.constrained_layout.use": True})
 
 
-def show(path: str | Path) -> None:
-    """Save the current figure (see `save`) and show exactly this file in the notebook."""
+def show(path: str | Path, alt: str = "", *, vector: bool = False) -> None:
+    """Save the current figure (see `save`), show exactly this file in the notebook, and say in words what it shows."""
     from IPython.display import Image, display
 
+    if vector:
+        plt.gcf().savefig(Path(path).with_suffix(".svg"), metadata={"Date": None})
     save(path)
-    display(Image(filename=str(path)))
+    display(Image(filename=str(path), alt=alt))
 
 
 def save(path: str | Path) -> None:
-    """Save the current figure as a PNG of 128 colours, so that the notebook stays small, and close it."""
+    """Save the current figure and close it: `.png` has 256 colours and stays small, photographs belong in a `.jpg`."""
     buffer = io.BytesIO()
     plt.gcf().savefig(buffer, format="png")
     plt.close()
-    PIL.Image.open(buffer).convert("RGB").quantize(128, kmeans=1).save(path, optimize=True)
+    picture = PIL.Image.open(buffer).convert("RGB")
+    if Path(path).suffix == ".jpg":
+        picture.save(path, quality=85, subsampling=0, optimize=True)
+    else:
+        picture.quantize(256, kmeans=1).save(path, optimize=True)
 
 
-class Table(str):
-    """A table in Markdown, which a notebook shows as a table, and whatever knows no Markdown as its text."""
+class Text(str):
+    """Markdown, which a notebook typesets, and whatever knows no Markdown shows as it was written."""
 
     __repr__ = _repr_markdown_ = str.__str__
 
 
-def table(rows: Rows | Sequence[Sequence[Any]], columns: Sequence[str] = (), *, digits: int = 3) -> Table:
+def claim(sentence: str, holds: bool, numbers: str = "") -> None:
+    """Say whether a sentence of the text holds in this run, and by which numbers.
+
+    >>> claim("A U-Net beats the threshold", 0.9 > 0.7, "0.90 against 0.70")
+    ✓ A U-Net beats the threshold (0.90 against 0.70)
+    """
+    print(f"{'✓' if holds else '✗'} {sentence}" + f" ({numbers})" * bool(numbers))  # noqa: T201 - it is what it does
+
+
+def source(*objects: Any) -> None:
+    """Show functions, methods or classes as they stand in the modules."""
+    from IPython.display import display
+
+    for item in objects:
+        code = textwrap.dedent(inspect.getsource(item)).rstrip()
+        display(Text(f"```python\n# {item.__module__.replace('.', '/')}.py: {item.__qualname__}\n{code}\n```"))
+
+
+def table(rows: Rows | Sequence[Sequence[Any]], columns: Sequence[str] = (), *, digits: int = 3) -> Text:
     """A table of rows (dicts, or lists of the entries), floats with that many digits behind the point, "–" for NaN.
 
     >>> table([{"loss": "CE", "Dice": 0.91234}, {"loss": "both", "Dice": float("nan")}])
@@ -78,7 +104,7 @@ def table(rows: Rows | Sequence[Sequence[Any]], columns: Sequence[str] = (), *, 
         return f"{value:.{digits}f}".replace("nan", "–") if isinstance(value, (float, np.floating)) else str(value)
 
     lines = [f"| {' | '.join(map(spelled, row))} |" for row in [columns, *cells]]
-    return Table("\n".join([lines[0], "|---" * len(columns) + "|", *lines[1:]]))
+    return Text("\n".join([lines[0], "|---" * len(columns) + "|", *lines[1:]]))
 
 
 def grid(rows: int, columns: int, *, size: float = 1.7, title: str = "") -> Array:
@@ -96,6 +122,12 @@ def square(around: Array, *arrays: Array) -> list[Array]:
     middle = inside.mean(axis=0) if len(inside) else (H / 2, W / 2)
     top, left = (int(np.clip(m - side / 2, 0, n - side)) for m, n in zip(middle, (H, W)))
     return [array[..., top : top + side, left : left + side] for array in arrays]
+
+
+def photo(image: Array, dataset: Any) -> Array:
+    """An image (C, H, W) as it was before it was normalised by the `mean` and `std` of its dataset, between 0 and 1."""
+    mean, std = (np.reshape(numbers, (-1, 1, 1)) for numbers in (dataset.mean, dataset.std))
+    return np.clip(np.asarray(image) * std + mean, 0, 1)
 
 
 def show_image(ax: Axes, image: Array, title: str = "", **options: Any) -> Axes:
@@ -184,6 +216,13 @@ def show_regions(ax: Axes, image: Array, regions: Mapping[str, Array], title: st
     return ax
 
 
+def log_ticks(axis: Any) -> None:
+    """Write the numbers of a logarithmic axis as 0.6, not as 6×10⁻¹."""
+    low, high = sorted(axis.get_view_interval())
+    locator = plt.LogLocator(subs=(1, 2, 5)) if high > 8 * low else plt.MaxNLocator(5)
+    axis.set(major_locator=locator, major_formatter="{x:g}", minor_locator=plt.NullLocator())
+
+
 def curves(axes: Sequence[Axes], histories: Mapping[str, Rows], metric: str = "mean_iou") -> Sequence[Axes]:
     """Loss (first axes) and a metric (second axes) over the epochs: training dashed, validation solid."""
     for ax, key, scale in zip(axes, ("loss", metric), ("log", "linear"), strict=True):
@@ -192,6 +231,8 @@ def curves(axes: Sequence[Axes], histories: Mapping[str, Rows], metric: str = "m
                 if points := [(row["epoch"], row[f"{part}_{key}"]) for row in history if f"{part}_{key}" in row]:
                     ax.plot(*zip(*points), line, color=colour, label=f"{name} {word}")
         ax.set(xlabel="epoch", ylabel=key.replace("_", " ").replace("iou", "IoU"), yscale=scale)
+        if scale == "log":
+            log_ticks(ax.yaxis)
         ax.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
     axes[1].legend(fontsize=8)
     return axes
@@ -370,7 +411,7 @@ def quality_and_time(
     for index, text in labels.items():
         ax.annotate(text, (cost[index], score[index]), (4, -3), textcoords="offset points", fontsize=7, va="top")
     ax.set_xscale("log")
-    ax.xaxis.set(major_formatter="{x:g}", minor_formatter="", major_locator=plt.LogLocator(subs=(1, 2, 5)))
+    log_ticks(ax.xaxis)
     return _labelled(ax, loc="lower right", xlabel="seconds an epoch", ylabel="validation mean IoU")
 
 

@@ -1,6 +1,7 @@
 """Drawing: the right pixels in the right colours, for any number of classes, and no fault on odd input."""
 
 import io
+import types
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 from matplotlib.colors import to_rgba
 
 import plots
+from unet import UNet
 
 
 @pytest.fixture
@@ -77,17 +79,63 @@ def test_the_receptive_field_is_framed_and_its_effective_part_outlined(ax):
     assert ax.images[-1].get_array().max() == 1 and ax.images[-1].get_alpha()[5, 7] == 0  # clear where nothing counts
 
 
-def test_a_saved_picture_is_small_and_keeps_our_colours(tmp_path, ax):
+@pytest.fixture
+def shown(monkeypatch):
+    """All that is displayed."""
+    displayed = []
+    monkeypatch.setattr("IPython.display.display", displayed.append)
+    return displayed
+
+
+def test_a_saved_picture_is_small_keeps_our_colours_and_says_what_it_shows(tmp_path, ax, shown):
     noise = np.random.default_rng(0).integers(0, 256, (64, 64))
     plots.show_image(ax, noise)
     ax.plot([0, 63], [0, 63], color=plots.ORANGE, linewidth=5)
     buffer = io.BytesIO()
     plt.gcf().savefig(buffer, format="png")
-    plots.show(tmp_path / "a.png")
+    plots.show(tmp_path / "a.png", alt="noise", vector=True)
+    data, metadata = shown[0]._repr_mimebundle_()
+    assert set(data) == {"image/png"} and metadata["image/png"]["alt"] == "noise"
     picture = PIL.Image.open(tmp_path / "a.png")
     assert picture.mode == "P" and (tmp_path / "a.png").stat().st_size < len(buffer.getvalue())
     colours = {colour for _, colour in picture.convert("RGB").getcolors()}
     assert {(0xE6, 0x9F, 0x00), (255, 255, 255)} <= colours
+    assert (tmp_path / "a.svg").read_text(encoding="utf-8").count("<svg") == 1
+
+
+def test_a_photograph_keeps_its_colours_through_normalisation_and_file(tmp_path, ax, shown):
+    ramp = np.stack(np.broadcast_arrays(*np.ogrid[0:1:48j, 0:1:48j], 0.5)).astype(np.float32)
+    dataset = types.SimpleNamespace(mean=np.array([0.4, 0.5, 0.6]), std=np.array([0.1, 0.2, 0.3]))
+    mean, std = (numbers[:, None, None] for numbers in (dataset.mean, dataset.std))
+    assert np.allclose(plots.photo((ramp - mean) / std, dataset), ramp, atol=1e-6)
+    plots.show_image(ax, ramp)
+    plots.show(tmp_path / "a.jpg", alt="a ramp")
+    assert shown[0]._repr_mimebundle_()[1]["image/jpeg"]["alt"] == "a ramp"
+    assert len(PIL.Image.open(tmp_path / "a.jpg").getcolors(10**6)) > 256
+
+
+def test_a_claim_says_whether_it_holds_and_by_which_numbers(capsys):
+    plots.claim("two is more than one", 2 > 1, "2 against 1")
+    plots.claim("one is more than two", np.bool_(False))
+    assert capsys.readouterr().out.splitlines() == ["✓ two is more than one (2 against 1)", "✗ one is more than two"]
+
+
+def test_the_source_of_a_method_is_shown_as_code_and_as_text(shown):
+    plots.source(UNet.forward)
+    lines = repr(shown[0]).splitlines()
+    assert lines[:3] == ["```python", "# unet.py: UNet.forward", lines[2]] and lines[2].startswith("def forward(self")
+    assert shown[0]._repr_markdown_() == repr(shown[0]) and lines[-1] == "```" and lines[-2].startswith("    return")
+
+
+@pytest.mark.parametrize(
+    "low, high, ticks", [(0.02, 5, ["0.02", "0.05", "0.1"]), (0.31, 0.92, ["0.45", "0.6", "0.75"])]
+)
+def test_the_numbers_of_a_logarithmic_axis_can_be_read(ax, low, high, ticks):
+    ax.set(yscale="log", ylim=(low, high))
+    plots.log_ticks(ax.yaxis)
+    ax.figure.canvas.draw()
+    texts = [text.get_text() for text in ax.get_yticklabels() if low <= float(text.get_text()) <= high]
+    assert texts[:3] == ticks and not [text for text in ax.get_yticklabels(minor=True) if text.get_text()]
 
 
 def test_contact_sheet_has_image_label_and_outlines_of_each_sample():
