@@ -3,9 +3,8 @@
     python3 run.py handin semantic_segmentation.ipynb     # an executed notebook; the zip is written beside it
     python3 run.py pack                                   # course.zip: what is uploaded to Colab or Kaggle
 
-The sheet asks for a single notebook with all outputs and images visible, every file pointed to by name, and all code
-included, in one `.zip`.  Each rule is a generator that yields one line for each problem; `hand_in` refuses or writes.
-Standard library only.  Source: "General Regulations" of the exercise sheets.
+The sheets ("General Regulations") ask for a single notebook with all outputs and images visible, every file pointed to
+by name, and all code included, in one `.zip`.  Each rule yields one line for each problem.  Standard library only.
 """
 
 import ast
@@ -17,9 +16,10 @@ import re
 import sys
 import zipfile
 from argparse import ArgumentParser
+from collections import namedtuple
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 from urllib.parse import unquote
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -38,24 +38,10 @@ EMPTY_TIME = re.compile(r"needed the following time[^:\n]*:[^\d\n]*$", re.MULTIL
 NAMES = re.compile(r"\b(?:group|names?|partners?)\b[^:\n]*:(?!.*name \d)(?:[^\w\n]|_)*[^\W_\n]", re.IGNORECASE)
 
 
-class Cell(NamedTuple):
-    """One cell that is not empty: its text, what it shows, and how a message names it."""
-
-    is_code: bool
-    source: str
-    number: int | None  # the order of execution
-    outputs: list[dict[str, Any]]
-    printed: str  # all text of the outputs
-    shows_image: bool
-    where: str
-
-
-class Report(NamedTuple):
-    """The folder of the modules, the cells of the executed notebook, and the content of the zip: name → file."""
-
-    root: Path
-    cells: list[Cell]
-    contents: dict[str, Path]
+# One cell that is not empty: its text, its number in the execution, what it shows and prints, and its name in messages.
+Cell = namedtuple("Cell", "is_code source number outputs printed shows_image where")
+# The folder of the modules, the cells of the executed notebook, and the content of the zip: name → file.
+Report = namedtuple("Report", "root cells contents")
 
 
 def read_report(notebook: Path, root: Path, figures: Path | None = None) -> Report:
@@ -67,12 +53,11 @@ def read_report(notebook: Path, root: Path, figures: Path | None = None) -> Repo
         raise ValueError(f"{notebook.name} is missing, or no notebook: save it and try again") from error
     if not any(cell.is_code for cell in cells):
         raise ValueError(f"{notebook.name} is empty: it has no code that could show a result")
-    modules = [*root.glob("*.py"), *(path for folder in FOLDERS for path in (root / folder).rglob("*.py"))]
-    paths = [*modules, *(root / name for name in TEXTS)]
-    files = {path.relative_to(root).as_posix(): path for path in paths if path.is_file()}
-    shown = figures or root / "figures"
-    files |= {f"figures/{path.relative_to(shown).as_posix()}": path for path in shown.rglob("*") if path.is_file()}
-    files = {name: path for name, path in files.items() if not re.search(r"(^|/)\.", name)}
+    shown, modules = figures or root / "figures", [path for name in FOLDERS for path in (root / name).rglob("*.py")]
+    paths = [*root.glob("*.py"), *modules, *(root / name for name in TEXTS)]
+    files = {path.relative_to(root).as_posix(): path for path in paths}
+    files |= {f"figures/{path.relative_to(shown).as_posix()}": path for path in shown.rglob("*")}
+    files = {name: path for name, path in files.items() if path.is_file() and not re.search(r"(^|/)\.", name)}
     return Report(root, cells, dict(sorted({**files, notebook.name: notebook}.items())))
 
 
@@ -80,15 +65,14 @@ def _read_cells(raw_cells: list[dict[str, Any]]) -> Iterator[Cell]:
     section = "before the first heading"
     for number, raw in enumerate(raw_cells, start=1):
         is_code, source, outputs = raw["cell_type"] == "code", "".join(raw["source"]), raw.get("outputs", [])
-        if is_code and "handin.from_notebook()" in source:  # still running while it is read
+        if not source.strip() or is_code and "handin.from_notebook()" in source:  # still running while it is read
             continue
         section = section if is_code else heading(source) or section
         shown = [item for output in outputs for item in (output | output.get("data", {})).items()]
-        texts = ["".join(value) for kind, value in shown if kind.startswith(("text", "traceback"))]
-        image = any(kind.startswith("image/") for kind, _ in shown) or "<img" in "".join(texts)
-        if source.strip():
-            where = f"cell {number} ({section[:40]})"
-            yield Cell(is_code, source, raw.get("execution_count"), outputs, "\n".join(texts), image, where)
+        printed = "\n".join("".join(value) for kind, value in shown if kind.startswith(("text", "traceback")))
+        image = "<img" in printed or any(kind.startswith("image/") for kind, _ in shown)
+        where = f"cell {number} ({section[:40]})"
+        yield Cell(is_code, source, raw.get("execution_count"), outputs, printed, image, where)
 
 
 def heading(text: str) -> str:
@@ -188,8 +172,7 @@ def reminders(notebook: Path, root: Path) -> list[str]:
 
 def hand_in(notebook: Path, root: Path, trial: Callable[[Path], str] | None = None, figures: Path | None = None) -> int:
     """Write the zip beside the executed notebook; or say all problems, what a `trial` of it finds too, and return 1."""
-    target, found = notebook.with_suffix(".zip"), problems(notebook, root, figures)
-    part = target.with_suffix(".part")
+    target, part, found = notebook.with_suffix(".zip"), notebook.with_suffix(".part"), problems(notebook, root, figures)
     if not found:
         _write_zip(part, read_report(notebook, root, figures))
         if trial and (fault := trial(part)):

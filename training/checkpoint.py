@@ -1,10 +1,8 @@
 """Keep a training run on the disk so that no kill, power cut, full disk or second run costs a finished epoch.
 
-A file is written beside the old one, brought to the disk (fsync), and only then renamed, which no system does by half;
-the checkpoint before the last is kept.  PyTorch writes a zip file with a CRC-32 of each entry but does not compare them
-when it loads, so they are compared here first, and loading runs no code that a file may bring (`weights_only`).
-Source: Pillai et al., "All file systems are not created equal", OSDI 2014.
-
+A file is written beside the old one, brought to the disk (fsync), and only then renamed, which no system does by half
+(Pillai et al., OSDI 2014); the checkpoint before the last is kept.  PyTorch writes a zip file with a CRC-32 of each
+entry but does not compare them when it loads, so it is done here, and no code that a file may bring is run.
 `identity` says what a stored result was made by: it is used again only if nothing that determines it has changed.
 """
 
@@ -67,8 +65,8 @@ def _sync(path: Path, flags: int) -> None:
 
 
 def _cannot_write(path: Path, error: Exception) -> InputError:
-    what = f"{path} cannot be written: {reason_of(error)}. What was saved before stays."
-    return InputError(f"{what}\nMake room, or choose a folder where you may write; then run the same cell again.")
+    advice = "Make room, or choose a folder where you may write; then run the same cell again."
+    return InputError(f"{path} cannot be written: {reason_of(error)}. What was saved before stays.\n{advice}")
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:
@@ -240,7 +238,11 @@ class _Walk:
         if isinstance(value, (types.FunctionType, type)):
             return self.name_of(value), _cells(value) if _of_library(value) else ()  # of a decorator
         if isinstance(value, Tensor) or (isinstance(value, np.ndarray) and not value.dtype.hasobject):
-            return self.text_of_array(value), ()
+            if id(value) not in self.seen:
+                flat = value.detach().cpu().reshape(-1).view(torch.uint8) if isinstance(value, Tensor) else value
+                content = hashlib.sha256(np.ascontiguousarray(flat).data).hexdigest()
+                self.seen[id(value)] = f"{value.dtype} {tuple(value.shape)} {content}", value
+            return self.seen[id(value)][0], ()
         if isinstance(value, nn.Module):
             return kind, (), self.of_module(value)
         if names := getattr(kind, "determined_by", _OF_LOADER.split() if isinstance(value, DataLoader) else ()):
@@ -262,13 +264,6 @@ class _Walk:
                 self.queue.append((name, thing))
             self.seen[id(thing)] = name, thing
         return self.seen[id(thing)][0]
-
-    def text_of_array(self, array: Any) -> str:
-        if id(array) not in self.seen:
-            flat = array.detach().cpu().reshape(-1).view(torch.uint8).numpy() if isinstance(array, Tensor) else array
-            content = hashlib.sha256(np.ascontiguousarray(flat).data).hexdigest()
-            self.seen[id(array)] = f"{array.dtype} {tuple(array.shape)} {content}", array
-        return self.seen[id(array)][0]
 
     def of_module(self, module: nn.Module) -> dict[str, Any]:
         """Attributes, inner modules and hooks of a module, and those tensors that are no weights to be trained."""

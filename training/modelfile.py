@@ -3,7 +3,6 @@
 NAME.pt2 holds graph and weights as `torch.export` (https://docs.pytorch.org/docs/stable/export.html) sees them, and a
 card: what a program must know to use the model.  It is loaded again and compared with the model before it gets its
 name.  PyTorch's reader may run code that a file brings: open only files that you trust.
-
 `predict_tiled` cuts a large image into squares, each with a *margin* around it that is thrown away, so memory stays
 bounded; if the margin is as wide as the receptive field reaches (`margin_of`), the result is that of the whole image.
 """
@@ -67,11 +66,10 @@ class ExportedModel:
 def save(
     model: nn.Module, path: str | Path, *, mean: Floats, std: Floats, class_names: Sequence[str] = (), dataset: Any = ()
 ) -> Path:
-    """Write `path` (NAME.pt2) from a trained model for images (B, C, H, W), and return `path`.
+    """Write `path` (NAME.pt2) from a trained model for images (B, C, H, W), and return it; `InputError` if it errs.
 
     `mean` and `std` of each channel are those of the training (`SegmentationDataset.mean`); `class_names` are by
-    default "background", "class 1", …  `dataset`, the training part, gives the range of its images.  `InputError` if
-    they do not fit, the model cannot be traced, or the file errs.
+    default "background", "class 1", …  `dataset`, the training part, gives the range of its images.
     """
     path = Path(path)
     network = copy.deepcopy(model).cpu().float().eval().to(memory_format=torch.contiguous_format)
@@ -97,17 +95,15 @@ def light_of(image: np.ndarray) -> tuple[float, float]:
 def _trace(network: nn.Module, channels: int) -> ExportedProgram:
     """The graph of the network, for images of any number, height and width."""
     B, H, W = _EXAMPLE
-    any_size = {0: Dim.DYNAMIC, 2: Dim.DYNAMIC, 3: Dim.DYNAMIC}
-    example = (torch.zeros(B, channels, H, W),)
+    example, any_size = torch.zeros(B, channels, H, W), dict.fromkeys((0, 2, 3), Dim.DYNAMIC)
     try:
         with _quiet():
-            program = torch.export.export(network, example, dynamic_shapes=(any_size,), strict=False)
+            program = torch.export.export(network, (example,), dynamic_shapes=(any_size,), strict=False)
     except Exception as error:  # torch.export raises nearly everything
         advice = "mean and std have one number for each channel; forward must not decide by values of the image."
         text = f"modelfile.save: cannot trace the model for {channels} channels: {reason_of(error)}"
         raise InputError(f"{text}\n{advice}") from error
-    for symbol, limits in program.range_constraints.items():
-        # "At least 17", as the lowest map was larger than one pixel; but the graph is right from 1 × 1 on (`_SIZES`).
+    for symbol, limits in program.range_constraints.items():  # "at least 17"; but the graph is right from 1 × 1 on
         program.range_constraints[symbol] = type(limits)(1, limits.upper)
     return program
 

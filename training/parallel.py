@@ -3,7 +3,6 @@
 One model, by `torchrun run.py train`: each of W processes reads and augments the whole batch as a single one would and
 keeps every W-th image, so they learn from the very same numbers.  Gradients are averaged (Li et al., VLDB 2020,
 arXiv:2006.15704), counts are summed, and rank 0 alone writes.  On GPUs BatchNorm counts the images of all processes.
-
 Several models: on a CPU, `fit_all` gives each small network a core of its own, as cores that share one wait for each
 other after every layer: two networks on two cores took 1.6 times less time than one after the other.
 """
@@ -33,22 +32,22 @@ class LiveLine:
     """In a notebook one line that replaces itself and stays as the only output, elsewhere a printed line a step."""
 
     def __init__(self, active: bool) -> None:
+        self._active = active
         self._handle: Any = None
-        self._active, self._notebook = active, "ipykernel" in sys.modules
 
     def show(self, text: str) -> None:
-        if self._active and not self._notebook:
-            print(text)
-        elif self._active and self._handle is None:
+        if self._handle is not None:
+            self._handle.update({"text/plain": text}, raw=True)
+        elif self._active and "ipykernel" in sys.modules:
             from IPython.display import display
 
             self._handle = display({"text/plain": text}, raw=True, display_id=True)
         elif self._active:
-            self._handle.update({"text/plain": text}, raw=True)
+            print(text)
 
 
 def start() -> None:
-    """Join the other processes if `torchrun` has started this one; without it nothing happens."""
+    """Join the other processes if `torchrun` has started this one."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         if torch.cuda.is_available():
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -141,7 +140,9 @@ def _fit_in_processes(waiting: list[tuple[Any, int]], cores: int) -> None:
                 running[started] = []
             all_quiet = not wait([process.sentinel for process in running], timeout=IDLE)
             for process, before in list(running.items()):
-                now = _processor_time(process)
+                now = list[str]()  # ticks in user and in system mode; none once it has ended
+                with contextlib.suppress(OSError):
+                    now = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
                 if not process.is_alive() or all_quiet and now == before:  # a fork can get stuck at a lock of a thread
                     process.kill()
                     process.join()
@@ -152,13 +153,6 @@ def _fit_in_processes(waiting: list[tuple[Any, int]], cores: int) -> None:
         for process in running:
             process.kill()
             process.join()
-
-
-def _processor_time(process: BaseProcess) -> list[str]:
-    """The ticks that a process has used in user and in system mode; nothing once it has ended."""
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
-    return []
 
 
 def _fit(learner: Any, epochs: int) -> None:
