@@ -153,10 +153,10 @@ _FLIPPED_AXES: tuple[tuple[int, ...], ...] = ((), (-1,), (-2, -1), (-2,), (-1,),
 
 
 def apply_symmetry(tensor: Tensor, k: int) -> Tensor:
-    """Apply symmetry k of the square to the last two axes (H, W) of a tensor; odd k swaps H and W.
+    """Apply symmetry k of the square to the last two axes (H, W) of a tensor; returns a copy in its memory format.
 
     0 … 3 are that many quarter turns, counter-clockwise; 4 mirrors left-right, 6 top-bottom, 5 at the main diagonal
-    (transpose), 7 at the other one.  Returns a new tensor in the memory format of the input.
+    (transpose), 7 at the other one.  Odd k swaps H and W.
     """
     return _moved(tensor, k).clone(memory_format=memory_format(tensor))
 

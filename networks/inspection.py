@@ -14,7 +14,7 @@ import math
 from collections import namedtuple
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,20 +31,13 @@ Stage = namedtuple("Stage", "name channels height width")  # a box of the drawn 
 
 
 def count_parameters(model: nn.Module, *, biases: bool = True) -> int:
-    """Number of trainable parameters, with or without the biases.
-
-    >>> count_parameters(nn.Conv2d(3, 8, 5)), count_parameters(nn.Conv2d(3, 8, 5), biases=False)
-    (608, 600)
-    """
+    """Number of trainable parameters, with or without the biases."""
     wanted = (p for name, p in model.named_parameters() if biases or not name.endswith("bias"))
     return sum(p.numel() for p in wanted if p.requires_grad)
 
 
 def parameters_by_formula(model: nn.Module, *, biases: bool = True) -> int:
-    """Number of parameters, from the settings of the layers alone; `InputError` for a layer without a formula.
-
-    Convolution k_h·k_w·C_in·C_out / groups, dense layer in·out, normalisation C; and a bias for each output.
-    """
+    """Number of parameters, from the settings of the layers alone; `InputError` for a layer without a formula."""
     total = 0
     for layer in (module for module in model.modules() if list(module.parameters(recurse=False))):
         if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
@@ -60,17 +53,8 @@ def parameters_by_formula(model: nn.Module, *, biases: bool = True) -> int:
     return total
 
 
-class Layer(NamedTuple):
-    """One row of the layer table: field and stride in pixels of the image, memory in bytes of the float32 output."""
-
-    name: str
-    kind: str
-    output_shape: tuple[int, ...]
-    parameters: int
-    multiply_adds: int
-    receptive_field: tuple[int, ...]
-    stride: tuple[float, ...]
-    memory: int
+# One row of the layer table: field and stride in pixels of the image, memory in bytes of the float32 output.
+Layer = namedtuple("Layer", "name kind output_shape parameters multiply_adds receptive_field stride memory")
 
 
 def layer_table(model: nn.Module, input_shape: tuple[int, ...]) -> list[Layer]:
@@ -109,7 +93,7 @@ def format_table(layers: list[Layer], input_shape: tuple[int, ...]) -> str:
     lines = [f"input {'×'.join(map(str, input_shape))}", line(*head)]
     parameters, products, memory = (sum(numbers) for numbers in zip(*((r[3], r[4], r[7]) for r in layers)))
     for row in [*layers, Layer("sum", "", (), parameters, products, (), (), memory)]:
-        shape, field = "×".join(map(str, row.output_shape[1:])), "×".join(map(str, row.receptive_field))
+        shape, field = ("×".join(map(str, sizes)) for sizes in (row.output_shape[1:], row.receptive_field))
         numbers = f"{row.parameters:,}", f"{row.multiply_adds / 1e6:,.1f} M", field
         stride = "×".join(f"{s:.3g}" for s in row.stride)
         lines.append(line(row.name, row.kind, shape, *numbers, stride, f"{row.memory / 2**20:.2f} MiB"))
@@ -124,9 +108,9 @@ def stages(model: nn.Module, input_shape: tuple[int, ...]) -> list[Stage]:
 
 
 def receptive_field(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Height and width, in pixels of the image, of the largest receptive field of all output pixels, by formula.
+    """Height and width, in pixels of the image, of the largest receptive field of all pixels of the first output.
 
-    Padding counts, so it may be larger than the image.  Of several outputs, the first counts.
+    By formula: padding counts, so it may be larger than the image.
 
     >>> receptive_field(nn.Sequential(nn.Conv2d(1, 1, 3), nn.MaxPool2d(2), nn.Conv2d(1, 1, 3)), (1, 1, 32, 32))
     (8, 8)
@@ -143,10 +127,7 @@ def reach(model: nn.Module, input_shape: tuple[int, ...]) -> int:
 
 
 def output_stride(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[float, ...]:
-    """By how many pixels of the image (rows, columns) the field moves from one output pixel to the next.
-
-    The strides of all operations multiply; going up by s divides.  0 where all output pixels see the same.
-    """
+    """By how many pixels of the image (rows, columns) the field moves from one output pixel to the next; maybe 0."""
     record = Record(model, input_shape)
     return tuple(map(float, record.steps[record.last].stride))
 
@@ -281,8 +262,7 @@ def receptive_field_measured(model: nn.Module, input_shape: tuple[int, ...], *, 
     In a copy of the model all weights are random and positive, so that no ReLU hides a path; pooling shows only the
     winner of a window, so pixels are collected over `trials` random images.  A lower bound, inside the image.
     """
-    generator = torch.Generator().manual_seed(0)
-    model = copy.deepcopy(model).cpu().double()
+    generator, model = torch.Generator().manual_seed(0), copy.deepcopy(model).cpu().double()
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.reset_running_stats()
@@ -296,8 +276,7 @@ def receptive_field_measured(model: nn.Module, input_shape: tuple[int, ...], *, 
 def effective_receptive_field(model: nn.Module, images: Tensor) -> Tensor:
     """How much each pixel of images (B, C, H, W) counts for the middle output pixel y: mean |∂y / ∂x|, (H, W), sum 1.
 
-    y is the sum over the channels of the raw output, in eval mode (after a softmax it is always 1; give a model with
-    two logits one output channel).  `InputError` if no pixel has a gradient.
+    y is the sum over the channels of the raw output, in eval mode (after a softmax it would always be 1).
     """
     device = next((p.device for p in model.parameters()), images.device)
     field = _gradient(model, images.to(device)).abs().mean(dim=(0, 1))
@@ -305,11 +284,7 @@ def effective_receptive_field(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def effective_size(field: Tensor) -> float:
-    """Side of the square with as many pixels as `field` (H, W) has above 1 − 95.45 % of its largest value (Luo et al.).
-
-    >>> effective_size(torch.tensor([[0.0, 0.5, 0.02], [0.5, 1.0, 0.5]]))
-    2.0
-    """
+    """Side of the square with as many pixels as `field` (H, W) has above 4.55 % of its largest value (Luo et al.)."""
     return float((field > (1 - 0.9545) * field.max()).sum()) ** 0.5
 
 

@@ -17,8 +17,6 @@ from torch.nn import functional as F
 def convolution_matrix(kernel: Tensor, stride: int, length: int) -> Tensor:
     """The matrix (⌊(length − k)/s⌋ + 1, length) of a 1-D convolution without padding: row o holds the kernel from o·s.
 
-    As in `nn.Conv1d`, the kernel (k,) is not mirrored.
-
     >>> convolution_matrix(torch.tensor([1.0, 2.0]), stride=2, length=4).tolist()
     [[1.0, 2.0, 0.0, 0.0], [0.0, 0.0, 1.0, 2.0]]
     """
@@ -39,11 +37,7 @@ def transposed_matrix(kernel: Tensor, stride: int, length: int) -> Tensor:
 
 
 def insert_zeros(x: Tensor, stride: int) -> Tensor:
-    """Put s − 1 zeros between neighbours of the last axis: (…, n) → (…, (n − 1)·s + 1).
-
-    >>> insert_zeros(torch.tensor([1.0, 2.0]), stride=3).tolist()
-    [1.0, 0.0, 0.0, 2.0]
-    """
+    """Put s − 1 zeros between neighbours of the last axis: (…, n) → (…, (n − 1)·s + 1)."""
     spread = x.new_zeros(*x.shape[:-1], (x.shape[-1] - 1) * stride + 1)
     spread[..., ::stride] = x
     return spread
@@ -51,9 +45,6 @@ def insert_zeros(x: Tensor, stride: int) -> Tensor:
 
 def zeros_then_filter(x: Tensor, kernel: Tensor, stride: int) -> Tensor:
     """Transposed convolution of x (n,) by a kernel (k,): zero insertion, then the filter y[o] = Σ_j k[j]·z[o−j].
-
-    The filter is the convolution of mathematics, with a mirrored kernel, wherever at least one of its taps meets a
-    value ("full"): ((n − 1)·s + k,).
 
     >>> zeros_then_filter(torch.tensor([1.0, 10.0]), torch.tensor([1.0, 2.0, 3.0]), stride=2).tolist()
     [1.0, 2.0, 13.0, 20.0, 30.0]
@@ -86,8 +77,7 @@ def bilinear_upsampling(
     `F.interpolate` repeats the value at the frame, and a transposed convolution finds nothing beyond it.  `padding`
     rows and columns are cut off at each side; default ⌈(f − 1)/2⌉, which leaves f·H.
     """
-    kernel = bilinear_kernel(factor)
-    padding = factor // 2 if padding is None else padding
+    kernel, padding = bilinear_kernel(factor), factor // 2 if padding is None else padding
     layer = nn.ConvTranspose2d(channels, channels, len(kernel), factor, padding, groups=channels, bias=False)
     layer.weight.data.copy_(kernel.expand_as(layer.weight))
     return layer.requires_grad_(trainable)
@@ -97,19 +87,13 @@ def interpolate_by_convolution(x: Tensor, factor: int) -> Tensor:
     """Bilinear interpolation (B, C, H, W) → (B, C, f·H, f·W) as a transposed convolution, equal at the frame as well.
 
     The values at the frame are repeated once before it, and what they add outside is cut off after it.
-
-    >>> x = torch.arange(6.0).view(1, 1, 2, 3)
-    >>> torch.allclose(interpolate_by_convolution(x, 4), F.interpolate(x, scale_factor=4, mode="bilinear"))
-    True
     """
     layer = bilinear_upsampling(x.shape[1], factor, padding=factor // 2 + factor, trainable=False)
     return layer.to(x.device, x.dtype)(F.pad(x, (1, 1, 1, 1), mode="replicate"))
 
 
 def overlap_counts(kernel: int, stride: int, length: int) -> Tensor:
-    """How many taps of a 1-D transposed convolution reach each output pixel: int64 ((n − 1)·s + k,).
-
-    Away from the ends they are all equal if and only if the stride divides the kernel.
+    """How many taps of a 1-D transposed convolution reach each output pixel; all alike inside if s divides k.
 
     >>> overlap_counts(3, 2, length=4).tolist(), overlap_counts(4, 2, length=4).tolist()
     ([1, 1, 2, 1, 2, 1, 2, 1, 1], [1, 1, 2, 2, 2, 2, 2, 2, 1, 1])
