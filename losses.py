@@ -60,6 +60,25 @@ def dice_loss(logits: Tensor, target: Tensor, *, smooth: float = 1.0) -> Tensor:
     return (1 - (2 * overlap + smooth) / (total + smooth)).mean()
 
 
+def cross_entropy_dice(logits: Tensor, target: Tensor) -> Tensor:
+    """`cross_entropy` + `dice_loss`; two classes in one pass over z₁ − z₀, in half of the time.
+
+    >>> round(cross_entropy_dice(torch.zeros(1, 2, 1, 1), torch.ones(1, 1, 1, dtype=torch.int64)).item(), 4)
+    0.9598
+    """
+    logits, target = _prepare(logits, target)
+    if logits.shape[1] > 2:
+        return cross_entropy(logits, target) + dice_loss(logits, target)
+    counts, lead = (target != IGNORE_INDEX).to(logits.dtype), logits[:, 1] - logits[:, 0]  # (B, H, W) each
+    truth = (target == 1).to(logits.dtype)
+    nats = (F.softplus(lead) - lead * truth) * counts
+    p, dice = lead.sigmoid() * counts, torch.zeros((), device=logits.device)
+    for probs, is_class in ((p, truth), (counts - p, counts - truth)):
+        overlap, total = (x.sum(dim=(1, 2)) for x in (probs * is_class, probs + is_class))
+        dice = dice + (1 - (2 * overlap + 1) / (total + 1)).mean() / 2
+    return nats.sum() / counts.sum().clamp_min(1) + dice
+
+
 def tversky_loss(
     logits: Tensor, target: Tensor, *, alpha: float = 0.3, beta: float = 0.7, smooth: float = 1.0
 ) -> Tensor:
@@ -74,16 +93,23 @@ def tversky_loss(
     return (1 - (hits + smooth) / (hits + alpha * false_alarms + beta * misses + smooth)).mean()
 
 
-def soft_cldice_loss(logits: Tensor, target: Tensor, *, iterations: int = 5, smooth: float = 1.0) -> Tensor:
+def soft_cldice_loss(
+    logits: Tensor, target: Tensor, *, iterations: int = 5, smooth: float = 1.0, straight_through: bool = False
+) -> Tensor:
     """Soft centre-line Dice loss 1 − 2·P·S / (P + S), averaged over images and over all classes but 0; 0 … 1.
 
     P = (Σ skel(p)·g + s) / (Σ skel(p) + s): how much of the predicted centre line lies in the true structure.
     S = (Σ skel(g)·p + s) / (Σ skel(g) + s): how much of the true centre line is predicted.
     skel is a soft skeleton by min- and max-pooling; what is wider than 2·`iterations` loses its centre line.
+    `straight_through` takes skel(p) / p for constant: the same value in a fifth of the time, and a gradient that points
+    the same way (cosine with the exact one .6 … .98 for a usable prediction, .3 for a random one).
     The loss does not see how wide a line is: add it to another one.  Shit et al., 2021 (arXiv:2003.07311), algorithm 1.
     """
-    probs, truth = (x[:, 1:] for x in _probs_and_one_hot(logits, target))  # (B, C−1, H, W)
-    line, true_line = _soft_skeleton(probs, iterations), _soft_skeleton(truth, iterations)
+    probs, truth = (x[:, 1:].contiguous() for x in _probs_and_one_hot(logits, target))  # (B, C−1, H, W)
+    line = _soft_skeleton(probs.detach() if straight_through else probs, iterations)
+    if straight_through:
+        line = probs * (line / probs.detach().clamp_min(torch.finfo(probs.dtype).tiny))
+    true_line = _soft_skeleton(truth, iterations)
     precision = ((line * truth).sum(dim=(2, 3)) + smooth) / (line.sum(dim=(2, 3)) + smooth)
     sensitivity = ((true_line * probs).sum(dim=(2, 3)) + smooth) / (true_line.sum(dim=(2, 3)) + smooth)
     return (1 - 2 * precision * sensitivity / (precision + sensitivity)).mean()
@@ -93,10 +119,20 @@ def _soft_skeleton(x: Tensor, iterations: int) -> Tensor:
     """What an opening takes away, collected while x shrinks by one pixel, of its four neighbours, a step."""
     skeleton = torch.zeros_like(x)
     for _ in range(iterations + 1):
-        eroded = -torch.maximum(F.max_pool2d(-x, (3, 1), 1, (1, 0)), F.max_pool2d(-x, (1, 3), 1, (0, 1)))
-        ridge = F.relu(x - F.max_pool2d(eroded, 3, 1, 1))
+        eroded = -torch.maximum(_largest_of_three(-x, 2), _largest_of_three(-x, 3))
+        ridge = F.relu(x - _largest_of_three(_largest_of_three(eroded, 3), 2))
         skeleton, x = skeleton + F.relu(ridge - skeleton * ridge), eroded
     return skeleton
+
+
+def _largest_of_three(x: Tensor, axis: int) -> Tensor:
+    """The largest of each pixel and its two neighbours along an axis."""
+    if x.requires_grad:  # of equal pixels the first gets the gradient
+        return F.max_pool2d(x, (3, 1), 1, (1, 0)) if axis == 2 else F.max_pool2d(x, (1, 3), 1, (0, 1))
+    n = x.shape[axis] - 1  # eight times as fast
+    pairs = torch.maximum(x.narrow(axis, 0, n), x.narrow(axis, 1, n))
+    first, last = x.narrow(axis, 0, 1), x.narrow(axis, n, 1)
+    return torch.maximum(torch.cat([first, pairs], axis), torch.cat([pairs, last], axis))
 
 
 def boundary_loss(logits: Tensor, target: Tensor, distance: Tensor | None = None) -> Tensor:
@@ -285,8 +321,8 @@ def _probs_and_one_hot(logits: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Probabilities and 0-1 truth, (B, C, H, W) each; 0 where ignored."""
     logits, target = _prepare(logits, target)
     counts = (target != IGNORE_INDEX)[:, None]  # (B, 1, H, W)
-    truth = torch.zeros_like(logits).scatter_(1, target.where(counts[:, 0], 0)[:, None], 1.0)
-    return logits.softmax(dim=1) * counts, truth * counts
+    truth = torch.stack([target == k for k in range(logits.shape[1])], dim=1).to(logits.dtype)
+    return logits.contiguous().softmax(dim=1) * counts, truth  # channels last would take twice as long
 
 
 def _weighted_mean(values: Tensor, target: Tensor, weight: Tensor | None, class_weight: Tensor | None = None) -> Tensor:

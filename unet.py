@@ -46,6 +46,13 @@ def unpool2x2(x: Tensor, indices: Tensor, size: tuple[int, int]) -> Tensor:
     return torch.where(is_winner, repeated, 0)[..., :H, :W]
 
 
+def space_to_depth(x: Tensor, factor: int) -> Tensor:
+    """Squares of f² pixels become one, the last row or column repeated: (B, C, H, W) → (B, C·f², ⌈H/f⌉, ⌈W/f⌉)."""
+    x = F.pad(x, (0, factor - 1, 0, factor - 1), mode="replicate")
+    rows, columns = (side // factor * factor for side in x.shape[2:])
+    return F.pixel_unshuffle(x[..., :rows, :columns], factor)
+
+
 class ConvBlock(nn.Sequential):
     """Two times (3×3 convolution, normalisation, ReLU): (B, in, H, W) → (B, out, H, W)."""
 
@@ -98,6 +105,8 @@ class UNet(nn.Module):
         norm: "batch", "group" (independent of the batch size), or "none" as in the paper.
         dropout: probability at the bottom of the U, where the paper places it.
         keep_channels: the up-convolution keeps its number of channels instead of going down to that of its level.
+        stem: so many pixels, 1, 2, 4 or 8, along each axis become one with all their channels, and go back to their
+            places in the logits (arXiv:1609.05158).  With 2 a step takes a third of the time, at doubled widths half.
     >>> UNet(1, 2, widths=(4, 8))(torch.zeros(1, 1, 17, 31)).shape
     torch.Size([1, 2, 17, 31])
     """
@@ -113,17 +122,19 @@ class UNet(nn.Module):
         norm: Norm = "batch",
         dropout: float = 0.0,
         keep_channels: bool = False,
+        stem: int = 1,
     ):
         super().__init__()
         choices = {"upsampling": (upsampling, get_args(Upsampling)), "skip": (skip, get_args(Skip))}
-        check_settings("UNet", in_channels, num_classes, widths, **choices, norm=(norm, get_args(Norm)))
+        stems = (stem, (1, 2, 4, 8))  # so that tiles of a large image fit onto its grid
+        check_settings("UNet", in_channels, num_classes, widths, **choices, norm=(norm, get_args(Norm)), stem=stems)
         if keep_channels and (upsampling == "unpool" or skip == "sum"):
             raise InputError("UNet: unpooling and summation need the encoder's channels; use keep_channels=False.")
         self.in_channels, self.num_classes, self.widths = in_channels, num_classes, tuple(widths)
-        self.upsampling, self.skip = upsampling, skip
+        self.upsampling, self.skip, self.stem = upsampling, skip, stem
 
         self.encoder = nn.ModuleList()
-        for channels, width in zip((in_channels, *widths), widths, strict=False):
+        for channels, width in zip((in_channels * stem**2, *widths), widths, strict=False):
             self.encoder.append(ConvBlock(channels, width, norm))
         self.pool = nn.MaxPool2d(2, ceil_mode=True, return_indices=upsampling == "unpool")
         self.dropout = nn.Dropout(dropout)
@@ -132,16 +143,17 @@ class UNet(nn.Module):
             risen = below if keep_channels else width
             self.ups.append(Up(below, risen, upsampling))
             self.decoder.append(ConvBlock(risen + width if skip == "concat" else risen, width, norm))
-        self.head = nn.Conv2d(widths[0], num_classes, 1)
+        self.head = nn.Conv2d(widths[0], num_classes * stem**2, 1)
         self.apply(initialise)
 
     def extra_repr(self) -> str:
         """What the list of layers does not show: a learner knows a model again by its repr."""
-        return f"upsampling={self.upsampling!r}, skip={self.skip!r}"
+        return f"upsampling={self.upsampling!r}, skip={self.skip!r}, stem={self.stem}"
 
     def forward(self, x: Tensor) -> Tensor:
         check_input("UNet", x, self.in_channels)
-        handed_across = []
+        size, handed_across = x.shape[2:], []
+        x = space_to_depth(x, self.stem) if self.stem > 1 else x  # from here on H, W of the highest level
         for block in self.encoder[:-1]:
             features = block(x)  # (B, width, H, W)
             pooled = self.pool(features)  # (B, width, ⌈H/2⌉, ⌈W/2⌉)
@@ -156,7 +168,8 @@ class UNet(nn.Module):
             elif self.skip == "sum":
                 x = x + features
             x = block(x)  # (B, width, H, W)
-        return self.head(x)  # (B, num_classes, H, W)
+        logits = self.head(x)  # (B, num_classes · stem², H, W)
+        return F.pixel_shuffle(logits, self.stem)[..., : size[0], : size[1]] if self.stem > 1 else logits
 
 
 def check_settings(

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from checks import InputError
 from networks.upsampling import bilinear_upsampling
-from unet import UNet, check_input, check_settings, initialise
+from unet import UNet, check_input, check_settings, initialise, space_to_depth
 
 WIDTHS = (16, 32, 64, 64, 64)
 FCN_WIDTHS = (16, 32, 64, 128, 128)
@@ -247,13 +247,14 @@ class ImageClassifier(nn.Module):
 
     def __init__(self, unet: UNet, num_classes: int):
         super().__init__()
-        self.in_channels, self.num_classes = unet.in_channels, num_classes
+        self.in_channels, self.num_classes, self.stem = unet.in_channels, num_classes, unet.stem
         self.encoder = copy.deepcopy(unet.encoder)
         self.pool = nn.MaxPool2d(2, ceil_mode=True)
         self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(unet.widths[-1], num_classes))
 
     def forward(self, x: Tensor) -> Tensor:
         check_input("ImageClassifier", x, self.in_channels)
+        x = space_to_depth(x, self.stem) if self.stem > 1 else x
         for block in self.encoder[:-1]:
             x = self.pool(block(x))
         return self.head(self.encoder[-1](x))

@@ -235,6 +235,10 @@ def _windows(function: Any, args: Any, kwargs: Any, x: Tensor, y: Tensor) -> lis
         if call.get("transposed"):
             return [Window(1, p - span, p, s) for s, p, span in settings]
         return [Window(s, -p, span - p) for s, p, span in settings]
+    if name == "pixel_unshuffle":
+        return [Window(call["downscale_factor"], 0, call["downscale_factor"] - 1)] * 2
+    if name == "pixel_shuffle":
+        return [Window(1, 1 - call["upscale_factor"], 0, call["upscale_factor"])] * 2
     if name in ("upsample_nearest2d", "upsample_bilinear2d") and not call.get("align_corners"):
         # By p/q input pixels an output pixel: ⌊o·p/q⌋, or the two around (o + ½)·p/q − ½.
         ratios = [Fraction(b, a).as_integer_ratio() for b, a in zip(before, after)]

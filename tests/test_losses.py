@@ -19,6 +19,7 @@ from losses import (
     WeightedSum,
     boundary_loss,
     cross_entropy,
+    cross_entropy_dice,
     dice_loss,
     focal_loss,
     soft_cldice_loss,
@@ -26,7 +27,13 @@ from losses import (
 )
 from transforms import apply_symmetry
 
-PIXEL_LOSSES = [cross_entropy, focal_loss, dice_loss, tversky_loss]  # these do not ask which pixels are neighbours
+PIXEL_LOSSES = [
+    cross_entropy,
+    focal_loss,
+    dice_loss,
+    cross_entropy_dice,
+    tversky_loss,
+]  # these do not ask which pixels are neighbours
 SHAPE_LOSSES = [soft_cldice_loss, boundary_loss, BoundaryWeightedLoss(), TopologyLoss(), TopologyLoss(margin=0.5)]
 LOSSES = PIXEL_LOSSES + SHAPE_LOSSES
 
@@ -193,6 +200,31 @@ def test_cldice_of_a_cut_line_by_hand():
     pred[:, :, 2] = 0
     for logits in (certain(pred, 2), certain(pred, 2)[:, 1:]):  # two output channels, or one
         assert soft_cldice_loss(logits, line()).item() == pytest.approx(1 / 11)
+
+
+@pytest.mark.parametrize("C", [1, 2, 3])
+def test_cross_entropy_and_dice_in_one_pass_are_their_sum(C):
+    logits, target = random_pair(C=C) if C > 1 else (random_pair(C=1)[0], random_pair(C=2)[1])
+    target[:, 2] = 255
+    gradients = []
+    for loss in (cross_entropy_dice, WeightedSum((1.0, cross_entropy), (1.0, dice_loss))):
+        value = loss(leaf := logits.clone().requires_grad_(), target)
+        gradients += [value, *torch.autograd.grad(value, leaf)]
+    torch.testing.assert_close(gradients[:2], gradients[2:])
+
+
+def test_a_straight_through_skeleton_gives_the_same_value_and_a_gradient_that_points_the_same_way():
+    target = line().repeat(1, 3, 1)
+    logits = certain(target, 2, margin=1.5) + torch.randn(
+        1, 2, *target.shape[1:], generator=torch.Generator().manual_seed(1)
+    )
+    found = []
+    for straight in (False, True):
+        value = soft_cldice_loss(leaf := logits.clone().requires_grad_(), target, straight_through=straight)
+        found.append((value, torch.autograd.grad(value, leaf)[0].flatten()))
+    (exact, gradient), (straight, other) = found
+    torch.testing.assert_close(straight, exact)
+    assert not torch.equal(gradient, other) and F.cosine_similarity(gradient, other, dim=0) > 0.5
 
 
 def test_cldice_does_not_see_width_but_needs_iterations_for_it():

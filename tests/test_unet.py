@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from checks import InputError
 from networks.inspection import count_parameters
-from unet import UNet, Up, unpool2x2
+from unet import UNet, Up, space_to_depth, unpool2x2
 
 SETTINGS = list(itertools.product(("transposed", "bilinear", "unpool"), ("none", "concat", "sum")))
 
@@ -88,7 +88,7 @@ def test_half_precision_and_channels_last_give_the_same_up_to_rounding():
     torch.testing.assert_close(half.float(), expected, rtol=0.1, atol=0.1)
 
 
-WRONG = [{"upsampling": "nearest"}, {"skip": "add"}, {"norm": "layer"}, {"widths": ()}, {"widths": (8, 0)}]
+WRONG = [{"upsampling": "nearest"}, {"skip": "add"}, {"norm": "layer"}, {"widths": ()}, {"widths": (8, 0)}, {"stem": 3}]
 WRONG += [{"keep_channels": True, "skip": "sum"}, {"keep_channels": True, "upsampling": "unpool"}]
 
 
@@ -117,3 +117,21 @@ def test_the_decoder_of_an_index_linked_net_unpools_by_the_indices_of_its_level(
     pooled, indices = F.max_pool2d(maps, 2, ceil_mode=True, return_indices=True)
     risen = Up(3, 3, "unpool")(pooled, (5, 7), indices)  # equal channels: nothing to project
     assert torch.equal(risen, nn.MaxUnpool2d(2)(pooled, indices, output_size=(5, 7)))
+
+
+def test_a_stem_of_2_keeps_every_pixel_in_its_place_and_repeats_an_odd_border():
+    image = torch.arange(2 * 15.0).reshape(1, 2, 3, 5)
+    deep = space_to_depth(image, 2)  # (1, 8, 2, 3)
+    assert deep[0, :4, 0, 1].tolist() == [2, 3, 7, 8]  # the square at row 0, column 2 of the first channel
+    assert deep[0, 4:, 1, 2].tolist() == [29] * 4  # below and right of the last pixel of the second there is nothing
+    assert torch.equal(F.pixel_shuffle(deep, 2)[..., :3, :5], image)
+
+
+@pytest.mark.parametrize("stem", [2, 4])
+def test_a_stem_has_the_channels_of_its_squares_and_gives_every_size_back(stem):
+    model, plain = UNet(2, 3, (4, 4, 4), stem=stem).eval(), UNet(2, 3, (4, 4, 4))
+    # first convolution 9·4 weights for each further channel, head 4 weights and a bias for each further logit
+    more = 2 * (stem**2 - 1) * 9 * 4 + 3 * (stem**2 - 1) * (4 + 1)
+    assert count_parameters(model) == count_parameters(plain) + more and f"stem={stem}" in repr(model)
+    for height, width in itertools.product(range(1, 11), range(1, 11)):
+        assert model(torch.zeros(1, 2, height, width)).shape == (1, 3, height, width)

@@ -139,6 +139,8 @@ OTHERS = [
     Function(lambda x: F.pad(x, (-2, 1, 0, -1))),
     nn.Sequential(nn.ZeroPad2d((1, 2, 3, 0)), nn.ConstantPad2d(1, 0.5)),
     nn.AdaptiveMaxPool2d(1),
+    nn.PixelUnshuffle(2),
+    Function(lambda x: F.pixel_shuffle(torch.cat([x] * 9, dim=1), 3)),
 ]
 
 
@@ -157,7 +159,6 @@ EVERYTHING = {
     "corners aligned": nn.Upsample(size=(23, 19), mode="bilinear", align_corners=True),
     "smoothed": lambda x: F.interpolate(x, size=(4, 4), mode="bilinear", antialias=True),
     "bicubic": nn.Upsample(scale_factor=2, mode="bicubic"),
-    "shuffled": lambda x: F.pixel_shuffle(torch.cat([x] * 4, dim=1), 2),
     "pooled to 5×3": nn.AdaptiveAvgPool2d((5, 3)),
 }
 
@@ -247,6 +248,7 @@ ZOO = {
     # two 3×3 at jump 1, pooling, two at jump 2: 1 + 4 + 1 + 8 = 14; two 3×3 of the decoder meet up to 3 coarse pixels
     "U-Net, transposed": (UNet(widths=(2, 2)), 18, 1),
     "U-Net, bilinear, sum": (UNet(widths=(1, 1), upsampling="bilinear", skip="sum"), 20, 1),
+    "U-Net, stem of 2": (UNet(widths=(2, 2), stem=2), 2 * 18, 1),
     "U-Net, unpooled": (UNet(widths=(1, 1), upsampling="unpool", skip="none"), 18, 1),
 }  # fmt: skip
 

@@ -34,7 +34,11 @@ def saved(tmp_path_factory) -> Path:
 
 
 LINKS = {"none": {"skip": "none"}, "sum": {"skip": "sum"}, "concat": {"widths": (2, 3, 4)}}
-LINKS |= {"both": {"upsampling": "unpool", "skip": "concat"}, "bilinear": {"upsampling": "bilinear", "norm": "group"}}
+LINKS |= {
+    "both": {"upsampling": "unpool", "skip": "concat"},
+    "bilinear": {"upsampling": "bilinear", "norm": "group"},
+    "stem": {"stem": 2},
+}
 
 
 @pytest.mark.parametrize("name", LINKS)
@@ -129,6 +133,7 @@ MODELS = {
     "bilinear": UNet(widths=(2, 4, 4), upsampling="bilinear"),
     "unpool": UNet(widths=(2, 4, 4), upsampling="unpool", skip="none"),
     "shrunk": Shrunk(UNet(widths=(2, 4)), 2),
+    "stem": UNet(widths=(2, 4), stem=4),
     "road": RoadNet(1, 2),
     "dilated": DilatedNet(1, 2, (2, 2, 2, 2, 2)),
     "fcn": FCN(1, 2, (2, 2, 2, 2, 2)),
