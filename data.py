@@ -28,8 +28,8 @@ from imagesets.yeast import write_yeast
 from training.checkpoint import identity
 
 SYNTHETIC = "synthetic_yeast"
-_WRITERS: list[Callable[[Path], Path]] = [write_yeast, write_streets, write_roads, write_pets]
-BUILT_IN = {f"synthetic_{kind}": write for kind, write in zip(("yeast", "streets", "roads", "pets"), _WRITERS)}
+_SYNTHETIC = {"yeast": write_yeast, "streets": write_streets, "roads": write_roads, "pets": write_pets}
+BUILT_IN: dict[str, Callable[[Path], Path]] = {f"synthetic_{kind}": write for kind, write in _SYNTHETIC.items()}
 NAMES = (*BUILT_IN, *READERS)
 NUM_CLASSES = dict(zip(BUILT_IN, (2, 6, 2, 3))) | {name: reader.num_classes for name, reader in READERS.items()}
 

@@ -47,13 +47,7 @@ TABLES = "classes.csv class_dict.csv labelmap.txt label_colors.txt class_names.t
 IGNORED = dict.fromkeys(("ignore", "ignored", "void", "unlabelled", "unlabeled"), IGNORE_INDEX)  # names of no class
 STREET_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)  # Cityscapes: classes 0 … 18
 MOST_CLASSES = 32  # more values in labels are not taken for classes without being told
-TURN = "python3 -c \"import numpy, h5py, tifffile; tifffile.imwrite('NAME.tif', {})\""
-ADVICE = {  # for labels of other programs
-    "_seg.npy": "in Cellpose choose File, Save masks as PNG/tif: a _seg.npy could run a program, and is not opened",
-    ".npy": TURN.format("numpy.load('NAME.npy')"),
-    ".h5": TURN.format("h5py.File('NAME.h5')['exported_data'][..., 0]"),
-    ".nii.gz": "save each slice of the volume as a PNG or TIFF of its own",
-}
+OTHERS = "labels in .npy, .h5 or .nii must become PNG or TIFF (in Cellpose: File, Save masks as PNG/tif)"
 Key = tuple[str, ...]  # part or nothing, folders whose names say nothing, name of the file
 Found = dict[Key, list[Path]]
 Tables = dict[Path, dict[str, Any]]
@@ -243,8 +237,8 @@ def _folders(layout: Layout, paths: Sequence[Path], _: Tables) -> None:
         maps = {role: those[key][0] for role, those in found.items() if key in those}
         layout.pairs.append(Pair(key, images[key], labels[of_label][0], part_of.get(key[-1], key[0]), maps))
     if not part_of:
-        _lonely(layout, images, partners.keys(), labels, "has no label", {path.name: path for path in paths})
-    _lonely(layout, labels, {*partners.values()}, images, "has no image", {})
+        _lonely(layout, images, partners.keys(), labels, "has no label", f"add one, or take this file away; {OTHERS}")
+    _lonely(layout, labels, {*partners.values()}, images, "has no image", "add one, or take this file away")
 
 
 def _known_by_names(layout: Layout, paths: Sequence[Path]) -> Sequence[Path]:
@@ -289,9 +283,7 @@ def _by_role(layout: Layout, paths: Sequence[Path]) -> dict[str, Found]:
     return found
 
 
-def _lonely(
-    layout: Layout, there: Found, used: Iterable[Key], others: Found, what: str, by_name: dict[str, Path]
-) -> None:
+def _lonely(layout: Layout, there: Found, used: Iterable[Key], others: Found, found: str, advice: str) -> None:
     """Files without a partner: problems, but for test images, which may have no label, and folders of other things."""
     places = {key[:-1] for key in others}
     for key in sorted(there.keys() - used):
@@ -300,9 +292,7 @@ def _lonely(
         if key[:-1] not in places and (key[0] == "test" or is_other):
             layout.leave(path)
         else:
-            turn = {by_name[key[-1] + end]: text for end, text in ADVICE.items() if key[-1] + end in by_name}
-            advice = [text.replace("NAME", other.with_name(key[-1]).as_posix()) for other, text in turn.items()]
-            layout.problem(path, what, (advice or ["add one, or take this file away"])[0])
+            layout.problem(path, found, advice)
 
 
 def _lists(paths: Sequence[Path], names: set[str]) -> dict[str, str]:
@@ -412,9 +402,6 @@ def _labelme(layout: Layout, paths: Sequence[Path], tables: Tables) -> None:
             points, kind = np.reshape(shape["points"], (-1, 2)).astype(float), shape.get("shape_type") or "polygon"
             if kind == "rectangle":
                 points = np.stack([points[[0, 1, 1, 0], 0], points[[0, 0, 1, 1], 1]], axis=1)
-            elif kind == "circle":
-                angles = np.linspace(0, 2 * np.pi, 200)
-                points = points[0] + np.hypot(*(points[1] - points[0])) * np.stack([np.cos(angles), np.sin(angles)], 1)
             elif kind != "polygon":
                 layout.problem(path, f"has a {kind} ({shape['label']}), which is no area", "draw a polygon instead")
                 continue

@@ -7,7 +7,6 @@ O. M. Parkhi, A. Vedaldi, A. Zisserman, C. V. Jawahar, CVPR 2012, doi 10.1109/CV
 """
 
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from numpy import ndarray
@@ -15,7 +14,7 @@ from numpy.random import Generator
 from scipy import ndimage
 
 from imagesets.streets import palette, photograph, pick_colour, soft_noise
-from imagesets.yeast import Scene, write_set
+from imagesets.yeast import Scene, writer
 
 VERSION = 3  # raise it when the pictures change, so that an older set on disk is not taken for this one
 FUR = palette("CC8542 734D30 2A2827 E6DED1 807D7D DBC294 AD855C 4D4540")
@@ -23,13 +22,6 @@ CLOTH = palette("8C332E 334D6B 9E8C6B 596B4D BFB8A8 6B4D38 807A80 D9B366 4D425C"
 GREEN = palette("5F8038 7E8C45 4D6B2E 9C9960 6F8050")
 EYES = palette("BFAD33 73A659 598CBF")
 Head = tuple[float, float, float, float]  # y, x, radius, and how far it is turned to the right, −1 … 1
-
-
-def write_pets(folder: Path, num_images: int = 160, seed: int = 0, height: int = 160, width: int = 160) -> Path:
-    """Write `dog_000.png`, `cat_001.png`, `dog_002.png` … of `pet_scene`, as `write_yeast` does; return `folder`."""
-    kinds = ("dog", "cat")
-    scenes = {f"{kinds[i % 2]}_{i:03d}.png": partial(pet_scene, species=kinds[i % 2]) for i in range(num_images)}
-    return write_set(folder, ("pets", VERSION, num_images, seed, height, width), scenes)
 
 
 def pet_scene(rng: Generator, height: int = 160, width: int = 160, species: str | None = None) -> Scene:
@@ -52,6 +44,11 @@ def pet_scene(rng: Generator, height: int = 160, width: int = 160, species: str 
     inside, outside = (ndimage.distance_transform_edt(where) for where in (seen, ~seen))
     label = np.select([inside > 2, outside > 3], [1, 0], 2).astype(np.uint8)
     return Scene(photograph(rng, image), label)
+
+
+write_pets = writer(
+    "pets", VERSION, {f"{name}_{{:03}}.png": partial(pet_scene, species=name) for name in ("dog", "cat")}, 160, 160
+)
 
 
 def body(

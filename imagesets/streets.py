@@ -8,7 +8,6 @@ R. Cipolla, Pattern Recognit. Lett. 30 (2009) 88, doi 10.1016/j.patrec.2008.04.0
 
 import math
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,7 +17,7 @@ from PIL import Image
 from scipy import ndimage
 
 from checks import IGNORE_INDEX
-from imagesets.yeast import Box, Scene, write_set
+from imagesets.yeast import Box, Scene, writer
 
 VERSION = 3  # raise it when the pictures change, so that an older set on disk is not taken for this one
 SKY, BUILDING, TREE, ROAD, PAVEMENT, CAR = range(6)  # TREE is all that is green; the own bonnet is void
@@ -33,23 +32,6 @@ WALLS = palette("B8A88F 9E9991 807D7A 995E54 CCC4B3 8F857A B3946E 736661 A8ADB3"
 LEAVES = palette("385C24 4D6B29 294A21 5C6626 80611F 475733")
 GLASS = palette("29303B 404D5C 738599")
 PAINTS = palette("141417 D9D9DB 7A7D82 4D4F54 991414 1A3373 9EA1A6 265240 BF9926")
-
-
-def write_streets(folder: Path, num_images: int = 60, seed: int = 0, height: int = 256, width: int = 256) -> Path:
-    """Write `images/street_000.png` … and `labels/` of `street_scene`, as `write_yeast` does; return `folder`."""
-    scenes = {f"street_{i:03d}.png": street_scene for i in range(num_images)}
-    return write_set(folder, ("streets", VERSION, num_images, seed, height, width), scenes)
-
-
-def write_roads(folder: Path, num_images: int = 120, seed: int = 0, height: int = 256, width: int = 256) -> Path:
-    """Write the pictures of `write_streets` as `road_000.png` …, labels 1 road, 0 all else, 255 void."""
-
-    def draw(*camera: Any) -> Scene:
-        scene = street_scene(*camera)
-        return replace(scene, label=np.where(scene.label == IGNORE_INDEX, scene.label, scene.label == ROAD))
-
-    scenes = {f"road_{i:03d}.png": draw for i in range(num_images)}
-    return write_set(folder, ("roads", VERSION, num_images, seed, height, width), scenes)
 
 
 def street_scene(rng: Generator, height: int = 256, width: int = 256) -> Scene:
@@ -67,6 +49,16 @@ def street_scene(rng: Generator, height: int = 256, width: int = 256) -> Scene:
         colour = pick_colour(rng, PAINTS) * (0.55 + 6 * np.clip(deep, 0, 0.06))[..., None]
         street.paint(np.s_[:, :], deep > 0, colour, IGNORE_INDEX, 0)
     return Scene(photograph(rng, street.image), street.label)
+
+
+def _road_scene(rng: Generator, height: int, width: int) -> Scene:
+    """The pictures of `street_scene` with the labels 1 road, 0 all else, 255 void."""
+    scene = street_scene(rng, height, width)
+    return replace(scene, label=np.where(scene.label == IGNORE_INDEX, scene.label, scene.label == ROAD))
+
+
+write_streets = writer("streets", VERSION, {"street_{:03}.png": street_scene}, 60)
+write_roads = writer("roads", VERSION, {"road_{:03}.png": _road_scene}, 120)
 
 
 def pick_colour(rng: Generator, colours: ndarray) -> ndarray:

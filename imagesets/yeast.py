@@ -9,7 +9,9 @@ al., Med. Image Anal. 16 (2012) 1047, doi 10.1016/j.media.2011.12.006; square ro
 Biometrika 35 (1948) 246, doi 10.1093/biomet/35.3-4.246.
 """
 
+import itertools
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,8 +28,6 @@ from checks import InputError
 
 VERSION = 1  # raise it when the pictures change, so that an older set on disk is not taken for this one
 MARGIN = 24  # drawn around the frame and cut off at the end, so that cells and halos may cross the frame
-LAYERS = {"images": "image", "labels": "label"}
-YEAST_LAYERS = {**LAYERS, "instances": "instances", "dead": "dead"}
 Box = tuple[slice, slice]
 
 
@@ -65,38 +65,37 @@ def yeast_scene(rng: Generator, height: int = 256, width: int = 256) -> YeastSce
     return YeastScene(image, label, living.astype(np.uint16), dead)
 
 
-def write_yeast(folder: Path, num_images: int = 18, seed: int = 0, height: int = 256, width: int = 256) -> Path:
-    """Write `images/yeast_00.png` … (8-bit grey), `labels/` (0, 1), `instances/` (16-bit), `dead/` (0, 1).
+def writer(kind: str, version: int, scenes: dict[str, Any], number: int, side: int = 256) -> Callable[..., Path]:
+    """Return what writes a set as PNG into a folder, a sub-folder for each array of its scenes.
 
-    Image i depends on `seed`, i and the size only.  A folder that holds this very set is kept, another is refused.
+    `scenes` {name with {} for the number: what draws it (rng, height, width)} take turns.  Image i depends on `seed`, i
+    and the size only.  A folder that holds this very set is kept, another is refused.
     """
-    scenes = {f"yeast_{i:02d}.png": yeast_scene for i in range(num_images)}
-    return write_set(folder, ("yeast", VERSION, num_images, seed, height, width), scenes, YEAST_LAYERS)
+
+    def write(folder: Path, num_images: int = number, seed: int = 0, height: int = side, width: int = side) -> Path:
+        sizes = {"num_images": num_images, "seed": seed, "height": height, "width": width}
+        note, place = json.dumps({"set": kind, "version": version, **sizes}), folder / "settings.json"
+        if folder.exists():
+            if place.is_file() and place.read_text(encoding="utf-8") == note:
+                return folder
+            raise InputError(f"{folder} exists and does not hold {note}.\nDelete the folder or choose another one.")
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        # written beside and renamed at the end: a killed run leaves no half set under that name
+        with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
+            part = Path(temporary, "set")
+            for i, (name, draw) in zip(range(num_images), itertools.cycle(scenes.items())):
+                for field, array in vars(draw(np.random.default_rng([seed, i]), height, width)).items():
+                    layer = part / {"image": "images", "label": "labels"}.get(field, field)
+                    layer.mkdir(parents=True, exist_ok=True)
+                    Image.fromarray(array + np.uint8(0)).save(layer / name.format(i))  # bool → 0, 1
+            (part / place.name).write_text(note, encoding="utf-8")
+            part.rename(folder)
+        return folder
+
+    return write
 
 
-def write_set(folder: Path, settings: tuple[Any, ...], scenes: dict[str, Any], layers: dict[str, str] = LAYERS) -> Path:
-    """Write the `layers` {sub-folder: attribute} of `scenes` {file name: what draws it (rng, height, width)} as PNG."""
-    note = json.dumps(dict(zip(("set", "version", "num_images", "seed", "height", "width"), settings)))
-    seed, height, width = settings[3:]
-    if folder.exists():
-        there = folder / "settings.json"
-        if there.is_file() and there.read_text(encoding="utf-8") == note:
-            return folder
-        raise InputError(f"{folder} exists and does not hold {note}.\nDelete the folder or choose another one.")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # written beside and renamed at the end: a killed run leaves no half set under that name
-    with TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}.") as temporary:
-        part = Path(temporary, "set")
-        for layer in layers:
-            (part / layer).mkdir(parents=True)
-        for i, (name, draw) in enumerate(scenes.items()):
-            scene = draw(np.random.default_rng([seed, i]), height, width)
-            for layer, attribute in layers.items():
-                array = getattr(scene, attribute) + np.uint8(0)  # bool → 0, 1
-                Image.fromarray(array).save(part / layer / name)
-        (part / "settings.json").write_text(note, encoding="utf-8")
-        part.rename(folder)
-    return folder
+write_yeast = writer("yeast", VERSION, {"yeast_{:02}.png": yeast_scene}, 18)
 
 
 def _yeast_colonies(rng: Generator, height: int, width: int) -> tuple[ndarray, ndarray, ndarray]:

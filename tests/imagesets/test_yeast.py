@@ -15,7 +15,7 @@ from checks import InputError
 from imagesets import yeast
 from imagesets.pets import pet_scene, write_pets
 from imagesets.streets import street_scene, write_roads, write_streets
-from imagesets.yeast import YEAST_LAYERS, Scene, YeastScene, write_yeast, yeast_scene
+from imagesets.yeast import Scene, YeastScene, write_yeast, yeast_scene
 
 SMALL = {"num_images": 2, "seed": 7, "height": 64, "width": 80}
 Writer, Patch = Callable[..., Path], pytest.MonkeyPatch
@@ -141,7 +141,8 @@ def scene_of(writer: Writer, i: int) -> Scene:
 @every_set
 def test_written_files_are_the_scenes(writer: Writer, tmp_path: Path) -> None:
     folder = writer(tmp_path / "set", **SMALL)
-    layers = YEAST_LAYERS if writer is write_yeast else yeast.LAYERS
+    layers = {"images": "image", "labels": "label"}
+    layers |= {name: name for name in ("instances", "dead")} if writer is write_yeast else {}
     expected = [f"{layer}/{name}" for layer in layers for name in WRITERS[writer]]
     assert sorted(content(folder)) == sorted([*expected, "settings.json"])
     for i, name in enumerate(WRITERS[writer]):
