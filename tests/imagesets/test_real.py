@@ -39,7 +39,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in.*socket:pyt
 @pytest.mark.parametrize("name", sorted(SOURCES))
 def test_every_set_says_its_terms_and_the_readme_of_the_data_folder_tells_of_it(name: str) -> None:
     source = SOURCES[name]
-    assert name == source.name and name in READERS
+    assert name in READERS
     assert source.licence and "doi 10." in source.citation
     assert README.count(f"| `{name}` |") == 2  # its terms, and where to put it by hand
     assert source.citation.split("doi ")[1] in README or "10.48550" in source.citation
@@ -118,7 +118,7 @@ def sealed(monkeypatch: Patch) -> None:
 
 
 def register(monkeypatch: Patch, name: str, *files: RemoteFile, expected: dict[str, int], root: str = "") -> None:
-    monkeypatch.setitem(SOURCES, name, Source(name, "A test.", "none", "nobody", files, expected, root))
+    monkeypatch.setitem(SOURCES, name, Source("A test.", "none", "nobody", files, expected, root))
 
 
 @pytest.fixture
