@@ -82,8 +82,11 @@ class SegmentationDataset(Dataset[tuple[Tensor, ...]]):
             self.mean, self.std = np.array(file.attrs["mean"]), np.array(file.attrs["std"])
             self.fingerprint = str(file.attrs["contents"])
             place = (self.path.resolve(), self.fingerprint, part, self.maps)
-            self._arrays = _SHARED.get(place) or _read(file, keys, ("image", "label", *maps))
+            groups = [file[name] for name in ("image", "label", *maps)]
+            self._arrays = _SHARED.get(place) or _Arrays([group[key][()] for group in groups] for key in keys)
             _SHARED[place] = self._arrays
+        for array in itertools.chain(*self._arrays):  # no dataset spoils the data of another
+            array.flags.writeable = False
 
     def __len__(self) -> int:
         return len(self.names)
@@ -98,13 +101,6 @@ class SegmentationDataset(Dataset[tuple[Tensor, ...]]):
         if self.transform is not None:
             arrays = self.transform(*arrays, rng=rng)
         return tuple(_tensor(array) for array in arrays)
-
-
-def _read(file: Any, keys: Sequence[str], groups: Sequence[str]) -> _Arrays:
-    arrays = _Arrays([file[group][key][()] for group in groups] for key in keys)
-    for array in itertools.chain(*arrays):
-        array.flags.writeable = False
-    return arrays
 
 
 def _cropped(arrays: Sequence[np.ndarray], crop: int, rng: np.random.Generator) -> list[np.ndarray]:
@@ -170,12 +166,9 @@ def make_loader(
     dataset: SegmentationDataset, batch_size: int, *, shuffle: bool = False, seed: int = 0, repeats: int = 1
 ) -> DataLoader[tuple[Tensor, ...]]:
     """Batches [images (B, C, H, W), targets, *maps (B, H, W)]; before a pass call `loader.batch_sampler.set_epoch`."""
-    return DataLoader(
-        dataset,
-        batch_sampler=EpochBatches(dataset, batch_size, shuffle, seed, repeats),
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator().manual_seed(seed),  # else each pass would advance torch's global one
-    )
+    batches = EpochBatches(dataset, batch_size, shuffle, seed, repeats)
+    generator = torch.Generator().manual_seed(seed)  # else each pass would advance torch's global one
+    return DataLoader(dataset, batch_sampler=batches, pin_memory=torch.cuda.is_available(), generator=generator)
 
 
 def prepare(
@@ -193,23 +186,23 @@ def prepare(
     `source` is one of `NAMES` or a folder of a usual layout (`read_folder`), which says its number of classes.  Files
     in `data_dir` are used again if the settings, the code of changes and reader (`training.checkpoint.identity`), and
     names, sizes and times of the source files are the same.  `changes`, as `[separate_cells, WeightMap(5, 2)]`, are
-    applied to every sample in turn; one that returns None leaves it out.  Raises `InputError` where a file that the
-    course did not write is in the way.
+    applied to every sample in turn; one that returns None leaves it out.  A file that is not ours is never replaced.
     """
+    source = str(source)
     folder = source_folder(source, Path(data_dir), say)
-    is_known = str(source) in READERS  # not the name: a folder of yours may be called like a data set
-    read = partial(read_dataset, str(source)) if is_known else partial(read_folder, label_map=label_map)
-    num_classes = NUM_CLASSES.get(str(source)) if num_classes is None else num_classes
+    is_known = source in READERS  # not the name: a folder of yours may be called like a data set
+    read = partial(read_dataset, source) if is_known else partial(read_folder, label_map=label_map)
+    num_classes = NUM_CLASSES.get(source) if num_classes is None else num_classes
     code = identity(read=read, build=[build_hdf5, normalise_hdf5], changes=list(changes))
     made_by = _sha256([code, num_classes, seed, _folder_state(folder)])
     # A folder of yours is known by its place: two may have one name, or that of a data set
-    name = str(source) if str(source) in NAMES else f"{folder.resolve().name[:40]}_{_sha256(folder.resolve())[:8]}"
+    name = source if source in NAMES else f"{folder.resolve().name[:40]}_{_sha256(folder.resolve())[:8]}"
     known = {key: text for key, text in identity(changes=list(changes)).items() if not text.startswith("unknown")}
     name += f"_{_sha256(known)[:8]}" if changes else ""
     plain, normalised = Path(data_dir, f"{name}.hdf5"), Path(data_dir, f"{name}_normalised.hdf5")
     if not _is_current(plain, made_by):
         line = f"Building {plain}: it is missing or damaged, or settings, code or files have changed."
-        if num_classes is None or str(source) not in NAMES:
+        if num_classes is None or source not in NAMES:
             layout = recognise(folder)
             num_classes = layout.num_classes(label_map) if num_classes is None else num_classes
             line += f"\n{layout}; {num_classes} classes"
@@ -225,13 +218,14 @@ def prepare(
 
 def source_folder(source: str | Path, data_dir: Path = Path("data"), say: Callable[[str], object] = print) -> Path:
     """The folder that holds the files of `source`: drawn, fetched, or the folder itself."""
-    if str(source) in BUILT_IN:
-        return BUILT_IN[str(source)](data_dir / str(source))
-    if str(source) in READERS:
-        return locate(str(source), data_dir, say=say)
+    source = str(source)
+    if source in BUILT_IN:
+        return BUILT_IN[source](data_dir / source)
+    if source in READERS:
+        return locate(source, data_dir, say=say)
     if Path(source).is_dir():
         return Path(source)
-    raise InputError(f"{str(source)!r} is neither a folder nor a known data set;\nknown are {', '.join(NAMES)}.")
+    raise InputError(f"{source!r} is neither a folder nor a known data set;\nknown are {', '.join(NAMES)}.")
 
 
 def extra_maps(folder: Path) -> tuple[str, ...]:
@@ -250,9 +244,7 @@ def _sha256(value: object) -> str:
 
 
 def _is_current(path: Path, made_by: str) -> bool:
-    """Whether the file need not be built again; an `InputError` if it cannot be read, or is not of this course."""
-    if not path.exists():
-        return False
+    """Whether the file need not be built; an `InputError` if it cannot be read, or is not of this course."""
     with contextlib.suppress(Damaged), open_hdf5(path) as file:
         return bool(file.attrs["source"] == made_by)
     return False

@@ -35,7 +35,7 @@ instances/, keeps the numbers"
 
 
 class Damaged(InputError):
-    """A file of this course does not hold the bytes that were written, or is of another version: build it again."""
+    """A file of this course is not there, not as it was written, or of another version: build it again."""
 
 
 @dataclass
@@ -92,8 +92,10 @@ class Comparison:
             what = f"has an image {image.shape} {image.dtype}, but the first is {first.image.shape} {first.image.dtype}"
             yield what, "use one kind for all: grey or colour, integers or floats"
         if sample.extras.keys() != first.extras.keys():
-            what = f"has the maps {sorted(sample.extras)}, but the first has {sorted(first.extras)}"
-            yield what, "add those that are missing"
+            yield (
+                f"has the maps {sorted(sample.extras)}, but the first has {sorted(first.extras)}",
+                "add the missing ones",
+            )
         for number, colour in sample.colours.items():
             name, other = self.colours.get((number, type(colour)), ("", colour))
             if other != colour:
@@ -103,12 +105,11 @@ class Comparison:
 
     def remarks(self) -> Iterator[str]:
         """What may make a set useless, and what to do, after the last sample."""
-        kinds = sorted({dtype for _, dtype, _ in self.largest})
-        if kinds:
-            (least, _, low), (most, _, high) = min(self.largest), max(self.largest)
-            if len(kinds) > 1 or (kinds != ["uint8"] and 0 < DEPTHS * least < most):
-                text = f"{printable(low)} reaches {least:g}, {printable(high)} {most:g} ({', '.join(kinds)})"
-                yield f"{text}: are 8, 12 and 16 bits mixed? Bring all images to one range"
+        kinds, none = sorted({dtype for _, dtype, _ in self.largest}), (0.0, "", "")
+        (least, _, low), (most, _, high) = min(self.largest, default=none), max(self.largest, default=none)
+        if len(kinds) > 1 or (kinds != ["uint8"] and 0 < DEPTHS * least < most):
+            text = f"{printable(low)} reaches {least:g}, {printable(high)} {most:g} ({', '.join(kinds)})"
+            yield f"{text}: are 8, 12 and 16 bits mixed? Bring all images to one range"
         if groups := scenes(self.open):
             text = f"{sum(map(len, groups.values()))} images seem to be cut from {len(groups)} recording(s)"
             advice = "sort what belongs together into one of train/, val/ and test/, or the score is too good"
@@ -234,8 +235,7 @@ def _writing(path: str | Path) -> Iterator[Any]:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:  # another kernel may build it, too
             temporary = Path(folder, "new.hdf5")
-            # Google Drive has no locks
-            with h5py.File(temporary, "w", userblock_size=SEAL_BYTES, locking=False) as file:
+            with h5py.File(temporary, "w", userblock_size=SEAL_BYTES, locking=False) as file:  # Google Drive has none
                 yield file
             seal = _seal_of(temporary)
             with open(temporary, "r+b") as stream:
@@ -254,7 +254,7 @@ def open_hdf5(path: str | Path) -> Iterator[Any]:
     Where the system cannot read it (memory, rights, disk), also later in the block, an `InputError` tells its reason.
     """
     if not os.path.isfile(path):
-        raise InputError(f"{path} does not exist. Build it with data.prepare or build_hdf5.")
+        raise Damaged(f"{path} does not exist. Build it with data.prepare or build_hdf5.")
     try:
         seal = np.fromfile(path, np.uint8, SEAL_BYTES).tobytes()
         if seal and not seal.startswith(MARK):
