@@ -235,7 +235,9 @@ def _writing(path: str | Path) -> Iterator[Any]:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:  # another kernel may build it, too
             temporary = Path(folder, "new.hdf5")
-            with h5py.File(temporary, "w", userblock_size=SEAL_BYTES, locking=False) as file:  # Google Drive has none
+            with h5py.File(
+                temporary, "w", userblock_size=SEAL_BYTES, locking=False
+            ) as file:  # Google Drive has no locks
                 yield file
             seal = _seal_of(temporary)
             with open(temporary, "r+b") as stream:

@@ -47,6 +47,7 @@ TABLES = "classes.csv class_dict.csv labelmap.txt label_colors.txt class_names.t
 IGNORED = dict.fromkeys(("ignore", "ignored", "void", "unlabelled", "unlabeled"), IGNORE_INDEX)  # names of no class
 STREET_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)  # Cityscapes: classes 0 … 18
 MOST_CLASSES = 32  # more values in labels are not taken for classes without being told
+ADD = "add one, or take this file away"
 OTHERS = "labels in .npy, .h5 or .nii must become PNG or TIFF (in Cellpose: File, Save masks as PNG/tif)"
 Key = tuple[str, ...]  # part or nothing, folders whose names say nothing, name of the file
 Found = dict[Key, list[Path]]
@@ -64,8 +65,7 @@ class Outlines(NamedTuple):
         label = np.zeros(size if None in self.size else self.size, np.uint8)
         numbers = {name: number for number, name in enumerate(classes)} | IGNORED
         for name, shape in self.shapes:
-            is_mask = shape.dtype == bool
-            inside = shape if is_mask else draw.polygon(shape[:, 1] - 0.5, shape[:, 0] - 0.5, label.shape)
+            inside = shape if shape.dtype == bool else draw.polygon2mask(label.shape, shape[:, ::-1] - 0.5)
             label[inside] = numbers[name]
         return label
 
@@ -196,9 +196,6 @@ def _json(path: Path) -> dict[str, Any]:
     return {}
 
 
-# ---- folders of images and masks ------------------------------------------------------------------------------------
-
-
 def _place(path: Path, folder: Path) -> tuple[str, Key]:
     """What the folders around a file say: one of ROLES or nothing; and its key."""
     role, part, place = "", "", list[str]()
@@ -237,8 +234,8 @@ def _folders(layout: Layout, paths: Sequence[Path], _: Tables) -> None:
         maps = {role: those[key][0] for role, those in found.items() if key in those}
         layout.pairs.append(Pair(key, images[key], labels[of_label][0], part_of.get(key[-1], key[0]), maps))
     if not part_of:
-        _lonely(layout, images, partners.keys(), labels, "has no label", f"add one, or take this file away; {OTHERS}")
-    _lonely(layout, labels, {*partners.values()}, images, "has no image", "add one, or take this file away")
+        _lonely(layout, images, partners.keys(), labels, "has no label", f"{ADD}; {OTHERS}")
+    _lonely(layout, labels, {*partners.values()}, images, "has no image", ADD)
 
 
 def _known_by_names(layout: Layout, paths: Sequence[Path]) -> Sequence[Path]:
@@ -351,9 +348,6 @@ def _count_classes(paths: Sequence[Path], may_have_gaps: bool) -> int:
     return max(2, largest + 1) if largest < MOST_CLASSES and (may_have_gaps or len(values) == largest) else 2
 
 
-# ---- outlines in JSON -----------------------------------------------------------------------------------------------
-
-
 def _coco(layout: Layout, paths: Sequence[Path], tables: Tables) -> None:
     """COCO: the outlines of all images of a part in one file."""
     layout.kind = "COCO"
@@ -361,7 +355,8 @@ def _coco(layout: Layout, paths: Sequence[Path], tables: Tables) -> None:
     for path in paths:
         if path.suffix.lower() in IMAGE_SUFFIXES:
             images[path.name].append(path)
-    for path, table in ({path: tables[path] for path in tables if "instances" in path.name} or tables).items():
+    tables = {path: tables[path] for path in tables if "instances" in path.name} or tables
+    for path, table in tables.items():
         names, shapes = {each["id"]: each["name"] for each in table["categories"]}, defaultdict[Any, list](list)
         for each in table["annotations"]:
             drawn = _coco_shapes(each.get("segmentation"))
@@ -393,7 +388,7 @@ def _coco_shapes(segmentation: Any) -> list[np.ndarray]:
 
 
 def _labelme(layout: Layout, paths: Sequence[Path], tables: Tables) -> None:
-    """labelme: a file of polygons, rectangles and circles beside each image."""
+    """labelme: a file of polygons and rectangles beside each image."""
     layout.kind = "labelme"
     images = {path.with_suffix(""): path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES}
     for path, table in tables.items():
@@ -402,14 +397,14 @@ def _labelme(layout: Layout, paths: Sequence[Path], tables: Tables) -> None:
             points, kind = np.reshape(shape["points"], (-1, 2)).astype(float), shape.get("shape_type") or "polygon"
             if kind == "rectangle":
                 points = np.stack([points[[0, 1, 1, 0], 0], points[[0, 0, 1, 1], 1]], axis=1)
-            elif kind != "polygon":
-                layout.problem(path, f"has a {kind} ({shape['label']}), which is no area", "draw a polygon instead")
-                continue
-            outlines.shapes.append((shape["label"].strip("_"), points))
+            if kind in ("polygon", "rectangle"):
+                outlines.shapes.append((shape["label"].strip("_"), points))
+            else:
+                layout.problem(path, f"has a {kind} ({shape['label']}), which is not read", "draw a polygon instead")
         key = _place(path, layout.folder)[1]
         if image := images.pop(path.with_suffix(""), None):
             layout.pairs.append(Pair(key, [image], outlines, key[0]))
         else:
             layout.problem(path, "has no image", "put its image beside it, with the same name before the suffix")
     for path in images.values():
-        layout.problem(path, "has no label", "add one, or take this file away")
+        layout.problem(path, "has no label", ADD)
