@@ -94,7 +94,7 @@ class Comparison:
         if sample.extras.keys() != first.extras.keys():
             yield (
                 f"has the maps {sorted(sample.extras)}, but the first has {sorted(first.extras)}",
-                "add the missing ones",
+                "add what is missing",
             )
         for number, colour in sample.colours.items():
             name, other = self.colours.get((number, type(colour)), ("", colour))
@@ -235,9 +235,8 @@ def _writing(path: str | Path) -> Iterator[Any]:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:  # another kernel may build it, too
             temporary = Path(folder, "new.hdf5")
-            with h5py.File(
-                temporary, "w", userblock_size=SEAL_BYTES, locking=False
-            ) as file:  # Google Drive has no locks
+            # Google Drive has no locks
+            with h5py.File(temporary, "w", userblock_size=SEAL_BYTES, locking=False) as file:
                 yield file
             seal = _seal_of(temporary)
             with open(temporary, "r+b") as stream:
