@@ -48,7 +48,7 @@ IGNORED = dict.fromkeys(("ignore", "ignored", "void", "unlabelled", "unlabeled")
 STREET_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)  # Cityscapes: classes 0 … 18
 MOST_CLASSES = 32  # more values in labels are not taken for classes without being told
 ADD = "add one, or take this file away"
-OTHERS = "labels in .npy, .h5 or .nii must become PNG or TIFF (in Cellpose: File, Save masks as PNG/tif)"
+TURN = "add one: labels in .npy, .h5 or .nii must become PNG or TIFF (in Cellpose: File, Save masks as PNG/tif)"
 Key = tuple[str, ...]  # part or nothing, folders whose names say nothing, name of the file
 Found = dict[Key, list[Path]]
 Tables = dict[Path, dict[str, Any]]
@@ -234,7 +234,8 @@ def _folders(layout: Layout, paths: Sequence[Path], _: Tables) -> None:
         maps = {role: those[key][0] for role, those in found.items() if key in those}
         layout.pairs.append(Pair(key, images[key], labels[of_label][0], part_of.get(key[-1], key[0]), maps))
     if not part_of:
-        _lonely(layout, images, partners.keys(), labels, "has no label", f"{ADD}; {OTHERS}")
+        advice = TURN if {".npy", ".h5", ".nii", ".gz"} & {path.suffix for path in paths} else ADD
+        _lonely(layout, images, partners.keys(), labels, "has no label", advice)
     _lonely(layout, labels, {*partners.values()}, images, "has no image", ADD)
 
 

@@ -225,7 +225,7 @@ def test_labelme_outlines_are_drawn_beside_their_images(tmp_path):
 def test_of_labels_of_other_programs_is_said_what_they_must_become(tmp_path):
     np.save(write(tmp_path, **{"images/a.png": picture(), "labels/b.png": mask()}) / "labels" / "a.npy", mask())
     advice = "labels in .npy, .h5 or .nii must become PNG or TIFF (in Cellpose: File, Save masks as PNG/tif)"
-    assert f"images/a.png has no label; add one, or take this file away; {advice}\n" in refused(read_folder, tmp_path)
+    assert f"images/a.png has no label; add one: {advice}\n" in refused(read_folder, tmp_path)
 
 
 # --- the course's own folder ---
