@@ -4,15 +4,17 @@
     python3 run.py study --sets nuclei --losses ce topology --seeds 0 1
 
 A run is one network: a data set, a loss, a seed.  With one seed all losses share the first weights, crops, steps and
-learning rate.  The test images are judged at a threshold from the validation images and at 0.5, as they are and with
-the mean prediction for their four reflections.  Finished runs are kept in `runs/study`, their rows in `figures`.
+learning rate.  The test images are judged at 0.5 and at the threshold that is best on the validation images; as they
+are and with the mean prediction for their 4 reflections (8 with transposition); and with and without small components
+and holes, under sizes that are best on the validation images too.  Finished runs are kept in `runs/study`, their rows
+in `figures`.  The sets `mortar…` train longer, at full resolution, and each changes one thing of the first.
 """
 
 import functools
 import json
 import re
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,15 +22,15 @@ from typing import Any
 import numpy as np
 import torch
 from filelock import FileLock
-from matplotlib.colors import ListedColormap
+from scipy import ndimage
 
 import data
 import plots
 import transforms
 from checks import InputError
-from experiments.statistics import read_table, select, write_table
+from experiments.statistics import provenance, read_table, select, write_table
 from geometry.objects import choose_threshold, dice, judge, topology_row
-from geometry.topology import KINDS, critical_regions
+from geometry.topology import KINDS, CriticalRegions, critical_regions
 from imagesets.changes import WeightMap, separate_cells
 from imagesets.files import Sample
 from imagesets.yeast import write_yeast
@@ -39,7 +41,8 @@ from training.checkpoint import identity, replacing
 from unet import UNet
 
 RUNS, FIGURES, DATA = Path("runs/study"), Path("figures"), Path("data")
-RULES = ("fixed", "validation")  # the threshold 0.5, or the one chosen
+RULES = ("fixed", "validation")  # the threshold 0.5, or the one chosen; with "+cleaned" without small components
+SIZES = (0, 30, 60, 100, 150, 250)  # pixels: what is smaller is removed, or filled
 CURVE = ("threshold", "dice", "all_errors", "merges", "splits", "beta0_error", "beta1_error")
 
 
@@ -65,6 +68,7 @@ LOSSES = {
     "cldice": "cross-entropy + Dice + soft-clDice",
     "topology": "cross-entropy + Dice + topology (c)",
     "both": "the same, its cross-entropy with the weights of gaps, for walls of border (b and c)",
+    "topology_cldice": "cross-entropy + Dice + topology (c) + soft-clDice of 3 iterations / 2",
 }
 # The weights of those with the distance to borders in them, made once for each mask and kept in the data set
 MAPS = {"border": WeightMap(5, 2), "forgive": WeightMap(-1, 1), "gaps": WeightMap(10, 5, separation=True)}
@@ -82,13 +86,16 @@ class StudySet:
     changes: tuple[Callable[[Sample], Sample | None], ...] = ()
     widths: tuple[int, ...] = (8, 16, 32, 64)
     shrink: int = 1
+    stem: int = 1  # of the U-Net
+    zoom: float = 0.0  # of half of each batch: ± its logarithm, with turns of ± 20 degrees
+    views: tuple[int, ...] = (1, 4)
     crop: int = 128
     batch: int = 16
     lr: float = 5e-3
     thickness: int = 12  # steps of the soft skeleton; what is more than twice as thick loses its centre line
     strength: float = 0.1  # λ of the topology loss, chosen on the validation images
     both: str = "gaps"  # the weights (of `MAPS`) that "both" joins with the topology loss
-    losses: tuple[str, ...] = tuple(LOSSES)
+    losses: tuple[str, ...] = tuple(LOSSES)[:-1]
 
 
 SETS = {
@@ -96,10 +103,21 @@ SETS = {
     "nuclei": StudySet("dsb2018", 1, seeds=3, repeats=2, epochs=16, changes=(separate_cells,)),
     "walls": StudySet(
         "topomortar", 0, seeds=3, repeats=24, epochs=8, widths=(8, 16, 32, 64, 128), shrink=2, crop=256, batch=8,
-        thickness=10, strength=0.3, both="border", losses=tuple(n for n in LOSSES if n not in ("forgive", "gaps")),
+        thickness=10, strength=0.3, both="border",
+        losses=("ce", "weighted_ce", "border", "ce_dice", "cldice", "topology", "both"),
+    ),
+    # 2 652 steps: about a 23rd of the pixels of the published trainings
+    "mortar": StudySet(
+        "topomortar", 0, seeds=3, repeats=68, epochs=6, widths=(16, 32, 48, 64, 64), stem=2, zoom=0.336, crop=256,
+        batch=8, thickness=3, strength=0.3, views=(1, 4, 8),
+        losses=("topology_cldice", "ce_dice", "cldice", "topology"),
     ),
 }  # fmt: skip
 SETS["walls10"] = replace(SETS["walls"], changes=(ten_walls,), repeats=80, epochs=6)
+CHANGES: dict[str, dict[str, Any]] = {  # of "mortar", one at a time
+    "mortar_narrow": {"widths": (8, 16, 32, 64, 64)}, "mortar_still": {"zoom": 0.0}, "mortar_short": {"repeats": 32},
+}  # fmt: skip
+SETS |= {name: replace(SETS["mortar"], losses=("topology_cldice",), **change) for name, change in CHANGES.items()}
 
 
 def build(study_set: StudySet, weights: WeightMap | None = None) -> Path:
@@ -110,8 +128,12 @@ def build(study_set: StudySet, weights: WeightMap | None = None) -> Path:
     return data.prepare(source, DATA, changes=study_set.changes + ((weights,) if weights else ()))
 
 
-def augment(*tensors: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, ...]:
-    """The eight symmetries, brightness and contrast, and the hue of colour images."""
+def augment(*tensors: torch.Tensor, generator: torch.Generator, zoom: float = 0.0) -> tuple[torch.Tensor, ...]:
+    """The eight symmetries, brightness and contrast, the hue of colour images; half of the batch turned and zoomed."""
+    if zoom:
+        half, rest = zip(*(tensor.tensor_split([len(tensor) // 2]) for tensor in tensors))
+        moved = transforms.random_affine(*half, generator=generator, zoom=zoom, stretch=0, shift=0.1)
+        tensors = tuple(map(torch.cat, zip(moved, rest)))
     images, *others = transforms.random_symmetries(*tensors, generator=generator)
     if images.shape[1] == 3:
         images = transforms.random_hue(images, generator=generator)
@@ -123,9 +145,10 @@ def make_loss(name: str, study_set: StudySet, path: Path, steps: int) -> Callabl
     if name not in LOSSES and not re.fullmatch(r"(topology|both):\d+(\.\d+)?", name):
         raise InputError(f"{name!r} is no loss of the study: {', '.join(LOSSES)}, topology:λ and both:λ (a number).")
     kind, _, strength = name.partition(":")
-    if kind in ("topology", "both"):
+    if kind in ("topology", "both", "topology_cldice"):
         topology = TopologyLoss(float(strength or study_set.strength), margin=1.0, warm_up=steps)
-        return WeightedSum((1.0, topology), (1.0, dice_loss))
+        terms = [(0.5, functools.partial(soft_cldice_loss, iterations=3))] * (kind == "topology_cldice")
+        return WeightedSum((1.0, topology), (1.0, dice_loss), *terms)
     if kind == "weighted_ce":
         labels = torch.from_numpy(np.concatenate([label.ravel() for label in labels_of(path, "train")]))
         weights = len(labels) / (2 * torch.bincount(labels, minlength=2)[:2])  # both classes get half of the loss
@@ -149,7 +172,8 @@ def make_learner(set_name: str, loss_name: str, seed: int) -> tuple[Learner, Pat
     set_seed(seed)
     model = Shrunk(UNet(dataset.channels, 2, study_set.widths), study_set.shrink)
     learner = Learner(
-        model, loss, loader, lr=study_set.lr, augment=augment, seed=seed, precision="bfloat16",  # one for all losses
+        model, loss, loader, lr=study_set.lr, augment=functools.partial(augment, zoom=study_set.zoom), seed=seed,
+        precision="bfloat16",  # one for all losses
         folder=file_of(set_name, loss_name, seed).with_suffix(""),
     )  # fmt: skip
     return learner, path
@@ -161,9 +185,12 @@ def file_of(set_name: str, loss_name: str, seed: int) -> Path:
 
 
 def predict(learner: Learner, path: Path, part: str, views: int) -> list[np.ndarray]:
-    """Probability of class 1 of each image of a part; with four views the mean over its reflections."""
-    images = data.SegmentationDataset(path, part)
-    return [learner.predict(images[i][0][None], flips=views == 4)[0, 1].numpy() for i in range(len(images))]
+    """Probability of class 1 of each image of a part; with 4 views the mean over its reflections, with 8 transposed."""
+    dataset = data.SegmentationDataset(path, part)
+    images = (dataset[i][0][None] for i in range(len(dataset)))
+    seen = ([image] if views < 8 else [image, image.mT] for image in images)
+    probs = ([learner.predict(view, flips=views > 1)[0, 1].numpy() for view in of_one] for of_one in seen)
+    return [np.mean([first, *(second.T for second in others)], axis=0) for first, *others in probs]
 
 
 def labels_of(path: Path, part: str) -> list[np.ndarray]:
@@ -172,32 +199,62 @@ def labels_of(path: Path, part: str) -> list[np.ndarray]:
     return [images[i][1].numpy() for i in range(len(images))]
 
 
+def cleaned(mask: np.ndarray, pieces: int, holes: int) -> np.ndarray:
+    """A boolean mask without its components of fewer than `pieces` pixels, its holes of fewer than `holes` filled."""
+    for value, size, neighbours in ((True, pieces, np.ones((3, 3))), (False, holes, None)):
+        labels, _ = ndimage.label(mask == value, neighbours)
+        small = np.bincount(labels.ravel()) < size
+        small[0] = False
+        mask = mask ^ small[labels]
+    return mask
+
+
+def choose_sizes(guesses: list[np.ndarray], labels: list[np.ndarray]) -> tuple[int, int]:
+    """The sizes for `cleaned` with the fewest errors of topology, the smaller in a tie; pieces first."""
+
+    def errors(pieces: int, holes: int) -> float:
+        return topology_row([cleaned(guess, pieces, holes) for guess in guesses], labels)["all_errors"]
+
+    pieces = min(SIZES, key=lambda size: errors(size, 0))
+    return pieces, min(SIZES, key=lambda size: errors(pieces, size))
+
+
+def _by_image(names: list[str], guesses: list[np.ndarray], truth: list[np.ndarray]) -> Iterator[dict[str, Any]]:
+    """The scores of `CURVE` of each image."""
+    for name, guess, label in zip(names, guesses, truth):
+        scores = {"dice": dice([guess], [label])} | topology_row([guess], [label])
+        yield {"image": name} | {column: scores[column] for column in CURVE[1:]}
+
+
 def run_one(set_name: str, loss_name: str, seed: int) -> None:
-    """Train, choose the threshold, judge, and keep the rows, unless they are there already."""
+    """Train, choose threshold and sizes, judge, and keep the rows, unless they are there already."""
     study_set, file = SETS[set_name], file_of(set_name, loss_name, seed)
     learner, path = make_learner(set_name, loss_name, seed)
-    judged = identity(epochs=study_set.epochs, judged=[predict, choose_threshold, judge, dice, topology_row])
-    settings = learner.settings() | judged
+    judging = [predict, choose_threshold, choose_sizes, cleaned, judge, dice, topology_row]
+    settings = learner.settings() | identity(epochs=study_set.epochs, views=study_set.views, judged=judging)
     if file.exists() and json.loads(file.read_text())["settings"] == settings:
         return
     learner.fit(study_set.epochs)
-    truth, names = labels_of(path, "test"), data.SegmentationDataset(path, "test").names
+    images = data.SegmentationDataset(path, "test").names
+    truth, known = labels_of(path, "test"), labels_of(path, "val")
     seconds, steps = sum(row["seconds"] for row in learner.history), len(learner.history) * len(learner.train_loader)
-    cost = {"steps": steps, "seconds": seconds, "precision": learner.number_format}
+    cost = {"steps": steps, "seconds": seconds, "precision": learner.number_format} | provenance()
     done: dict[str, Any] = {"settings": settings, "rows": [], "images": [], "thresholds": []}
-    for views in (1, 4):  # the image as it is, or the mean over its four reflections
+    for views in study_set.views:
         key = {"set": set_name, "loss": loss_name, "seed": seed, "views": views}
-        best, curve = choose_threshold(predict(learner, path, "val", views), labels_of(path, "val"))
+        seen, probs = (predict(learner, path, part, views) for part in ("val", "test"))
+        best, curve = choose_threshold(seen, known)
         done["thresholds"] += [key | {name: row[name] for name in CURVE} for row in curve]
-        probs = predict(learner, path, "test", views)
         for rule, threshold in zip(RULES, (0.5, best)):
-            guesses = [p > threshold for p in probs]
-            scores = judge(guesses, truth, study_set.object_class)
-            del scores["hd95_images"]  # all of them: no test image of the study is without a border
-            done["rows"].append(key | {"rule": rule, "threshold": threshold} | scores | cost)
-        for name, guess, label in zip(names, guesses, truth):  # at the chosen threshold
-            scores = {"dice": dice([guess], [label])} | topology_row([guess], [label])
-            done["images"].append(key | {"image": name} | {column: scores[column] for column in CURVE[1:]})
+            guesses, chosen = [p > threshold for p in probs], choose_sizes([p > threshold for p in seen], known)
+            for name, sizes in ((rule, (0, 0)), (f"{rule}+cleaned", chosen)):
+                clean = [cleaned(guess, *sizes) for guess in guesses]
+                scores = judge(clean, truth, study_set.object_class)
+                del scores["hd95_images"]  # all of them: no test image of the study is without a border
+                tried = {"rule": name, "threshold": threshold} | dict(zip(("pieces", "holes_filled"), sizes))
+                done["rows"].append(key | tried | scores | cost)
+                if rule == "validation":
+                    done["images"] += [key | {"rule": name} | row for row in _by_image(images, clean, truth)]
     with replacing(file) as part:
         part.write_text(json.dumps(done), encoding="utf-8")
 
@@ -207,44 +264,45 @@ def collect() -> None:
     with FileLock(RUNS / "tables.lock"):  # two processes may do a part each
         files = sorted(RUNS.glob("*/*/*.json"), key=lambda file: file.stat().st_mtime)
         runs = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-        for name, table in (("rows", "study"), ("images", "study_images"), ("thresholds", "study_thresholds")):
+        for name, table, keys in (
+            ("rows", "study", 5),
+            ("images", "study_images", 6),
+            ("thresholds", "study_thresholds", 5),
+        ):
             path, columns = FIGURES / f"{table}.csv", list(runs[-1][name][0])
             rows = [*read_table(path), *(row for run in runs for row in run[name])]
-            merged = {tuple(row.values())[:5]: row for row in rows if list(row) == columns}  # by their first columns
+            merged = {tuple(row.values())[:keys]: row for row in rows if list(row) == columns}  # by their first columns
             write_table(path, [merged[key] for key in sorted(merged)])
 
 
-def draw_examples(set_name: str, seed: int = 0, side: int = 160) -> None:
-    """The worst square of three test images: where "both" gained most on "ce", like the median, and least."""
-    files = {loss: file_of(set_name, loss, seed) for loss in ("ce", "both")}
-    if not all(file.exists() for file in files.values()):
-        return  # until both runs are there
-    errors, guesses = {}, {}
-    for loss, file in files.items():
-        run = json.loads(file.read_text())
-        single = select(run["images"], views=1)
-        errors[loss] = np.array([[row["merges"] + row["splits"], row["all_errors"]] for row in single])
-        threshold = select(run["rows"], views=1, rule="validation")[0]["threshold"]
+def draw_examples(set_name: str, losses: tuple[str, str], seed: int = 0, side: int = 256) -> None:
+    """Three test images, cropped: the second loss lowered the errors of the first most, like the median, least.
+
+    Both at their own threshold; the runs must have been done here.
+    """
+    shown: dict[str, list[CriticalRegions]] = {}
+    for loss in losses:
         learner, path = make_learner(set_name, loss, seed)
         learner.fit(SETS[set_name].epochs)  # a finished run is only read
-        guesses[loss] = [probs > threshold for probs in predict(learner, path, "test", views=1)]
-    order = np.lexsort((errors["both"] - errors["ce"]).T[::-1])  # by merges and splits, then by all errors
-    images, labels = data.SegmentationDataset(path, "test"), labels_of(path, "test")
+        run = json.loads(file_of(set_name, loss, seed).read_text())
+        threshold = select(run["rows"], views=1, rule="validation")[0]["threshold"]
+        images, labels = (
+            data.SegmentationDataset(path, "test"),
+            [label[:side, :side] for label in labels_of(path, "test")],
+        )
+        guesses = [probs[:side, :side] > threshold for probs in predict(learner, path, "test", views=1)]
+        shown[loss] = [critical_regions(guess[None], label[None]) for guess, label in zip(guesses, labels)]
+    first, second = (np.array([found.severity.sum() for found in shown[loss]]) for loss in losses)
+    order = np.argsort(second - first, kind="stable")
     plots.use_style()
     axes = plots.grid(3, 3, size=2.6)
-    for row, title, index in zip(axes, ("fell most", "median", "fell least"), order[[0, len(order) // 2, -1]]):
-        regions = {loss: critical_regions(guess[index][None], labels[index][None]) for loss, guess in guesses.items()}
-        marks = np.sum([found.weights()[0] for found in regions.values()], axis=0)
-        squares = np.lib.stride_tricks.sliding_window_view(marks, np.minimum(side, marks.shape))[::16, ::16]
-        y, x = 16 * np.array(np.unravel_index(squares.sum(axis=(2, 3)).argmax(), squares.shape[:2]))
-        crop = slice(y, y + side), slice(x, x + side)
-        plots.show_image(row[0], images[index][0].numpy()[(..., *crop)], f"merges and splits {title}")
-        plots.draw_contours(row[0], labels[index][crop], plots.SKY, width=0.7)
-        for ax, (loss, found) in zip(row[1:], regions.items()):
-            kinds = {kind: found.mask([kind])[0][crop] for kind in KINDS}
-            text = f"{loss}: {found.severity.sum()} errors in the image"
-            cmap = ListedColormap(["white", "#CCCCCC"])
-            plots.show_regions(ax, guesses[loss][index][crop], kinds, text, cmap=cmap, vmin=0, vmax=1)
+    for row, place, index in zip(axes, ("most", "like the median", "least"), order[[0, len(order) // 2, -1]]):
+        photo = plots.photo(images[index][0].numpy(), images)[:, :side, :side]
+        plots.draw_contours(plots.show_image(row[0], photo, f"lowered {place}"), labels[index], plots.SKY, width=0.7)
+        for ax, loss in zip(row[1:], losses):
+            kinds = {kind: shown[loss][index].mask([kind])[0] for kind in KINDS}
+            text = f"{loss}: {shown[loss][index].severity.sum()} errors"
+            plots.show_regions(ax, photo, kinds, text)
     plots.legend(axes[0, 0], plots.REGION_COLOURS, plots.LABEL_LINE)
     plots.save(FIGURES / f"study_{set_name}.png")
 
@@ -255,10 +313,12 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
     parser.add_argument("--losses", nargs="+", metavar="NAME", help=f"default: those of the set; {', '.join(LOSSES)}")
     parser.add_argument("--seeds", nargs="+", type=int, help="default: as many as the set is worth")
+    parser.add_argument("--draw", nargs=2, metavar="LOSS", help="draw examples of two losses whose runs are here")
     options = parser.parse_args(arguments)
     for set_name in options.sets:
         for seed in options.seeds or range(SETS[set_name].seeds):
             for loss_name in options.losses or SETS[set_name].losses:
                 run_one(set_name, loss_name, seed)
                 collect()
-        draw_examples(set_name)
+        if options.draw:
+            draw_examples(set_name, tuple(options.draw))

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from checks import InputError
 from experiments import study
@@ -17,6 +16,8 @@ from experiments.study import LOSSES, SETS, StudySet, file_of, make_loss
 from imagesets.changes import separate_cells
 from imagesets.yeast import write_yeast
 from losses import TopologyLoss
+
+RULES = ("fixed", "fixed+cleaned", "validation", "validation+cleaned")
 
 
 def three_train_one_validates(sample):
@@ -39,25 +40,51 @@ def test_every_loss_runs_once_and_lands_in_the_tables(tiny, monkeypatch) -> None
     study.main(["--sets", "tiny"])
     rows = read_table("figures/study.csv")
     assert [(r["loss"], r["views"], r["rule"]) for r in rows] == [
-        (loss, views, rule) for loss in sorted(LOSSES) for views in (1, 4) for rule in ("fixed", "validation")
+        (loss, views, rule) for loss in sorted(tiny.losses) for views in (1, 4) for rule in RULES
     ]
-    assert all(0 <= row["dice"] <= 1 and (row["rule"] == "validation" or row["threshold"] == 0.5) for row in rows)
-    assert len(read_table("figures/study_images.csv")) == len(LOSSES) * 2 * 2  # views, two test images
-    files = [file_of("tiny", loss, 0).read_text() for loss in LOSSES]
+    assert all(0 <= row["dice"] <= 1 and (row["rule"][0] == "v" or row["threshold"] == 0.5) for row in rows)
+    assert all("cleaned" in row["rule"] or row["pieces"] == row["holes_filled"] == 0 for row in rows)
+    assert (
+        len(read_table("figures/study_images.csv")) == len(tiny.losses) * 2 * 2 * 2
+    )  # views, cleaned or not, two test images
+    files = [file_of("tiny", loss, 0).read_text() for loss in tiny.losses]
     assert not any(" at 0x" in str(json.loads(text)["settings"]) for text in files)  # alike in every process
-    assert len(read_table("figures/study_thresholds.csv")) == len(LOSSES) * 2 * 19
+    assert len(read_table("figures/study_thresholds.csv")) == len(tiny.losses) * 2 * 19
     before = Path("figures/study.csv").read_text()
     monkeypatch.setattr(torch.amp.GradScaler, "step", None)  # a second call trains nothing
     study.main(["--sets", "tiny"])
     assert Path("figures/study.csv").read_text() == before
 
 
-def test_examples_are_drawn_once_both_runs_are_there(tiny) -> None:
-    study.main(["--sets", "tiny", "--losses", "ce"])
-    assert not list(study.FIGURES.glob("*.png"))
-    study.main(["--sets", "tiny", "--losses", "both"])
-    with Image.open(study.FIGURES / "study_tiny.png") as picture:
-        assert min(picture.size) > 500
+def test_small_components_go_and_small_holes_are_filled_under_sizes_from_validation() -> None:
+    mask = np.zeros((9, 9), bool)
+    mask[1:6, 1:6], mask[3, 3], mask[8, 7:9] = True, False, True  # a ring of 24 pixels around a hole of 1; 2 pixels
+    assert study.cleaned(mask, 0, 0).tolist() == mask.tolist()
+    assert study.cleaned(mask, 3, 0).sum() == 24 and study.cleaned(mask, 2, 2).sum() == 27
+    truth = np.zeros((40, 40), int)
+    truth[5:25, 5:25], guess = 1, np.zeros((40, 40), bool)
+    guess[5:25, 5:25], guess[30:32, 30:32], guess[10, 10] = True, True, False
+    assert study.choose_sizes([guess], [truth]) == (30, 30)  # the smallest that do
+    assert study.choose_sizes([truth == 1], [truth]) == (0, 0)
+
+
+def test_all_views_of_a_square_image_agree_for_a_network_without_neighbours(tiny) -> None:
+    learner, path = study.make_learner("tiny", "ce", 0)
+    learner.model = torch.nn.Conv2d(1, 2, 1)
+    for views in (4, 8):
+        for one, mean in zip(*(study.predict(learner, path, "val", v) for v in (1, views))):
+            np.testing.assert_allclose(one, mean, atol=1e-6)
+
+
+def test_half_of_a_batch_is_turned_and_zoomed_with_its_maps() -> None:
+    images = torch.rand(4, 1, 32, 32)
+    target = (images[:, 0] > 0.5).long()
+    moved, labels = study.augment(images, target, generator=torch.Generator().manual_seed(0), zoom=0.3)
+    plain, same = study.augment(images, target, generator=torch.Generator().manual_seed(0))
+    assert moved.shape == images.shape and labels.shape == target.shape
+    assert not torch.equal(moved[:2], plain[:2])
+    assert labels[2:].sum(dim=(1, 2)).tolist() == target[2:].sum(dim=(1, 2)).tolist()  # symmetries only
+    assert same.sum() == target.sum()
 
 
 def test_rows_of_other_runs_stay_and_own_ones_are_replaced(tiny) -> None:
@@ -96,7 +123,7 @@ def test_thresholds_are_chosen_on_the_validation_images(tiny, monkeypatch) -> No
     for labels in asked:
         assert all(np.array_equal(a, b) for a, b in zip(labels, wanted, strict=True))
     rows = json.loads(file_of("tiny", "ce", 0).read_text())["rows"]
-    assert [row["threshold"] for row in rows] == [0.5, 0.3, 0.5, 0.3]
+    assert [row["threshold"] for row in rows] == [0.5, 0.5, 0.3, 0.3] * 2
 
 
 def test_other_settings_are_another_run(tiny, monkeypatch) -> None:
