@@ -170,7 +170,7 @@ def make_learner(set_name: str, loss_name: str, seed: int) -> tuple[Learner, Pat
     loader = data.make_loader(dataset, study_set.batch, shuffle=True, seed=seed, repeats=study_set.repeats)
     loss = make_loss(loss_name, study_set, path, study_set.epochs * len(loader))
     set_seed(seed)
-    model = Shrunk(UNet(dataset.channels, 2, study_set.widths), study_set.shrink)
+    model = Shrunk(UNet(dataset.channels, 2, study_set.widths, stem=study_set.stem), study_set.shrink)
     learner = Learner(
         model, loss, loader, lr=study_set.lr, augment=functools.partial(augment, zoom=study_set.zoom), seed=seed,
         precision="bfloat16",  # one for all losses
