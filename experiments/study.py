@@ -35,7 +35,7 @@ from imagesets.changes import WeightMap, separate_cells
 from imagesets.files import Sample
 from imagesets.yeast import write_yeast
 from learner import Learner, set_seed
-from losses import TopologyLoss, WeightedSum, cross_entropy, dice_loss, soft_cldice_loss
+from losses import TopologyLoss, WeightedSum, cross_entropy, cross_entropy_dice, dice_loss, soft_cldice_loss
 from networks.baselines import Shrunk
 from training.checkpoint import identity, replacing
 from unet import UNet
@@ -154,10 +154,10 @@ def make_loss(name: str, study_set: StudySet, path: Path, steps: int) -> Callabl
         weights = len(labels) / (2 * torch.bincount(labels, minlength=2)[:2])  # both classes get half of the loss
         return functools.partial(cross_entropy, class_weight=weights)
     if kind == "ce_dice":
-        return WeightedSum((1.0, cross_entropy), (1.0, dice_loss))
+        return cross_entropy_dice
     if kind == "cldice":
         cldice = functools.partial(soft_cldice_loss, iterations=study_set.thickness)
-        return WeightedSum((1.0, cross_entropy), (1.0, dice_loss), (1.0, cldice))
+        return WeightedSum((1.0, cross_entropy_dice), (1.0, cldice))
     return cross_entropy  # weighted, where the data hold weights
 
 
