@@ -16,6 +16,7 @@ if sys.version_info < (3, 10):  # noqa: UP036 - an old Python must get this far:
 import argparse
 import asyncio
 import contextlib
+import difflib
 import importlib.metadata
 import importlib.util
 import os
@@ -250,9 +251,18 @@ def run_module(options: argparse.Namespace) -> int:
         sys.exit(str(error))  # its text says all; a traceback would hide it
 
 
+def refuse_mistyped(words: list[str], names: list[str]) -> None:
+    """Leave with one sentence if a word is no command or option, but nearly one."""
+    for word in (word.partition("=")[0] for word in words):
+        near = difflib.get_close_matches(word, names, n=1, cutoff=0.7)
+        if near and not any(name.startswith(word) for name in names if name[0] == "-" or name == word):
+            sys.exit(f"{word} is unknown: did you mean {near[0]}?")
+
+
 def parse(arguments: list[str]) -> argparse.Namespace:
     """The command line; `rest` is for a command that reads its own options."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__, exit_on_error=False)
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("--budget", choices=["quick", "standard", "full"], default="standard", help="default: standard")
     parser.add_argument("--data", default="built-in", metavar="NAME|FOLDER", help="default: built-in")
     parser.add_argument("--map", metavar="VALUE=CLASS,…", help="the class of each value in the masks of your FOLDER")
@@ -270,8 +280,17 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     publishing.add_argument("repository", metavar="USER/NAME")
     for name, (_, _, text) in COMMANDS.items():
         commands.add_parser(name, add_help=False, help=text)
-    options, rest = parser.parse_known_args(arguments)
-    if rest and options.command in (None, "reopen", "pack", "publish"):
+    names = [*commands.choices, *re.findall(r"--\w+", parser.format_help())]
+    try:
+        options, rest = parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        refuse_mistyped(arguments, names)
+        parser.error(str(error))
+    if options.command in COMMANDS:  # before anything is set up for it
+        options_of_it = re.findall(r"--\w+", f"{help_text(options.command)} --help")
+        refuse_mistyped([word for word in rest if word[:2] == "--"], options_of_it)
+    elif rest and options.command != "test":
+        refuse_mistyped(rest, names)
         parser.error(f"unknown: {' '.join(rest)}")
     return argparse.Namespace(**vars(options), rest=rest)
 

@@ -4,7 +4,7 @@
     python3 run.py pack                                   # course.zip: what is uploaded to Colab or Kaggle
 
 The sheets ("General Regulations") ask for a single notebook with all outputs and images visible, every file pointed to
-by name, and all code included, in one `.zip`.  Each rule yields one line for each problem.  Standard library only.
+by name, and all code included, in one `.zip`.  Each rule yields one line for each problem.  Standard library only, but for the page.
 """
 
 import ast
@@ -25,7 +25,7 @@ from urllib.parse import unquote
 ROOT = Path(__file__).resolve().parents[1]
 NOTEBOOK = "semantic_segmentation.ipynb"
 FOLDERS = ("geometry", "networks", "imagesets", "training", "experiments", "commands")
-TEXTS = ("README.md", "requirements.txt", "LICENSE")
+TEXTS = ("README.md", "requirements.txt", "LICENSE", "commands/page.html.j2")
 MAX_MEGABYTES = 20  # upload forms refuse large files; the notebook alone should stay below 4
 NOT_HANDED_IN = ("data/", "handin/", "runs/", "course.zip")  # made anew by commands: a text may name files there
 PACKAGES = {"IPython", "PIL", "__main__", "google", "skimage", "torchvision"}  # beside requirements.txt
@@ -36,6 +36,7 @@ MACHINE_PATH = re.compile(r"((?<![\w.~/-])|(?<=file://))/(home|Users|root|tmp)/\
 DRAWS = re.compile(r"^(plots\.show|plt\.(show|plot|imshow))\(", re.MULTILINE)
 EMPTY_TIME = re.compile(r"needed the following time[^:\n]*:[^\d\n]*$", re.MULTILINE)
 NAMES = re.compile(r"\b(?:group|names?|partners?)\b[^:\n]*:(?!.*name \d)(?:[^\w\n]|_)*[^\W_\n]", re.IGNORECASE)
+FORMULA = re.compile(r"(```.*?```|`[^`\n]+`)|\$\$(.+?)\$\$|(?<!\\)\$(?=\S)([^$]+?)(?<=\S)\$(?!\d)", re.DOTALL)
 
 
 # One cell that is not empty: its text, its number in the execution, what it shows and prints, and its name in messages.
@@ -175,6 +176,11 @@ def hand_in(notebook: Path, root: Path, trial: Callable[[Path], str] | None = No
     target, part, found = notebook.with_suffix(".zip"), notebook.with_suffix(".part"), problems(notebook, root, figures)
     if not found:
         _write_zip(part, read_report(notebook, root, figures))
+        try:
+            with zipfile.ZipFile(part, "a", zipfile.ZIP_DEFLATED) as archive:
+                archive.writestr(f"{notebook.stem}.html", page(notebook))
+        except Exception as error:  # a missing package, or nbconvert and mistune that do not fit together
+            print(f"The zip gets no HTML page, and is complete without: {error!r}")
         if trial and (fault := trial(part)):
             found = [f"the notebook does not run from the zip alone. {fault}"]
     if found:
@@ -192,6 +198,30 @@ def _write_zip(target: Path, report: Report) -> None:
     with zipfile.ZipFile(target, "w", zipfile.ZIP_DEFLATED, strict_timestamps=False) as archive:
         for name, path in report.contents.items():
             archive.write(path, name)
+
+
+def page(notebook: Path) -> str:
+    """The notebook as one HTML page that needs no network: contents, alt texts, folded code, formulas as MathML."""
+    import nbformat
+    from latex2mathml.converter import convert
+    from nbconvert import HTMLExporter
+
+    def drawn(text: str) -> str:  # code stays as it is
+        return FORMULA.sub(lambda m: m[1] or convert(m[2] or m[3], display="block" if m[2] else "inline"), text)
+
+    tree = nbformat.read(notebook, as_version=4)
+    tree.metadata["title"] = heading(tree.cells[0].source)
+    for cell in tree.cells:
+        if cell.cell_type == "markdown":
+            cell.source = drawn(cell.source)
+        for data in (output.get("data", {}) for output in cell.get("outputs", [])):
+            data.update({kind: drawn(text) for kind, text in data.items() if kind == "text/markdown"})
+    exporter = HTMLExporter(template_file=str(ROOT / "commands" / "page.html.j2"))
+    exporter.exclude_input_prompt = exporter.exclude_output_prompt = True
+    text, _ = exporter.from_notebook_node(tree)
+    found = re.findall(r'<h([12]) id="([^"]*)">(.*?)<a class="anchor-link"', text)
+    contents = "".join(f'<p class="level{level}"><a href="#{name}">{words}</a></p>' for level, name, words in found)
+    return text.replace("<main>", f"<main><nav><details><summary>Contents</summary>{contents}</details></nav>", 1)
 
 
 def pack(target: Path, root: Path) -> int:

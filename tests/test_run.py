@@ -223,7 +223,7 @@ def test_the_standard_run_is_followed_by_a_quick_one_from_the_zip_in_an_empty_fo
     assert first.pop("SEGMENTATION_FIGURES") == "handin/figures"
     assert first == {"SEGMENTATION_BUDGET": "standard", "SEGMENTATION_DATA": "dsb2018"}
     assert settings == {"SEGMENTATION_BUDGET": "quick", "SEGMENTATION_DATA": "built-in"}
-    assert files == {"course.ipynb", "README.md", "requirements.txt", "figures"} and not folder.exists()
+    assert files == {"course.ipynb", "course.html", "README.md", "requirements.txt", "figures"} and not folder.exists()
     assert sorted(path.name for path in (course / "handin").iterdir()) == ["course.ipynb", "course.zip", "figures"]
     with zipfile.ZipFile(course / "handin" / "course.zip") as archive:
         assert archive.read("figures/new.csv") == b"standard" and archive.read("figures/study.csv") == b"long\n"
@@ -310,7 +310,7 @@ def test_what_follows_test_is_for_pytest_on_several_cores(tmp_path, monkeypatch)
 def test_a_module_gets_the_arguments_after_its_command(command, code, tmp_path, monkeypatch):
     name, from_root, _ = run.COMMANDS[command]
     got: list[tuple[list[str], Path]] = []
-    rest = ["model.pt2", "a folder", "--output", "x", "--seeds", "0", "1", "-h"]
+    rest = ["model.pt2", "a folder", "--xyz", "--", "0", "1", "-h"]
     monkeypatch.setattr(run, "ensure_environment", lambda arguments: None)
     monkeypatch.setattr(importlib.import_module(name), "main", lambda args: got.append((args, Path.cwd())) or code)
     monkeypatch.chdir(tmp_path)
@@ -342,9 +342,32 @@ def test_a_wrong_input_of_a_command_is_its_sentence_alone(tmp_path, monkeypatch)
         run.main(["train", "cells"])
 
 
-@pytest.mark.parametrize("arguments", [["--budget", "huge"], ["--bugdet=full"], ["tests"]])
-def test_a_wrong_command_line_is_refused_before_anything_is_set_up(arguments, monkeypatch, capsys):
+@pytest.mark.parametrize("line", ["--budget quik", "frobnicate", "pack --quux", "publish a/b surplus"])
+def test_a_wrong_command_line_is_refused_before_anything_is_set_up(line, monkeypatch, capsys):
     monkeypatch.setattr(run, "ensure_environment", refuse)
     with pytest.raises(SystemExit):
-        run.main(arguments)
-    assert arguments[-1] in capsys.readouterr().err
+        run.main(line.split())
+    assert line.split()[-1] in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("line", "meant"),
+    [
+        ("tran cells", "train"),
+        ("tests", "test"),
+        ("--buget quick", "--budget"),
+        ("--bugdet=full", "--budget"),
+        ("train cells --epohs 3", "--epochs"),
+        ("study --hepl", "--help"),
+    ],
+)
+def test_a_mistyped_word_gets_one_sentence_before_anything_is_set_up(line, meant, monkeypatch):
+    monkeypatch.setattr(run, "ensure_environment", refuse)
+    with pytest.raises(SystemExit, match=rf"^[\w-]+ is unknown: did you mean {meant}\?$"):
+        run.main(line.split())
+
+
+def test_an_abbreviated_option_and_what_is_for_pytest_are_no_mistakes(monkeypatch):
+    monkeypatch.setattr(run, "ensure_environment", lambda arguments: None)
+    assert run.parse(["train", "tran", "--epo", "3"]).rest == ["tran", "--epo", "3"]
+    assert run.parse(["test", "--quik"]).rest == ["--quik"]

@@ -14,7 +14,7 @@ import pytest
 from commands import handin
 
 Cells = list[dict[str, Any]]
-PNG = {"output_type": "display_data", "data": {"image/png": "iVBORw0KGgo=", "text/plain": "<Figure>"}}
+PNG = {"output_type": "display_data", "data": {"image/png": "iVBORw0KGgo=", "text/plain": "<Figure>"}, "metadata": {}}
 
 
 def text(source: str) -> dict[str, Any]:
@@ -43,7 +43,7 @@ def good_cells() -> Cells:
 
 def save(root: Path, cells: Cells) -> Path:
     notebook = root / "report.ipynb"
-    notebook.write_text(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}))
+    notebook.write_text(json.dumps({"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 4}))
     return notebook
 
 
@@ -172,7 +172,8 @@ def test_the_zip_holds_the_modules_of_all_folders_and_all_figures_and_nothing_el
         assert archive.read("report.ipynb") == executed.read_bytes() != source.read_bytes()
     modules = ["helper.py", "mynet.py", "plots.py", "training/checkpoint.py"]
     figures = ["figures/study/more.png", "figures/table.csv"]
-    assert names == sorted([*modules, *figures, "README.md", "report.ipynb", "requirements.txt"])
+    known = [*modules, *figures, "README.md", "report.html", "report.ipynb", "requirements.txt"]
+    assert sorted(names) == sorted(known)
     assert {path.name for path in executed.parent.iterdir()} == {"report.ipynb", "report.zip"}  # no temporary file
 
 
@@ -184,6 +185,25 @@ def test_a_hand_in_with_problems_or_one_that_fails_from_the_zip_is_not_written(r
     assert handin.hand_in(save(root, good_cells()), root, trial=lambda part: "no table.csv") == 1
     assert said in capsys.readouterr().out
     assert (root / "report.zip").read_bytes() == b"precious" and not list(root.glob("*.part"))
+
+
+def test_the_page_needs_no_network_and_has_title_contents_alt_texts_formulas_and_folded_code(root):
+    cells = good_cells()
+    cells[0] = text('# A "title" & more\n[there](#A1.1a)\n\n$x_1 \\cdot y$, `$code$`, $5 and $7, \n\n$$\\sum_i x_i$$')
+    cells[1]["metadata"] = {"tags": ["hide-input"]}
+    cells[2] = text('<a id="A1.1a"></a>\n## A1.1a U-Net\n')
+    shown, described = PNG, {**PNG, "metadata": {"image/png": {"alt": "errors < 3"}}}
+    table = {"output_type": "display_data", "metadata": {}, "data": {"text/markdown": "| $a$ |\n|---|\n| 1 |"}}
+    cells[3]["outputs"], cells[5]["outputs"] = [shown, table], [described]
+    page = handin.page(save(root, cells))
+    assert '<title>A "title" &amp; more</title>' in page
+    assert not re.search(r"<script|(src|href)=.?(https?:)?//", page)
+    assert page.count("<math") == 3 and page.count('display="block"') == 1  # two in the text, one in the table
+    assert all(kept in page for kept in ("$code$", "$5 and $7", '<a id="A1.1a"></a>', "<td>1</td>"))
+    contents = re.search(r"<nav>.*</nav>", page)
+    assert contents and re.findall(r'<p class="level(\d)"><a href="#([^"]*)"', contents[0])[1] == ("2", "A1.1a-U-Net")
+    assert re.findall(r'<img alt="([^"]*)"', page) == ["no description", "errors &lt; 3"]
+    assert re.search(r"<details>\s*<summary>%matplotlib inline</summary>", page) and page.count("<details>") == 2
 
 
 def colab_with(tree: dict[str, Any], downloads: list[str]) -> dict[str, Any]:
@@ -198,7 +218,7 @@ def colab_with(tree: dict[str, Any], downloads: list[str]) -> dict[str, Any]:
 
 def test_in_colab_the_last_cell_saves_checks_zips_and_offers(root, monkeypatch, capsys):
     last = code(None, "from commands import handin\n\nhandin.from_notebook()")  # it is running
-    tree = {"cells": [*good_cells(), last], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    tree = {"cells": [*good_cells(), last], "metadata": {}, "nbformat": 4, "nbformat_minor": 4}
     downloads: list[str] = []
     for name, module in colab_with(tree, downloads).items():
         monkeypatch.setitem(sys.modules, name, module)
@@ -246,3 +266,4 @@ def test_the_command_needs_no_package_and_writes_beside_the_notebook(root):
     assert result.returncode == 0, result.stdout + result.stderr
     assert re.search(r"report.zip \(.* MB\) is ready", result.stdout)
     assert "cell 7 (Part): the needed time is missing" in result.stdout
+    assert "no HTML page, and is complete without: ModuleNotFoundError" in result.stdout
