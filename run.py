@@ -254,7 +254,7 @@ def run_module(options: argparse.Namespace) -> int:
 def refuse_mistyped(words: list[str], names: list[str]) -> None:
     """Leave with one sentence if a word is no command or option, but nearly one."""
     for word in (word.partition("=")[0] for word in words):
-        near = difflib.get_close_matches(word, names, n=1, cutoff=0.7)
+        near = difflib.get_close_matches(word, names, n=1, cutoff=0.8)
         if near and not any(name.startswith(word) for name in names if name[0] == "-" or name == word):
             sys.exit(f"{word} is unknown: did you mean {near[0]}?")
 

@@ -4,7 +4,7 @@
     python3 run.py pack                                   # course.zip: what is uploaded to Colab or Kaggle
 
 The sheets ("General Regulations") ask for a single notebook with all outputs and images visible, every file pointed to
-by name, and all code included, in one `.zip`.  Each rule yields one line for each problem.  Standard library only, but for the page.
+by name, and all code included, in one `.zip`.  Each rule yields one line for each problem.  Only `page` needs packages.
 """
 
 import ast
