@@ -107,7 +107,6 @@ class PartsByName:
         return replace(sample, part=parts[sample.name]) if sample.name in parts else None
 
 
-@dataclass(frozen=True)
 class HalfOfTestValidates:
     """Lets all of train and val train, and half of the test part validate: for small sets with a large test part."""
 

@@ -238,9 +238,8 @@ def _writing(path: str | Path) -> Iterator[Any]:
             # Google Drive has no locks
             with h5py.File(temporary, "w", userblock_size=SEAL_BYTES, locking=False) as file:
                 yield file
-            seal = _seal_of(temporary)
             with open(temporary, "r+b") as stream:
-                stream.write(seal)
+                stream.write(_seal_of(temporary))
             os.replace(temporary, path)
     except OSError as error:
         if "read data" in str(error):  # HDF5 means the file that is copied from

@@ -154,9 +154,8 @@ def _background(rng: Generator, shape: tuple[int, int], light: ndarray) -> ndarr
     for row in np.sort(rng.uniform(edge - 0.1 * side, 0.9 * shape[0], rng.integers(3, 8))):
         start = rng.normal((row, rng.uniform(0, shape[1])), 0.07 * side, (rng.integers(1, 5), 2))
         end, radius = start + side * rng.normal(0, (0.02, 0.15), start.shape), rng.uniform(0.04, 0.12, (len(start), 1))
-        seen, colour = body(
-            rng, y, x, np.hstack([start, end, side * radius, side * radius, 0 * radius]), colours, light
-        )
+        balls = np.hstack([start, end, side * radius, side * radius, 0 * radius])
+        seen, colour = body(rng, y, x, balls, colours, light)
         image[seen] = colour[seen]
     return ndimage.gaussian_filter(image, (0.8, 0.8, 0), truncate=2)
 
@@ -168,7 +167,6 @@ def _surface(rng: Generator, shape: tuple[int, ...], colours: ndarray) -> ndarra
     wave, step, slant = soft_noise(rng, shape, 14), rng.uniform(8, 24), rng.uniform(-0.5, 0.5)
     stripes, patches = (x + slant * y + 3 * wave) / step % 1 < 0.4, 3 * soft_noise(rng, shape, step)
     hair = soft_noise(rng, shape, (3, 1.2))
-    mix = np.clip((stripes, patches, 0.4 + 0.5 * hair, 0.2 + 0.2 * wave)[rng.integers(4)], 0, 1)[
-        ..., None
-    ] * rng.uniform(0.3, 1)
-    return ((one + (two - one) * mix) * (1 + rng.uniform(0.05, 0.2) * hair + 0.1 * wave)[..., None]).astype(np.float32)
+    mix = np.clip((stripes, patches, 0.4 + 0.5 * hair, 0.2 + 0.2 * wave)[rng.integers(4)], 0, 1) * rng.uniform(0.3, 1)
+    mixed = one + (two - one) * mix[..., None]
+    return (mixed * (1 + rng.uniform(0.05, 0.2) * hair + 0.1 * wave)[..., None]).astype(np.float32)

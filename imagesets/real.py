@@ -14,9 +14,8 @@ import re
 import shutil
 import tarfile
 import threading
-import time
 import warnings
-from collections import defaultdict
+from collections import defaultdict, namedtuple
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -31,14 +30,9 @@ from imagesets.files import PARTS, BadFiles, LabelMap, Problem, Sample, is_junk,
 
 MIRROR_VARIABLE = "SEGMENTATION_MIRROR"
 _SAID: set[str] = set()  # sets whose terms were said: once in a process, however often a cell runs
-
-
-class RemoteFile(NamedTuple):
-    """One file to fetch; `target` is its place in the folder of the data (an archive lies beside the set's folder)."""
-
-    address: str
-    target: str
-    checksum: str | None = None  # "sha256:…" or "md5:…", where its authors publish it
+# One file to fetch: `target` is its place in the folder of data (an archive lies beside the folder), `checksum`
+# "sha256:…" or "md5:…", where its authors publish it
+RemoteFile = namedtuple("RemoteFile", "address target checksum", defaults=[None])
 
 
 class Source(NamedTuple):
@@ -127,7 +121,8 @@ def _fetch(name: str, data_dir: Path, say: Callable[[str], object]) -> None:
         _require(name, folder, "Move this folder away or delete it, then run again.")
     say(f"{name}: fetching {len(remote)} file(s) from {urlsplit(remote[0].address).hostname}")
     addresses, checksums = ({file.target: file[i] for file in remote} for i in (0, 2))
-    fetcher = _pooch().create(data_dir, "", registry=checksums, urls=addresses, allow_updates=False)
+    options = {"registry": checksums, "urls": addresses, "allow_updates": False, "retry_if_failed": 2}
+    fetcher = _pooch().create(data_dir, "", **options)
     for target, address in addresses.items():
         try:
             fetcher.fetch(target, downloader=_download)
@@ -143,17 +138,7 @@ def _fetch(name: str, data_dir: Path, say: Callable[[str], object]) -> None:
 
 
 def _download(address: str, temporary: str, _: Any) -> None:
-    """Try three times while the connection breaks or the server fails (5xx): nothing else gets better by waiting."""
-    from requests import RequestException  # what pooch fetches with
-
-    for pause in (1, 2, None):
-        try:
-            _pooch().HTTPDownloader(timeout=20)(address, temporary, None)
-            break
-        except RequestException as error:
-            if pause is None or (error.response is not None and error.response.status_code < 500):
-                raise
-            time.sleep(pause)
+    _pooch().HTTPDownloader(timeout=20)(address, temporary, None)
     with open(temporary, "rb") as stream:
         if stream.read(1) == b"<":
             raise ValueError("a web page came instead of the file")
@@ -166,8 +151,8 @@ def _unpack(name: str, archives: list[Path], folder: Path) -> None:
     shutil.rmtree(temporary, ignore_errors=True)  # a run was killed
     try:
         for archive in archives:
-            is_safe = archive.suffix == ".zip" or not hasattr(tarfile, "data_filter")  # Python 3.10.12 and 3.11.4
-            options: dict[str, Any] = {} if is_safe else {"filter": "data"}  # no links, nothing outside: PEP 706
+            has_filter = archive.suffix != ".zip" and hasattr(tarfile, "data_filter")  # since Python 3.10.12 and 3.11.4
+            options: Any = {"filter": "data"} if has_filter else {}  # no links, nothing outside: PEP 706
             try:
                 shutil.unpack_archive(archive, temporary, **options)
             except Exception as error:  # each kind of archive has errors of its own
@@ -177,8 +162,6 @@ def _unpack(name: str, archives: list[Path], folder: Path) -> None:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
-
-# --- reading ---
 
 _ADDED = "_channel1_phase|_mask1|_gt|road_"  # to the name of a pair, by the authors of sets
 Pairs = list[tuple[str, Path | None, Path | None, str | None]]  # name, image, label or None; part or None
@@ -301,15 +284,13 @@ READERS: dict[str, Reader] = {
 }
 
 
-# --- the addresses: each names one fixed content, a release, a record, or a commit; data/README.md tells the same ---
-
-
 def _single(name: str, base: str, paths: list[str]) -> dict[str, Any]:
     """Files and contents of a set that comes as single files."""
     files = tuple(RemoteFile(f"{base}/{path}", f"{name}/{path}") for path in paths)
     return {"files": files, "expected": dict.fromkeys(paths, 1)}
 
 
+# Each address names one fixed content, a release, a record, or a commit; data/README.md tells the same
 _YEASTVISION = "https://raw.githubusercontent.com/berkyalcinkaya/yeastvision/79cb3da2f759e03b9015fc939af1736a16f1f36b"
 _FRAMES = [f"data/sample_movie_1/im{i:03d}_{kind}.tif" for i in range(10) for kind in ("channel1_phase", "mask1")]
 _STARDIST = "https://github.com/stardist/stardist/releases/download/0.1.0/dsb2018.zip"
@@ -321,7 +302,6 @@ _BRICK_WALLS = [f"{part}/{kind}/{i:03d}.png" for part in PARTS for i in _WALLS[p
 _OXFORD = "https://www.robots.ox.ac.uk/~vgg/data/pets/data"  # 0.8 GB
 _PETS = {"images.tar.gz": "5c4f3ee8e5d25df40f4fd59a7f44e54c", "annotations.tar.gz": "95a8c909bbe2e81eed6a22bccdf3f68f"}
 _SEGNET = "bb68b64e72cb004b3ed927fee0f5624dd8097498"  # GitHub packs it anew now and then: no lasting checksum
-
 SOURCES: dict[str, Source] = {
     "yeast_phase": Source(
         **_single("yeast_phase", _YEASTVISION, _FRAMES),

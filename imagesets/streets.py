@@ -7,8 +7,9 @@ R. Cipolla, Pattern Recognit. Lett. 30 (2009) 88, doi 10.1016/j.patrec.2008.04.0
 """
 
 import math
+from collections import namedtuple
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy import ndarray
@@ -32,6 +33,8 @@ WALLS = palette("B8A88F 9E9991 807D7A 995E54 CCC4B3 8F857A B3946E 736661 A8ADB3"
 LEAVES = palette("385C24 4D6B29 294A21 5C6626 80611F 475733")
 GLASS = palette("29303B 404D5C 738599")
 PAINTS = palette("141417 D9D9DB 7A7D82 4D4F54 991414 1A3373 9EA1A6 265240 BF9926")
+# Something upright on the ground, in metres; `x` is its middle, `z` its near end
+_Thing = namedtuple("_Thing", "kind x z width length height")
 
 
 def street_scene(rng: Generator, height: int = 256, width: int = 256) -> Scene:
@@ -82,17 +85,6 @@ def photograph(rng: Generator, image: ndarray) -> ndarray:
     blurred = ndimage.gaussian_filter(image * tint.astype(np.float32), (0.55, 0.55, 0), truncate=2)
     blurred += rng.uniform(0.006, 0.018) * rng.standard_normal(image.shape, dtype=np.float32)
     return np.rint(255 * np.clip(blurred, 0, 1)).astype(np.uint8)
-
-
-class _Thing(NamedTuple):
-    """Something upright on the ground, in metres."""
-
-    kind: int
-    x: float  # its middle
-    z: float  # its near end
-    width: float
-    length: float
-    height: float
 
 
 class _Street:
