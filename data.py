@@ -95,9 +95,7 @@ class SegmentationDataset(Dataset[tuple[Tensor, ...]]):
         epoch, index = index if isinstance(index, tuple) else (0, index)
         index = range(len(self))[index]  # raises IndexError behind the end, as a loop over a sequence needs
         rng = np.random.default_rng([self.seed, epoch, index])
-        arrays = self._arrays[index]
-        if self.crop is not None:
-            arrays = _cropped(arrays, self.crop, rng)
+        arrays = self._arrays[index] if self.crop is None else _cropped(self._arrays[index], self.crop, rng)
         if self.transform is not None:
             arrays = self.transform(*arrays, rng=rng)
         return tuple(_tensor(array) for array in arrays)

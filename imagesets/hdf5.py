@@ -30,8 +30,8 @@ FILLS = (-9999, -32767, -32768, -99999)  # in maps of the earth these stand for 
 FAR = 10  # ranges of the other numbers: an edge of the image is not so far away, but a number without a meaning is
 DEPTHS = 12  # times brighter: 12 bits beside 8 are 16 times
 ASK = "is num_classes right? soft edges? numbers of cells? use label_map"
-CELLS = "if these are numbers of cells, label_map={0: 0, '*': 1} makes one class of them; a copy of the folder, named \
-instances/, keeps the numbers"
+CELLS = "if these are numbers of cells, label_map={0: 0, '*': 1} makes one class of them; "
+CELLS += "a copy of the folder, named instances/, keeps the numbers"
 
 
 class Damaged(InputError):

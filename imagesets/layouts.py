@@ -46,7 +46,7 @@ KINDS = {"SegmentationClass": "Pascal VOC", "gtFine/": "Cityscapes", "labelsTr/"
 TABLES = "classes.csv class_dict.csv labelmap.txt label_colors.txt class_names.txt classes.txt labels.txt dataset.json"
 IGNORED = dict.fromkeys(("ignore", "ignored", "void", "unlabelled", "unlabeled"), IGNORE_INDEX)  # names of no class
 STREET_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)  # Cityscapes: classes 0 … 18
-MOST_CLASSES = 32  # more values in labels are not taken for classes without being told
+MOST_VALUES = 32  # more values in labels are not taken for classes without being told
 ADD = "add one, or take this file away"
 TURN = "add one: labels in .npy, .h5 or .nii must become PNG or TIFF (in Cellpose: File, Save masks as PNG/tif)"
 Key = tuple[str, ...]  # part or nothing, folders whose names say nothing, name of the file
@@ -340,13 +340,13 @@ def _count_classes(paths: Sequence[Path], may_have_gaps: bool) -> int:
             label = files.read_label(path)
             here = np.setdiff1d(label, (0, IGNORE_INDEX)).tolist()
             values, counts = values | {*here}, counts | {len(here)}
-            if max(here, default=0) < MOST_CLASSES and are_objects:  # 1 … n in every image, each in one piece
+            if max(here, default=0) < MOST_VALUES and are_objects:  # 1 … n in every image, each in one piece
                 pieces = measure.label(label * (label != IGNORE_INDEX), connectivity=2).max()
                 are_objects = here == [*range(1, pieces + 1)]
     largest = max(values, default=1)
     if are_objects and len(counts) > 1 and largest > 1 and not may_have_gaps:
         return 0
-    return max(2, largest + 1) if largest < MOST_CLASSES and (may_have_gaps or len(values) == largest) else 2
+    return max(2, largest + 1) if largest < MOST_VALUES and (may_have_gaps or len(values) == largest) else 2
 
 
 def _coco(layout: Layout, paths: Sequence[Path], tables: Tables) -> None:
@@ -356,8 +356,7 @@ def _coco(layout: Layout, paths: Sequence[Path], tables: Tables) -> None:
     for path in paths:
         if path.suffix.lower() in IMAGE_SUFFIXES:
             images[path.name].append(path)
-    tables = {path: tables[path] for path in tables if "instances" in path.name} or tables
-    for path, table in tables.items():
+    for path, table in ({path: tables[path] for path in tables if "instances" in path.name} or tables).items():
         names, shapes = {each["id"]: each["name"] for each in table["categories"]}, defaultdict[Any, list](list)
         for each in table["annotations"]:
             drawn = _coco_shapes(each.get("segmentation"))
