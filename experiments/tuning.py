@@ -8,6 +8,9 @@
 3. The best few and the default are trained again with new seeds: the best score of a search is the largest of many
    that scatter, and so too good (Cawley and Talbot, 2010, JMLR 11, 2079–2107).
 4. The candidate of highest mean in step 3, and the default, are judged on the test images, once.
+
+The tuning has parts of its own, cut from the set's training and validation images (`own_parts`): the set's test images
+are left for the networks that use the result.
 """
 
 import hashlib
@@ -29,6 +32,7 @@ from experiments import search as hpo
 from experiments.search import Build, Factor, LogRange, Row, Settings, searched, with_fixed
 from experiments.statistics import interval, read_table, scores_of, write_table
 from experiments.study import augment
+from imagesets.files import Sample
 from learner import Learner, pick_device, set_seed
 from losses import cross_entropy
 from metrics import confusion_matrix, mean_iou
@@ -43,17 +47,17 @@ EPOCHS = 9  # three rungs: after 1, 3 and 9 epochs
 CANDIDATES = 3  # so many of the best trials are confirmed, beside the default
 PLAN = [
     Factor("shrink", "scientific", (1, 2, 4), "input resolution: so many pixels become one, along each axis"),
-    Factor("width", "scientific", (4, 8, 16), "channels of the highest level; each level below has twice as many"),
-    Factor("levels", "scientific", (2, 3, 4), "depth: levels of the U; each further one doubles what is seen"),
+    Factor("width", "scientific", (8, 16, 24, 32, 48), "channels of the highest level; doubled at each level below"),
+    Factor("levels", "scientific", (1, 2, 3, 4, 5), "depth: levels of the U; each further one doubles what is seen"),
     Factor("skip", "scientific", ("none", "sum", "concat"), "links from encoder to decoder"),
     Factor("norm", "nuisance", ("none", "batch", "group"), "changes which learning rates and batch sizes work"),
-    Factor("batch", "nuisance", (4, 8, 16, 32), "noise of the gradient; goes together with the learning rate"),
+    Factor("batch", "nuisance", (1, 2, 4, 8, 16), "number of steps and noise of the gradient; goes with the step size"),
     Factor("lr", "nuisance", LogRange(1e-4, 1e-1), "step size: the one that can spoil everything; range from the test"),
     Factor("optimiser", "fixed", ("AdamW, cosine",), "a warm-up and a cosine, as everywhere in this notebook"),
     Factor("weight decay", "fixed", (1e-4,), "hardly matters in so short a training"),
     Factor("loss", "fixed", ("cross-entropy",), "losses are compared in A1.3, not here"),
     Factor("augmentation", "fixed", ("symmetries, brightness",), "always helps with few images"),
-    Factor("crop", "fixed", (64,), "side in pixels of the full image, for every resolution the same part of a cell"),
+    Factor("crop", "fixed", (72,), "side in full resolution: a quarter of it, halved four times, is still 2 pixels"),
     Factor("crops", "fixed", (200,), "about so many in an epoch, whatever the batch size"),
 ]
 DEFAULT: Settings = {"shrink": 1, "width": 8, "levels": 4, "skip": "concat", "norm": "batch", "batch": 16, "lr": 5e-3}
@@ -64,6 +68,11 @@ def make_model(settings: Settings, channels: int, num_classes: int) -> Shrunk:
     """The U-Net of some settings, at their resolution; labels and scores are always in full resolution."""
     widths = [settings["width"] * 2**level for level in range(settings["levels"])]
     return Shrunk(UNet(channels, num_classes, widths, skip=settings["skip"], norm=settings["norm"]), settings["shrink"])
+
+
+def own_parts(sample: Sample) -> Sample | None:
+    """The parts of the tuning: a set's test images are left out, its validation images test, all others are split."""
+    return None if sample.part == "test" else replace(sample, part="test" if sample.part == "val" else None)
 
 
 def builder(path: Path, precision: str = "float32", crops: int = FIXED["crops"]) -> Build:
@@ -172,7 +181,7 @@ def save_rows(table: str, set_name: str, rows: Sequence[Row]) -> None:
 
 def run_set(set_name: str, options: Namespace, say: Callable[[str], object] = print) -> None:
     """All four steps for one data set, and their tables."""
-    path, name = prepare(set_name, DATA), f"tuning-{Path(set_name).name}"
+    path, name = prepare(set_name, DATA, changes=[own_parts]), f"tuning-{Path(set_name).name}"
     runs, seeds = RUNS / name, range(options.seeds)
     say(f"{set_name}: search for {options.minutes:g} minutes on {pick_device().type}")
     storage, seed = options.storage or runs / "search.db", None if options.worker else 0

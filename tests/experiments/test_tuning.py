@@ -19,7 +19,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A folder of six images, and the experiment with eight crops an epoch, the smallest network and two epochs."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tuning, "EPOCHS", 2)
-    monkeypatch.setattr(tuning, "DEFAULT", DEFAULT | {"shrink": 4, "width": 4, "levels": 2, "batch": 4})
+    monkeypatch.setattr(tuning, "DEFAULT", DEFAULT | {"shrink": 4, "width": 8, "levels": 2, "batch": 4})
     build, find = tuning.builder, tuning.search
     monkeypatch.setattr(tuning, "builder", lambda path, precision="float32", crops=8: build(path, precision, 8))
     monkeypatch.setattr(tuning, "search", lambda *a, **options: find(*a, **options, epochs=2, steps=30))
