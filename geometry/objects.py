@@ -100,6 +100,17 @@ def overlaps(pred: ArrayLike, target: ArrayLike) -> Overlaps:
     return Overlaps(key % columns, key // columns, *sizes)
 
 
+def coverage(mask: ArrayLike, instances: ArrayLike) -> np.ndarray:
+    """The fraction of each object in an instance map (H, W) that a mask (H, W) covers, by their numbers: (N,).
+
+    >>> coverage(np.array([[1, 1, 0, 0, 1]]) > 0, np.array([[7, 7, 7, 7, 3]])).tolist()  # object 3, object 7
+    [1.0, 0.5]
+    """
+    table = overlaps((np.asarray(mask) > 0).astype(np.uint8), instances)
+    covered = np.bincount(table.target, table.pixels * (table.pred > 0), table.target_size.size)
+    return covered[1:] / table.target_size[1:]
+
+
 @dataclass(frozen=True)
 class MatchCounts(Counts):
     """Hits among objects at one IoU threshold: TP = `hits`, FP = `pred` − TP, FN = `target` − TP; Σ IoU of the hits.

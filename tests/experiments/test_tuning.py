@@ -16,18 +16,31 @@ from imagesets.yeast import write_yeast
 
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A folder of six images, and the experiment with eight crops an epoch, the smallest network and two epochs."""
+    """A folder of six images and two test images, and the experiment with eight crops an epoch, the smallest network and two epochs."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tuning, "EPOCHS", 2)
     monkeypatch.setattr(tuning, "DEFAULT", DEFAULT | {"shrink": 4, "width": 8, "levels": 2, "batch": 4})
     build, find = tuning.builder, tuning.search
     monkeypatch.setattr(tuning, "builder", lambda path, precision="float32", crops=8: build(path, precision, 8))
     monkeypatch.setattr(tuning, "search", lambda *a, **options: find(*a, **options, epochs=2, steps=30))
-    return str(write_yeast(tmp_path / "tiny", num_images=6, height=64, width=64))
+    for part, images in (("train", 6), ("test", 2)):
+        write_yeast(tmp_path / "tiny" / part, num_images=images, seed=len(part), height=64, width=64)
+    return str(tmp_path / "tiny")
 
 
-def prepared(tiny: str) -> Path:
-    return tuning.prepare(tiny, Path("data"), say=lambda text: None)
+def prepared(tiny: str, *changes: Any) -> Path:
+    return tuning.prepare(tiny, Path("data"), changes=changes, say=lambda text: None)
+
+
+def pictures(path: Path, *parts: str) -> set[bytes]:
+    """The labels of some parts: they are not normalised, so that files can be compared."""
+    return {label.numpy().tobytes() for part in parts for _, label in tuning.SegmentationDataset(path, part)}
+
+
+def test_the_tuning_never_sees_the_test_images_of_a_set(tiny: str) -> None:
+    path, own = prepared(tiny), prepared(tiny, tuning.own_parts)
+    assert len(pictures(own, "test")) >= 1 and len(pictures(own, "train", "val", "test")) == 6
+    assert not pictures(own, "train", "val", "test") & pictures(path, "test")
 
 
 def test_all_steps_are_done_once_and_every_table_is_written(tiny, monkeypatch, capsys):
@@ -40,6 +53,8 @@ def test_all_steps_are_done_once_and_every_table_is_written(tiny, monkeypatch, c
     for name, rows in tables.items():  # the notebook reads old and new ones alike
         assert list(rows[0]) == list(read_table(committed / f"tuning_{name}.csv")[0]), name
     trials = tables["trials"]
+    own = tuning.SegmentationDataset(prepared(tiny, tuning.own_parts), "test")
+    assert {row["image"] for row in tables["images"]} == set(own.names)
     assert [row["trial"] for row in trials] == [0, 1, 2, 3] and trials[0]["lr"] == DEFAULT["lr"]
     assert len(tables["epochs"]) == sum(row["epochs"] for row in trials)
     candidates = {row["candidate"] for row in tables["confirm"]}

@@ -102,6 +102,13 @@ def test_overlaps_against_a_dictionary(seed):
     assert table.target_size.tolist() == [(target == name).sum() for name in names_t]
 
 
+@given(SEEDS)
+def test_coverage_against_counting_in_each_object(seed):
+    pred, target = random_instances(np.random.default_rng(seed))
+    shares = [(pred > 0)[target == name].mean() for name in sorted(set(target.ravel().tolist()) - {0})]
+    assert geo.coverage(pred, target).tolist() == pytest.approx(shares)
+
+
 def test_matching_by_hand():
     # object 1 and 6 share 3 of 4 pixels: IoU 3/4; 2 covers 7 exactly: 1; 3 and 8 share 1 of 4: 1/4; 9 is missed
     pred = np.array([[1, 1, 1, 1, 0, 3, 3, 3], [0, 0, 2, 2, 2, 3, 0, 0]])
