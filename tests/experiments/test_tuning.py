@@ -16,7 +16,7 @@ from imagesets.yeast import write_yeast
 
 @pytest.fixture
 def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    """A folder of six images and two test images, and the experiment with eight crops an epoch, the smallest network and two epochs."""
+    """A folder of six images and two test images; eight crops an epoch, the smallest network, two epochs."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tuning, "EPOCHS", 2)
     monkeypatch.setattr(tuning, "DEFAULT", DEFAULT | {"shrink": 4, "width": 8, "levels": 2, "batch": 4})
