@@ -41,6 +41,7 @@ COMMANDS = {  # command: its module, whether it runs in the folder of the course
     "predict": ("commands.predict", False, "masks for a folder of images"),
     "handin": ("commands.handin", False, "check a notebook that was executed elsewhere, write its zip"),
     "study": ("experiments.study", True, "repeat the study of losses, a part at a time"),
+    "compare": ("experiments.comparisons", True, "networks and recipes side by side, a set at a time"),
     "tune": ("experiments.tuning", True, "search for hyper-parameters, then confirm them"),
 }
 NEEDS_ONLY = {"handin": (), "pack": (), "publish": (), "reopen": ("nbclient", "torch")}  # others need all packages

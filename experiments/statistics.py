@@ -21,7 +21,7 @@ from checks import InputError
 from training.checkpoint import replacing
 
 Row = dict[str, Any]
-TEXT = {"set", "loss", "rule", "image", "precision", "machine", "commit"}  # columns of names: "071" is not 71
+TEXT = {"set", "loss", "rule", "image", "precision", "machine", "arm", "commit"}  # columns of names: "071" is not 71
 
 
 def read_table(path: str | Path) -> list[Row]:

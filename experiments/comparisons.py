@@ -1,0 +1,240 @@
+"""Networks and recipes side by side, with several seeds: links, FCNs and U-Nets, roads, pets, heads; resumable.
+
+    python3 run.py compare                                              # all that is not done yet
+    python3 run.py compare --sets streets --arms FCN-8s "U-Net, sum" --seeds 0 1
+
+With one seed all arms of a set share images, order, steps and number format.  Where an arm has no learning rate, short
+runs of seed 0 choose it by the mean IoU of the validation images, and these choose the epoch (`Learner.fit`).  A test
+part is opened for the final runs alone.  Finished runs are kept in `runs/compare`, their rows in `figures/compare.csv`
+and, epoch by epoch, `figures/compare_history.csv`.
+"""
+
+import json
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock
+from torch import Tensor, nn
+
+import transforms
+from data import SegmentationDataset, make_loader, prepare, source_folder
+from experiments.statistics import Row, provenance, read_table, write_table
+from geometry.objects import boundary_distances, total
+from imagesets.changes import HalfOfTestValidates, PartsByName, Relabel, Resize
+from imagesets.files import Sample
+from imagesets.yeast import write_yeast
+from learner import Learner, set_seed
+from losses import cross_entropy
+from networks.baselines import FCN, ImageClassifier, PatchClassifier, Shrunk
+from networks.inspection import count_parameters, layer_table
+from networks.upsampling import checkerboard
+from training.checkpoint import identity, replacing
+from unet import UNet
+
+RUNS, FIGURES, DATA = Path("runs/compare"), Path("figures"), Path("data")
+SCORES, FOLDS, PRECISION = ("loss", "accuracy", "mean_iou", "iou_1"), 5, "bfloat16"
+Make = Callable[[SegmentationDataset], nn.Module]
+
+
+def augment(*tensors: Tensor, generator: torch.Generator, symmetries: Sequence[int] = (0, 4)) -> Sequence[Tensor]:
+    """Left-right mirrors, or other symmetries; another brightness and contrast."""
+    images, *maps = transforms.random_symmetries(*tensors, generator=generator, symmetries=symmetries)
+    return transforms.random_intensity(images, gain=0.2, offset=0.2, generator=generator), *maps
+
+
+def augment_pets(images: Tensor, target: Tensor, generator: torch.Generator) -> Sequence[Tensor]:
+    """Turned, zoomed, moved and mirrored a little, and of another colour and brightness."""
+    moved = transforms.random_affine(images, target, generator=generator, degrees=10, zoom=0.2, stretch=0.1, shift=0.1)
+    images = transforms.random_hue(moved[0], 15, generator=generator)
+    return transforms.random_intensity(images, gain=0.3, offset=0.3, generator=generator), moved[1]
+
+
+def middle_pixel(images: Tensor, target: Tensor, generator: torch.Generator) -> Sequence[Tensor]:
+    """Patches of 126², and the class of the pixel in the middle of each, (B, 1, 1)."""
+    images, target = augment(images, target, generator=generator)
+    return images, target[:, 63:64, 63:64]
+
+
+def roads(seed: int, side: int = 256, changes: Sequence[Callable[[Sample], Sample]] = (), block: int = 0) -> Path:
+    """KITTI's roads by the course's split, 272 images and 15; or fold `seed` of five, in blocks of neighbours."""
+    names = sorted(path.stem for path in source_folder("kitti_road", DATA).glob("training/image_2/*.png"))
+    order = np.random.RandomState(123).permutation(names)[:287].tolist()  # noqa: NPY002 - the protocol
+    val = [name for i, name in enumerate(sorted(order)) if i // block % FOLDS == seed] if block else order[272:]
+    parts = PartsByName(tuple(name for name in order if name not in val), tuple(val))
+    return prepare("kitti_road", DATA, changes=[parts, Resize(side, side), Relabel({255: 0}), *changes])
+
+
+def much_road(sample: Sample) -> Sample:
+    """One label for the whole image: is more than a sixth of it road?  (16.7 % is it in the median image.)"""
+    return replace(sample, label=np.full_like(sample.label, sample.label.mean() > 1 / 6))
+
+
+def unet(train: SegmentationDataset, shrink: int = 1, **settings: Any) -> nn.Module:
+    """A U-Net with these settings, at full or lower resolution."""
+    return Shrunk(UNet(train.channels, train.num_classes, **settings), shrink)
+
+
+def head(train: SegmentationDataset) -> nn.Module:
+    """A classifier of images of 64², its answer repeated for all pixels."""
+    net = ImageClassifier(UNet(train.channels, 2, (8, 16, 32, 64)), 2)
+    return nn.Sequential(net, nn.Unflatten(1, (2, 1, 1)), nn.Upsample(scale_factor=64))
+
+
+def fcn(train: SegmentationDataset, stride: int) -> nn.Module:
+    """An FCN with the weights of a classifier of patches, which is trained once for a seed, for all strides."""
+    patches, K = SegmentationDataset(train.path, "train", crop=126, seed=train.seed), train.num_classes
+    loader = make_loader(patches, 16, shuffle=True, seed=train.seed, repeats=4)
+    net = PatchClassifier(train.channels, K, (26, 52, 104, 192, 192))  # about the multiply-adds of the U-Nets
+    folder = RUNS / "streets/classifier" / str(train.seed)
+    options: dict[str, Any] = {"lr": 3e-3, "augment": middle_pixel, "precision": PRECISION, "seed": train.seed}
+    Learner(nn.Sequential(net, nn.Unflatten(1, (K, 1, 1))), cross_entropy, loader, folder=folder, **options).fit(4)
+    return FCN.from_classifier(net, stride=stride)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A data set (of a seed), a network and its training; without `lr` it is searched for."""
+
+    prepare: Callable[[int], Path]
+    make: Make
+    lr: float | None
+    epochs: int
+    batch: int
+    repeats: int = 1
+    crop: int | None = None
+    augment: Callable[..., Sequence[Tensor]] | None = augment
+    schedule: str = "cosine"
+    best_epoch: bool = True  # or the last one
+    seeds: int = 3
+
+
+SMALL, WIDE = (8, 16, 32, 64), (8, 16, 32, 64, 128)
+STREETS = Recipe(lambda seed: prepare("camvid", DATA, changes=[Resize(128, 168)]), unet, None, epochs=20, batch=4)
+STREET_NETS: dict[str, Make] = {f"FCN-{stride}s": partial(fcn, stride=stride) for stride in (32, 16, 8)}
+STREET_NETS |= {"U-Net, concat": partial(unet, widths=WIDE)}
+STREET_NETS |= {"U-Net, sum": partial(unet, widths=(9, 18, 36, 72, 144), skip="sum")}
+PETS = Recipe(
+    lambda seed: prepare("oxford_pets", DATA, changes=[HalfOfTestValidates(), Resize(128, 128)]),
+    partial(unet, shrink=2), 1e-3, epochs=16, batch=16, augment=None, schedule="constant",
+)  # fmt: skip
+LINKS = Recipe(
+    lambda seed: prepare(write_yeast(DATA / "yeast72", num_images=72, seed=1), DATA), unet, 5e-3,
+    epochs=10, batch=8, repeats=2, crop=128, augment=partial(augment, symmetries=range(8)),
+)  # fmt: skip
+LINK_NETS: dict[str, dict[str, Any]] = {"none": {"skip": "none"}, "indices": {"skip": "none", "upsampling": "unpool"}}
+LINK_NETS |= {"sum": {"skip": "sum"}, "concat": {}, "indices+concat": {"upsampling": "unpool"}}
+HEADS = Recipe(roads, head, 3e-3, epochs=25, batch=32, best_epoch=False, seeds=FOLDS)
+HEAD_FOLDS = {n: partial(roads, side=64, changes=[much_road], block=n) for n in (1, 12)}
+SETS = {
+    "streets": {name: replace(STREETS, make=make) for name, make in STREET_NETS.items()},
+    "roads": {s: Recipe(roads, partial(unet, skip=s, widths=WIDE), 5e-3, 6, batch=4) for s in ("concat", "none")},
+    "pets": {
+        "lr 1e-3": PETS,
+        "lr 1e-4": replace(PETS, lr=1e-4),
+        "48 views": replace(PETS, lr=4e-3, batch=8, repeats=3, augment=augment_pets, schedule="cosine"),
+    },
+    "links": {name: replace(LINKS, make=partial(unet, widths=SMALL, **s)) for name, s in LINK_NETS.items()},
+    "heads": {
+        "neighbours in training": replace(HEADS, prepare=HEAD_FOLDS[1]),
+        "neighbours left out": replace(HEADS, prepare=HEAD_FOLDS[12]),
+        "the same, as they are": replace(HEADS, prepare=HEAD_FOLDS[12], augment=None),
+    },
+}
+
+
+def file_of(set_name: str, arm: str, run: object) -> Path:
+    """Where the rows of a run are kept; its checkpoint lies in the folder of the same name."""
+    return RUNS / set_name / arm.replace(",", "").replace(" ", "-") / f"{run}.json"
+
+
+@torch.no_grad()
+def patterns(learner: Learner, channels: int) -> Row:
+    """How much of the logits of a grey image depends only on the place in cells of 32² and 2²; the frame left out."""
+    logits = learner.model.eval()(torch.zeros(1, channels, 512, 512, device=learner.device))[..., 192:320, 192:320]
+    return {"checkerboard": checkerboard(logits, 32), "checkerboard_2": checkerboard(logits, 2)}
+
+
+def judge(learner: Learner, path: Path, part: str) -> Row:
+    """Scores of a part, with the F1 of borders within 2 pixels; nothing where it has no images."""
+    if not SegmentationDataset(path, "train").parts[part]:
+        return {}
+    images = SegmentationDataset(path, part)
+    pairs = ((learner.predict(images[i][0][None])[0].argmax(dim=0), images[i][1]) for i in range(len(images)))
+    borders = total(boundary_distances(*pair, instances=False).within(2) for pair in pairs)
+    scores = learner.evaluate(make_loader(images, 8)) | {"images": len(images), "border_f1": borders.f1}
+    return {f"{part}_{name}": scores[name] for name in ("images", *SCORES, "border_f1")}
+
+
+def run_one(set_name: str, arm: str, seed: int, lr: float, stage: str = "final") -> Row:
+    """Train and judge unless that was done; its row.  In the stage "rate" a quarter of the epochs, and no test part."""
+    recipe, final = SETS[set_name][arm], stage == "final"
+    path, epochs = recipe.prepare(seed), recipe.epochs if final else recipe.epochs // 4
+    file = file_of(set_name, arm, seed if final else f"rate-{lr:g}")
+    train = SegmentationDataset(path, "train", crop=recipe.crop, seed=seed)
+    loader = make_loader(train, recipe.batch, shuffle=True, seed=seed, repeats=recipe.repeats)
+    val = make_loader(SegmentationDataset(path, "val"), 8) if recipe.best_epoch else None
+    set_seed(seed)
+    options: dict[str, Any] = {"augment": recipe.augment, "schedule": recipe.schedule, "folder": file.with_suffix("")}
+    options |= {"lr": lr, "seed": seed, "precision": PRECISION}
+    learner = Learner(recipe.make(train), cross_entropy, loader, val, **options)
+    settings = learner.settings() | identity(epochs=epochs, judged=[judge, patterns, final])
+    if file.exists() and (done := json.loads(file.read_text(encoding="utf-8")))["settings"] == settings:
+        return done["rows"][0]
+    learner.fit(epochs)
+    key: Row = {"set": set_name, "arm": arm, "stage": stage, "lr": lr, "seed": seed}
+    row = key | {"steps": epochs * len(loader), "batch": recipe.batch, "parameters": count_parameters(learner.model)}
+    layers = layer_table(learner.model, (1, train.channels, *train.shapes[0]))
+    row |= {"multiply_adds": sum(layer.multiply_adds for layer in layers), "precision": learner.number_format}
+    row |= {"seconds": sum(epoch["seconds"] for epoch in learner.history)} | provenance() | judge(learner, path, "val")
+    row |= judge(learner, path, "test") | patterns(learner, train.channels) if final else {}
+    names = [f"{part}_{name}" for part in ("train", "val") for name in SCORES]
+    history = [key | {name: epoch.get(name, "") for name in ("epoch", *names)} for epoch in learner.history]
+    with replacing(file) as part:
+        part.write_text(json.dumps({"settings": settings, "rows": [row], "history": history}), encoding="utf-8")
+    return row
+
+
+def best_rate(set_name: str, arm: str) -> float:
+    """The learning rate 10^(k/2) of highest validation mean IoU in short runs; both its neighbours were tried."""
+    scores: dict[int, float] = {}
+    wanted = {-6, -5, -4}
+    while wanted:
+        rates = {k: float(f"{10 ** (k / 2):.1g}") for k in {*scores, *wanted}}
+        scores |= {k: run_one(set_name, arm, 0, rates[k], "rate")["val_mean_iou"] for k in wanted}
+        best = max(scores, key=lambda k: scores[k])
+        wanted = {best - 1, best + 1} - {*scores}
+    return rates[best]
+
+
+def collect() -> None:
+    """Bring the rows of all finished runs into the tables; those of other places stay.  What has no score is blank."""
+    with FileLock(RUNS / "tables.lock"):  # two processes may do a part each
+        runs = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(RUNS.glob("*/*/*.json"))]
+        for kind, table, keys in (("rows", "compare", 5), ("history", "compare_history", 6)):
+            path = FIGURES / f"{table}.csv"
+            rows = [*read_table(path), *(row for run in runs for row in run[kind])]
+            widest: list[str] = max((list(run[kind][0]) for run in runs), key=len)
+            columns = dict.fromkeys(widest, "")
+            merged = {tuple(row.values())[:keys]: columns | row for row in rows if row.keys() <= columns.keys()}
+            write_table(path, [merged[key] for key in sorted(merged)])
+
+
+def main(arguments: list[str]) -> None:
+    """Do the runs that the command line asks for and that are not done yet."""
+    parser = ArgumentParser("run.py compare", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
+    parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
+    parser.add_argument("--arms", nargs="+", metavar="NAME", help="default: all of the set")
+    parser.add_argument("--seeds", nargs="+", type=int, help="default: as many as the set is worth")
+    options = parser.parse_args(arguments)
+    for set_name in options.sets:
+        arms = {arm: one for arm, one in SETS[set_name].items() if arm in (options.arms or SETS[set_name])}
+        for seed in options.seeds or range(max(recipe.seeds for recipe in arms.values())):
+            for arm, recipe in arms.items():
+                run_one(set_name, arm, seed, recipe.lr or best_rate(set_name, arm))
+                collect()
