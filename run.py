@@ -113,11 +113,10 @@ def execute(path: Path, settings: dict[str, str]) -> tuple[Any, str]:
     from nbclient import NotebookClient
     from nbclient.exceptions import CellControlSignal
 
-    notebook = nbformat.read(path, as_version=4)
+    notebook, budget = nbformat.read(path, as_version=4), settings.get("SEGMENTATION_BUDGET")
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.update(outputs=[], execution_count=None)
-    budget = settings.get("SEGMENTATION_BUDGET")
     is_like_last = notebook.metadata.get("budget") == budget
     notebook.metadata["budget"] = budget
     seconds = [is_like_last * cell.metadata.get("seconds", 0.0) for cell in notebook.cells]  # maybe of a faster machine
@@ -137,8 +136,7 @@ def execute(path: Path, settings: dict[str, str]) -> tuple[Any, str]:
         print(f"[{cell_index + 1}/{len(notebook.cells)}] {minutes}  {here}", flush=True)
 
     options: dict[str, Any] = {"startup_timeout": 300, "record_timing": False, "coalesce_streams": True}
-    options |= {"on_cell_start": start, "on_cell_executed": end}
-    client: Any = NotebookClient(notebook, kernel_name="python3", **options)
+    client: Any = NotebookClient(notebook, kernel_name="python3", on_cell_start=start, on_cell_executed=end, **options)
     # Without kernel folders "python3" means this interpreter, and not what the user's home calls so.
     client.create_kernel_manager().kernel_spec_manager = KernelSpecManager(kernel_dirs=[])
     environment = {**os.environ, **settings, "MPLBACKEND": "module://matplotlib_inline.backend_inline"}
@@ -175,10 +173,12 @@ def make_hand_in(options: argparse.Namespace) -> int:
     if options.data not in ("auto", "built-in"):  # problems are told here, not in a notebook that failed
         from commands import check
 
-        label_map = ["--map", options.map] if options.map else []
-        if options.data not in check.NAMES and check.main(
-            [options.data, "--picture", str(options.output / "data_check.png"), *label_map]
-        ):
+        arguments = [
+            "--picture",
+            str(options.output / "data_check.png"),
+            *(["--map", options.map] if options.map else []),
+        ]
+        if options.data not in check.NAMES and check.main([options.data, *arguments]):
             return 1
     print(f"Executing {NOTEBOOK.name}: budget {options.budget}, data {data}", flush=True)
     figures = ROOT / "figures" if options.commit else options.output.resolve() / "figures"  # git knows the former
@@ -236,8 +236,7 @@ def help_text(command: str) -> str:
         return f"{run_tests.__doc__}"
     source = (ROOT / f"{COMMANDS[command][0].replace('.', '/')}.py").read_text(encoding="utf-8")
     options = re.findall(r'parser\.add_argument\("([\w-]+)"(?:.*help=f?"(.*?)")?', source)
-    lines = [f"  {name:<12}{re.sub('{.*?}', '…', text)}" for name, text in options]
-    return "\n".join([source.split('"""')[1], *lines])
+    return "\n".join([source.split('"""')[1], *(f"  {name:<12}{re.sub('{.*?}', '…', text)}" for name, text in options)])
 
 
 def run_module(options: argparse.Namespace) -> int:

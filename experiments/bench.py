@@ -1,8 +1,7 @@
 """Two benches on drawn images: what do metrics and losses say under class imbalance, and about each kind of error?
 
 Discs (A1.3a): 21 pixels each on noise of equal contrast, so whatever differs between two prevalences is due to them.
-Defects (A1.3d): predictions of one truth with one defect each, and for each a neutral control: as many wrong pixels,
-where they change no object and no hole (after Reinke et al., 2024, doi:10.1038/s41592-023-02150-0).
+Defects (A1.3d): `geometry.defects`, each beside a neutral control with as many wrong pixels.
 """
 
 import itertools
@@ -54,13 +53,9 @@ def balanced(prevalence: float, device: str | torch.device = "cpu") -> Loss:
 
 def losses_at(prevalence: float) -> dict[str, Loss]:
     """The losses compared on discs, by name; only the class weights depend on the prevalence."""
-    return {
-        "cross-entropy": cross_entropy,
-        "weighted CE": balanced(prevalence, pick_device()),
-        "Dice": losses.dice_loss,
-        "CE + Dice": losses.WeightedSum((1.0, cross_entropy), (1.0, losses.dice_loss)),
-        "focal": losses.focal_loss,
-    }
+    both = losses.WeightedSum((1.0, cross_entropy), (1.0, losses.dice_loss))
+    plain: dict[str, Loss] = {"cross-entropy": cross_entropy, "weighted CE": balanced(prevalence, pick_device())}
+    return plain | {"Dice": losses.dice_loss, "CE + Dice": both, "focal": losses.focal_loss}
 
 
 def at_constant(loss: Loss, p: float, label: Tensor) -> tuple[float, float]:
@@ -92,10 +87,8 @@ def judge_discs(parts: Sequence[Part], threshold: float | None, candidates: Iter
     own = max(candidates, key=lambda cut: metrics.f1_per_class(counts(validation, cut))[1].item())
     found = counts(test, own if threshold is None else threshold)
     return {
-        "accuracy": metrics.accuracy(found),
-        "mean IoU": metrics.mean_iou(found),
-        "F1 rare": metrics.f1_per_class(found)[1].item(),
-        "MCC": metrics.matthews(found),
+        **{"accuracy": metrics.accuracy(found), "mean IoU": metrics.mean_iou(found)},
+        **{"F1 rare": metrics.f1_per_class(found)[1].item(), "MCC": metrics.matthews(found)},
         "precision": metrics.precision_per_class(found)[1].item(),
         "recall": metrics.recall_per_class(found)[1].item(),
         "F1, own threshold": metrics.f1_per_class(counts(test, own))[1].item(),
@@ -163,12 +156,9 @@ def judge(pred: defects.Map) -> dict[str, float]:
         "clDice": objects.centre_lines(pred, TRUTH).cl_dice,
         "F1 of the objects": match.f1,
         "panoptic quality": match.panoptic_quality,
-        "ARAND": parts.arand,
-        "VOI split, bits": parts.voi_split,
-        "VOI merge, bits": parts.voi_merge,
+        **{"ARAND": parts.arand, "VOI split, bits": parts.voi_split, "VOI merge, bits": parts.voi_merge},
         **{kind: getattr(counts, kind) for kind in ("merges", "splits", "spurious", "missed")},
-        "β0 error": counts.beta0_error,
-        "β1 error": counts.beta1_error,
+        **{"β0 error": counts.beta0_error, "β1 error": counts.beta1_error},
     }
 
 
@@ -220,7 +210,7 @@ def starts() -> NDArray[np.uint8]:
 
 
 def repair(loss: Loss, steps: int) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:
-    """Down the gradient on free logits, from `starts`, in steps of length ½: how many until all is right?
+    """Down the gradient on free logits, from `starts`, in steps of length ½.
 
     Per picture: steps until no region is critical, and until neutral pixels are right (or ∞); right pixels harmed.
     """

@@ -30,8 +30,7 @@ with warnings.catch_warnings():
     from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
     from optuna.trial import TrialState
 
-Row = dict[str, Any]
-Settings = dict[str, Any]
+Row = Settings = dict[str, Any]
 Build = Callable[[Settings, int, Path | None], Learner]  # (settings, seed, folder) → a learner, not trained yet
 
 FIRST_SEED = 1000  # trial n trains with seed FIRST_SEED + n; the seeds below are left for the confirmation
@@ -88,9 +87,12 @@ def range_test(learner: Learner, steps: int = 80, low: float = 1e-6, high: float
 
     One row for each step, until the loss is not finite or three times what it was.
     """
-    model = copy.deepcopy(learner.model).train()
+    model, generator, rows = (
+        copy.deepcopy(learner.model).train(),
+        torch.Generator().manual_seed(learner.seed),
+        list[Row](),
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=low, weight_decay=learner.weight_decay)
-    generator = torch.Generator().manual_seed(learner.seed)
     torch.manual_seed(learner.seed)  # dropout
     rows: list[Row] = []
 
@@ -124,10 +126,6 @@ def suggested_range(rows: Sequence[Row]) -> tuple[float, float]:
     """The learning rates where a tenth and nine tenths of the whole fall of the smoothed loss are made.
 
     Both are rounded outwards to one digit, and at least a factor of ten apart.  `InputError` if the loss never fell.
-
-    >>> rows = [{"lr": 10.0**e, "train_loss": loss} for e, loss in zip(range(-6, 1), (1, 1, 1, 0.5, 0.1, 0.3, 3.0))]
-    >>> suggested_range([row for row in rows for _ in range(9)])
-    (0.001, 0.01)
     """
     curve = np.array(smoothed(rows))
     start, lowest = curve[0], np.nanmin(curve)
@@ -145,10 +143,7 @@ def _rounded(value: float, towards: Callable[[float], int]) -> float:
 
 
 def open_study(storage: str | Path | None = None, name: str = "tuning") -> optuna.Study:
-    """The study of this name, new or as it was left: in memory (None), or for several processes in an SQLite file.
-
-    For several machines it is in a database, of an address like "postgresql+psycopg://user:password@host/database".
-    """
+    """The study of this name, new or as it was left: in memory (None), an SQLite file, or at a database's address."""
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)  # failures stand in the rows
     kept, address = None, str(storage)
     if storage is not None:
@@ -185,18 +180,16 @@ def tune(
     new = spelled(factors) | {"epochs of a trial": str(epochs)}
     old = note(study, "plan", lambda: new)
     if changed := [f"{key}: {old.get(key)}, now {new.get(key)}" for key in old | new if old.get(key) != new.get(key)]:
-        name = study.study_name
-        raise InputError(f"Study {name!r} was begun with another plan ({changed[0]}); give another name or storage.")
+        what = f"Study {study.study_name!r} was begun with another plan ({changed[0]})"
+        raise InputError(f"{what}; give another name or storage.")
     if default is not None:
         study.enqueue_trial(default, skip_if_exists=True)
     known = trial_rows(study)
     seconds = 60 * minutes - sum(row["seconds"] for row in known)
-    deadline = time.monotonic() + seconds
-    left = trials - sum(row["state"] in ENDED.values() for row in known)
+    deadline, left = time.monotonic() + seconds, trials - sum(row["state"] in ENDED.values() for row in known)
     number = None if seed is None else seed + len(known)  # a search that goes on draws other numbers
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Optuna 4 calls two of the options experimental
-        # constant_liar: what another process tries is not proposed again
+        warnings.simplefilter("ignore")  # experimental in Optuna 4; a liar proposes nothing that another process tries
         study.sampler = optuna.samplers.TPESampler(multivariate=True, constant_liar=True, seed=number)
     study.pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
     study.optimize(
