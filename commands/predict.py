@@ -5,8 +5,7 @@
 
 A mask is a PNG of one channel whose values are the classes, 0, 1, 2, …, so that it looks black; an overlay shows them
 in colour on the image.  Images are normalised as in training, by the numbers in the model file; large ones are cut into
-tiles.  A bad image does not stop the others: all problems are listed at the end, and images that are unlike those of
-the training are named.
+tiles.  A bad image does not stop the others: problems are listed at the end, and images unlike those of the training.
 """
 
 import os
@@ -36,8 +35,7 @@ def predict_folder(
     """Write masks/NAME.png and overlays/NAME.png for each image of `folder`, or for one, and return the masks' paths.
 
     They lie in `output`, by default FOLDER_predicted beside `folder`, or beside the data set it belongs to.  Raises
-    `InputError` if model or folder cannot be read or masks of others would be overwritten; and at the end, with the
-    problems of all images that were left out.
+    `InputError` before any work or, with the problems of all images that were left out, at the end.
     """
     network, folder = load(model, device), Path(os.path.abspath(folder))
     folder = folder / "images" if (folder / "images").is_dir() else folder

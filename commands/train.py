@@ -57,8 +57,8 @@ def refuse_another_run(learner: Learner, options: Namespace) -> None:
     print(note, end="")
     what = checkpoint.changed(stored.get("settings", {}), learner.settings()) if stored else ""
     if what and not options.overwrite:
-        found = f"{options.output} holds another run, which differs in {what}."
-        raise InputError(f"{found}\nAdd --output {options.output}-2 to keep it, or --overwrite to replace it.")
+        advice = f"Add --output {options.output}-2 to keep it, or --overwrite to replace it."
+        raise InputError(f"{options.output} holds another run, which differs in {what}.\n{advice}")
 
 
 def write_history(learner: Learner, folder: Path, name: str) -> None:
@@ -104,8 +104,7 @@ def main(arguments: list[str]) -> int:
     options.output = options.output or Path("runs") / name
     parallel.start()
     try:
-        path = parallel.from_rank_0(lambda: prepare(options))
-        learner = make_learner(options, path)
+        learner = make_learner(options, parallel.from_rank_0(lambda: prepare(options)))
         parallel.from_rank_0(lambda: refuse_another_run(learner, options))
         try:
             learner.fit(options.epochs)
@@ -127,8 +126,9 @@ def prepare(options: Namespace) -> Path:
             folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
         except OSError as error:
-            reason = f"cannot be written ({error.strerror}); choose another --output, --data."
-            raise InputError(f"{folder} {reason}") from error
+            raise InputError(
+                f"{folder} cannot be written ({error.strerror}); choose another --output, --data."
+            ) from error
     return data.prepare(options.source, options.data, num_classes=options.classes, label_map=options.map)
 
 
@@ -138,8 +138,9 @@ def finish(learner: Learner, options: Namespace) -> None:
     classes: Sequence[str] = () if options.source in data.NAMES else recognise(options.source).classes
     if len(classes) != dataset.num_classes:
         classes = ["background", *(f"class {k}" for k in range(1, dataset.num_classes))]
-    tests = data.SegmentationDataset(dataset.path, "test") if dataset.parts["test"] else None
-    scores = learner.evaluate(data.make_loader(tests, options.batch)) if tests else {}
+    scores = {}
+    if dataset.parts["test"]:
+        scores = learner.evaluate(data.make_loader(data.SegmentationDataset(dataset.path, "test"), options.batch))
     if parallel.rank() == 0:
         names = {"mean_iou": "mean_iou", "accuracy": "accuracy"}
         names |= {f"iou_{k}": f"IoU of {name}" for k, name in enumerate(classes)}

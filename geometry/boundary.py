@@ -53,8 +53,7 @@ def boundary_weights(
     >>> [round(float(w), 2) for w in boundary_weights(np.array([[0, 0, 1, 1]]), w0=4.0, sigma=0.5)[0]]
     [0.47, 1.53, 1.53, 0.47]
     """
-    _check_bump(w0, sigma)
-    bump = w0 * np.exp(_squared_distance(label) / (-2 * sigma**2))
+    bump = _bump(_squared_distance(label), w0, sigma)
     return _of_mean_one(_class_weights(label, class_weight) + bump, label)
 
 
@@ -68,10 +67,9 @@ def separation_weights(
     The rest is as in `boundary_weights`; class 1 is "any cell".
     """
     _check_label(instances)
-    _check_bump(w0, sigma)
     instances = renumber(instances)
     nearest, second = _two_distances(instances, reach=4 * sigma)
-    gap = np.where(instances == 0, w0 * np.exp(-((nearest + second) ** 2) / (2 * sigma**2)), 0)
+    gap = np.where(instances == 0, _bump((nearest + second) ** 2, w0, sigma), 0)
     label = np.minimum(instances, 1)
     return _of_mean_one(_class_weights(label, class_weight) + gap, label)
 
@@ -161,9 +159,10 @@ def _of_mean_one(weights: np.ndarray, label: np.ndarray) -> np.ndarray:
     return np.where(counts, weights / mean if mean > 0 else 1.0, 0.0).astype(np.float32)
 
 
-def _check_bump(w0: float, sigma: float) -> None:
+def _bump(squared_distance: np.ndarray, w0: float, sigma: float) -> np.ndarray:
     if not (w0 >= -1 and sigma > 0):
         raise InputError(f"w0={w0}, sigma={sigma}; expected w0 ≥ −1 and sigma > 0 pixels.")
+    return w0 * np.exp(squared_distance / (-2 * sigma**2))
 
 
 def _check_label(label: np.ndarray) -> None:

@@ -9,6 +9,7 @@ predicted has no score (NaN); something in one of the two only scores 0.  Pitfal
 import functools
 import math
 import operator
+from collections import namedtuple
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -72,18 +73,9 @@ def class_objects(pred: ArrayLike, target: ArrayLike, of_class: int = 1, *, conn
     return tuple(ndimage.label(mask, neighbours, np.int64)[0] for mask in class_masks(pred, target, of_class))
 
 
-@dataclass(frozen=True)
-class Overlaps:
-    """Predicted object `pred[n]` and true object `target[n]` share `pixels[n]` > 0 pixels; all (N,) int64.
-
-    Objects are 1 … P and 1 … T in the order of their labels, 0 is background; sizes (P + 1,), (T + 1,) are in pixels.
-    """
-
-    pred: np.ndarray
-    target: np.ndarray
-    pixels: np.ndarray
-    pred_size: np.ndarray
-    target_size: np.ndarray
+# Predicted object pred[n] and true object target[n] share pixels[n] > 0 pixels; all (N,) int64.  Objects are 1 … P and
+# 1 … T in the order of their labels, 0 is background; sizes (P + 1,), (T + 1,) are in pixels.
+Overlaps = namedtuple("Overlaps", "pred target pixels pred_size target_size")
 
 
 def overlaps(pred: ArrayLike, target: ArrayLike) -> Overlaps:
@@ -321,9 +313,9 @@ def boundary_distances(
 
 def choose_threshold(probs: Maps, labels: Maps) -> tuple[float, list[Row]]:
     """The threshold (0.05 … 0.95) with the fewest errors of topology, in a tie the one near 0.5; and a row for each."""
-    rows = []
     if not all(np.isfinite(p).all() for p in probs):
         raise InputError("choose_threshold: the probabilities hold NaN or Inf; look at the predictions.")
+    rows = []
     for threshold in (k / 20 for k in range(1, 20)):
         guesses = [p > threshold for p in probs]
         rows.append({"threshold": threshold, "dice": dice(guesses, labels)} | topology_row(guesses, labels))
@@ -337,9 +329,8 @@ def judge(guesses: Maps, labels: Maps, object_class: int = 1) -> Row:
     `hd95` is the median over the `hd95_images` with a border in truth or guess, infinite where one of them has none;
     counts of topology are per image; all others are of the whole set.
     """
-    pairs = list(zip(guesses, labels))
+    pairs, connectivity = list(zip(guesses, labels)), 8 if object_class == 1 else 4
     borders = [boundary_distances(guess, label, of_class=1) for guess, label in pairs]
-    connectivity = 8 if object_class == 1 else 4
     hd95 = np.array([distances.hausdorff(95) for distances in borders])
     hd95 = hd95[~np.isnan(hd95)]  # nothing there and nothing found has no score
     tables = [overlaps(*class_objects(*pair, object_class, connectivity=connectivity)) for pair in pairs]
@@ -350,7 +341,7 @@ def judge(guesses: Maps, labels: Maps, object_class: int = 1) -> Row:
         "boundary_f1": total(distances.within(2) for distances in borders).f1,
         "hd95": float(np.median(hd95)) if hd95.size else math.nan,
         "hd95_images": hd95.size,
-        "cl_dice": total(centre_lines(guess, label) for guess, label in pairs).cl_dice,
+        "cl_dice": total(centre_lines(*pair) for pair in pairs).cl_dice,
         **{name: getattr(parts, name) for name in ("arand", "voi_split", "voi_merge")},
         **{"object_f1": matches.f1, "panoptic_quality": matches.panoptic_quality},
     } | topology_row(guesses, labels)

@@ -20,7 +20,6 @@ doi:10.1016/0734-189X(89)90147-3 (4 against 8); Liu and Tarjan 2019, arXiv:1812.
 
 from collections import namedtuple
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -35,26 +34,16 @@ EXCESS = ("merge", "spurious", "hole_split", "hole_missed")
 TN, FP, FN, TP = range(4)  # codes of a pixel: bit 0 = in P, bit 1 = in G
 
 
-@dataclass(frozen=True)
-class CriticalRegions:
+FIELDS = "shape kind image class_index severity size run_start run_length run_region betti_pred betti_target"
+
+
+class CriticalRegions(namedtuple("CriticalRegions", FIELDS)):
     """All M critical regions of a batch: one row a region, and the runs of pixels that they are made of, all int64.
 
     Of each region, (M,): `kind` is an index into `KINDS`, `image` into the batch, `class_index` into `classes`; `size`
     is in pixels.  Run r covers `run_length[r]` pixels of region `run_region[r]`, from `run_start[r]` on in the flat
     batch.  `betti_pred`, `betti_target` (B, K, 2) are the numbers β0 of objects and β1 of holes.
     """
-
-    shape: tuple[int, int, int]
-    kind: np.ndarray
-    image: np.ndarray
-    class_index: np.ndarray
-    severity: np.ndarray
-    size: np.ndarray
-    run_start: np.ndarray
-    run_length: np.ndarray
-    run_region: np.ndarray
-    betti_pred: np.ndarray
-    betti_target: np.ndarray
 
     def counts(self) -> np.ndarray:
         """Number of regions of each kind, (B, K, 8) int64, the last axis in the order of `KINDS`."""
@@ -218,8 +207,7 @@ def _join_runs(runs: _Runs, eight: int) -> _Patches:
     code_x, difference, side = code[x], code[x] ^ code[y], ~runs.diagonal
 
     def joined(wanted: np.ndarray) -> np.ndarray:
-        link = np.flatnonzero(wanted)
-        return _unite(patch.size, x[link], y[link])
+        return _unite(patch.size, x[link := np.flatnonzero(wanted)], y[link])
 
     pred = joined((difference & 1 == 0) & (side | (code_x & 1 == eight)))
     true = joined((difference & 2 == 0) & (side | (code_x >> 1 == eight)))
