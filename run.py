@@ -173,12 +173,9 @@ def make_hand_in(options: argparse.Namespace) -> int:
     if options.data not in ("auto", "built-in"):  # problems are told here, not in a notebook that failed
         from commands import check
 
-        arguments = [
-            "--picture",
-            str(options.output / "data_check.png"),
-            *(["--map", options.map] if options.map else []),
-        ]
-        if options.data not in check.NAMES and check.main([options.data, *arguments]):
+        arguments = [options.data, "--picture", str(options.output / "data_check.png")]
+        arguments += ["--map", options.map] if options.map else []
+        if options.data not in check.NAMES and check.main(arguments):
             return 1
     print(f"Executing {NOTEBOOK.name}: budget {options.budget}, data {data}", flush=True)
     figures = ROOT / "figures" if options.commit else options.output.resolve() / "figures"  # git knows the former

@@ -126,9 +126,8 @@ def prepare(options: Namespace) -> Path:
             folder.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=folder).close()
         except OSError as error:
-            raise InputError(
-                f"{folder} cannot be written ({error.strerror}); choose another --output, --data."
-            ) from error
+            advice = "choose another --output, --data."
+            raise InputError(f"{folder} cannot be written ({error.strerror}); {advice}") from error
     return data.prepare(options.source, options.data, num_classes=options.classes, label_map=options.map)
 
 

@@ -30,7 +30,8 @@ with warnings.catch_warnings():
     from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
     from optuna.trial import TrialState
 
-Row = Settings = dict[str, Any]
+Row = dict[str, Any]
+Settings = dict[str, Any]
 Build = Callable[[Settings, int, Path | None], Learner]  # (settings, seed, folder) → a learner, not trained yet
 
 FIRST_SEED = 1000  # trial n trains with seed FIRST_SEED + n; the seeds below are left for the confirmation
@@ -87,11 +88,7 @@ def range_test(learner: Learner, steps: int = 80, low: float = 1e-6, high: float
 
     One row for each step, until the loss is not finite or three times what it was.
     """
-    model, generator, rows = (
-        copy.deepcopy(learner.model).train(),
-        torch.Generator().manual_seed(learner.seed),
-        list[Row](),
-    )
+    model, generator = copy.deepcopy(learner.model).train(), torch.Generator().manual_seed(learner.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=low, weight_decay=learner.weight_decay)
     torch.manual_seed(learner.seed)  # dropout
     rows: list[Row] = []

@@ -34,10 +34,12 @@ EXCESS = ("merge", "spurious", "hole_split", "hole_missed")
 TN, FP, FN, TP = range(4)  # codes of a pixel: bit 0 = in P, bit 1 = in G
 
 
-FIELDS = "shape kind image class_index severity size run_start run_length run_region betti_pred betti_target"
+_Fields = namedtuple(
+    "_Fields", "shape kind image class_index severity size run_start run_length run_region betti_pred betti_target"
+)
 
 
-class CriticalRegions(namedtuple("CriticalRegions", FIELDS)):
+class CriticalRegions(_Fields):
     """All M critical regions of a batch: one row a region, and the runs of pixels that they are made of, all int64.
 
     Of each region, (M,): `kind` is an index into `KINDS`, `image` into the batch, `class_index` into `classes`; `size`
