@@ -44,7 +44,8 @@ COMMANDS = {  # command: its module, whether it runs in the folder of the course
     "compare": ("experiments.comparisons", True, "networks and recipes side by side, a set at a time"),
     "tune": ("experiments.tuning", True, "search for hyper-parameters, then confirm them"),
 }
-NEEDS_ONLY = {"handin": (), "pack": (), "publish": (), "reopen": ("nbclient", "torch")}  # others need all packages
+PAGE = ("nbconvert", "latex2mathml") if (ROOT / ".venv").exists() else ()  # no reason to set up all packages
+NEEDS_ONLY = {"handin": PAGE, "pack": (), "publish": (), "reopen": ("nbclient", "torch")}  # others need all packages
 CPU_INDEX = "https://download.pytorch.org/whl/cpu"  # PyTorch without the libraries of a GPU
 
 
@@ -203,8 +204,6 @@ def reopen(options: argparse.Namespace) -> int:
 def run_tests(options: argparse.Namespace) -> None:
     """All tests on up to four cores; with --quick the fast ones only.  All else is for pytest."""
     os.chdir(ROOT)
-    if not Path("tests").is_dir():
-        sys.exit("This copy of the course came without its tests.")
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # one thread in each of the processes
     workers = ["-n", "auto", "--maxprocesses=4", "--dist=loadfile"]
     rest = [part for word in options.rest for part in (("-m", "not slow") if word == "--quick" else (word,))]
@@ -296,6 +295,8 @@ def main(arguments: list[str]) -> int:
     """Do what the command line asks for."""
     options = parse(arguments)
     command, needed = options.command, NEEDS_ONLY.get(options.command)
+    if command == "test" and not (ROOT / "tests").is_dir():
+        sys.exit("This copy of the course came without its tests.")
     if needed is None or not all(map(importlib.util.find_spec, needed)):
         if {"-h", "--help"} & {*options.rest} and missing_packages():
             print(help_text(command))

@@ -371,3 +371,10 @@ def test_an_abbreviated_option_and_what_is_for_pytest_are_no_mistakes(monkeypatc
     monkeypatch.setattr(run, "ensure_environment", lambda arguments: None)
     assert run.parse(["train", "tran", "--epo", "3"]).rest == ["tran", "--epo", "3"]
     assert run.parse(["test", "--quik"]).rest == ["--quik"]
+
+
+def test_a_copy_without_tests_says_so_before_anything_is_set_up(tmp_path, monkeypatch):
+    monkeypatch.setattr(run, "ensure_environment", refuse)
+    monkeypatch.setattr(run, "ROOT", tmp_path)
+    with pytest.raises(SystemExit, match="came without its tests"):
+        run.main(["test"])
