@@ -21,9 +21,8 @@ from checks import IGNORE_INDEX, InputError
 from imagesets.files import PARTS, LabelMap, Sample, is_junk
 from imagesets.hdf5 import Damaged, build_hdf5, normalise_hdf5, open_hdf5
 from imagesets.layouts import read_folder, recognise
-from imagesets.pets import write_pets
 from imagesets.real import READERS, locate, read_dataset
-from imagesets.streets import write_roads, write_streets
+from imagesets.scenes import write_pets, write_roads, write_streets
 from imagesets.yeast import write_yeast
 from training.checkpoint import identity
 

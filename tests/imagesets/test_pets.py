@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import ndimage
 
-from imagesets.pets import lit, pet_scene, swept_balls
+from imagesets.scenes import lit, pet_scene, swept_balls
 from imagesets.yeast import Scene
 
 PINNED = [  # scene, mean colour, share of every class
@@ -51,7 +51,7 @@ def test_the_band_is_five_pixels_wide(scenes: list[Scene]) -> None:
 
 
 def test_the_pictures_are_the_pinned_ones(scenes: list[Scene]) -> None:
-    """When this fails on purpose, raise `pets.VERSION` and pin the new numbers."""
+    """When this fails on purpose, raise `scenes.VERSION` and pin the new numbers."""
     for i, colour, shares in PINNED:
         assert scenes[i].image.mean(axis=(0, 1)) == pytest.approx(colour, abs=0.3)
         assert np.bincount(scenes[i].label.ravel()) / 160**2 == pytest.approx(shares, abs=0.002)

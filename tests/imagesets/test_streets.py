@@ -6,8 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from checks import IGNORE_INDEX
-from imagesets import streets
-from imagesets.streets import BUILDING, CAR, PAVEMENT, ROAD, SKY, TREE, street_scene
+from imagesets.scenes import BUILDING, CAR, PAVEMENT, ROAD, SKY, TREE, _Street, street_scene
 from imagesets.yeast import Scene
 
 CLASSES = [SKY, BUILDING, TREE, ROAD, PAVEMENT, CAR, IGNORE_INDEX]
@@ -46,7 +45,7 @@ def test_scenes_of_any_size(seed: int, height: int, width: int) -> None:
 
 
 def test_the_pictures_are_the_pinned_ones(scenes: list[Scene]) -> None:
-    """When this fails on purpose, raise `streets.VERSION` and pin the new numbers."""
+    """When this fails on purpose, raise `scenes.VERSION` and pin the new numbers."""
     for i, colour, shares in PINNED:
         assert scenes[i].image.mean(axis=(0, 1)) == pytest.approx(colour, abs=0.3)
         assert [share(scenes[i], number) for number in CLASSES] == pytest.approx(shares, abs=0.002)
@@ -83,9 +82,9 @@ def test_place_alone_does_not_find_the_road(scenes: list[Scene]) -> None:
 # ---- the ingredients
 
 
-def street() -> streets._Street:
+def street() -> _Street:
     """A camera 2 m above the ground; columns have the slopes −0.4 … 0.4, rows −0.3 … 0.4."""
-    empty = streets._Street(np.random.default_rng(0), 64, 64)
+    empty = _Street(np.random.default_rng(0), 64, 64)
     x, y = np.arange(-4, 5) / 10, np.arange(-3, 5)[:, None] / 10
     vars(empty).update({"x": x, "y": y, "eye": 2.0})
     return empty

@@ -13,8 +13,7 @@ from scipy import ndimage
 
 from checks import InputError
 from imagesets import yeast
-from imagesets.pets import pet_scene, write_pets
-from imagesets.streets import street_scene, write_roads, write_streets
+from imagesets.scenes import pet_scene, street_scene, write_pets, write_roads, write_streets
 from imagesets.yeast import Scene, YeastScene, write_yeast, yeast_scene
 
 SMALL = {"num_images": 2, "seed": 7, "height": 64, "width": 80}
