@@ -246,11 +246,12 @@ def dots(ax: Axes, values: Mapping[str, Sequence[float]], xlabel: str) -> Axes:
 def show_pooling(axes: Sequence[Axes], before: Array, pooled: Array, indices: Array, restored: Array) -> Sequence[Axes]:
     """2×2 pooling: the map (H, W) with its winners, pooled (H/2, W/2), repeated, and unpooled by the flat indices."""
     scale = {"vmin": before.min(), "vmax": before.max()}
-    show_image(axes[0], before, "before: winners dotted", **scale)
+    show_image(axes[0], before, "before pooling, maxima dotted", **scale)
     axes[0].plot(indices % before.shape[1], indices // before.shape[1], ".", color=ORANGE, markersize=3)
-    show_image(axes[1], pooled, "pooled", **scale)
-    show_image(axes[2], np.kron(pooled, np.ones((2, 2))), "up without indices: repeated", **scale)
-    show_image(axes[3], np.ma.masked_equal(restored, 0), "up by indices (white: zero)", **scale)
+    show_image(axes[1], pooled, "2×2 max pooled", **scale)
+    show_image(axes[2], np.kron(pooled, np.ones((2, 2))), "without indices: repeated", **scale)
+    show_image(axes[3], np.ma.masked_equal(restored, 0), "unpooled by the indices (blue: zero)", **scale)
+    axes[3].set_facecolor(SKY)
     return axes
 
 
@@ -288,15 +289,16 @@ def contact_sheet(
 def draw_unet(stages: Sequence[Any], *, input_channels: int, num_classes: int, skip: str, upsampling: str) -> Axes:
     """Draw the U from the maps of its blocks (`inspection.stages`): height = size of the map, width ~ channels."""
     depth = (len(stages) - 1) // 2
-    _, ax = plt.subplots(figsize=(9, 1.0 + 0.95 * (depth + 1)))
+    _, ax = plt.subplots(figsize=(9, 0.8 + 0.72 * (depth + 1)))
     ends = []  # left, right, middle
     for index, stage in enumerate(stages):
         level = min(index, 2 * depth - index)
         width, height = 0.12 * np.log2(stage.channels + 1), 0.72 * 0.8**level
         x, y, colour = 1.25 * index, -float(level), SKY if index <= depth else ORANGE
         ax.add_patch(Rectangle((x - width / 2, y), width, height, facecolor=colour, edgecolor=BLACK, linewidth=0.8))
-        ax.text(x, y + height + 0.03, f"{stage.channels}", ha="center", va="bottom", fontsize=8, fontweight="bold")
-        ax.text(x, y - 0.03, f"{stage.height}×{stage.width}", ha="center", va="top", fontsize=7)
+        channels = f"{stage.inputs} → " * (skip == "concat" and index > depth) + f"{stage.channels}"
+        ax.text(x, y + height + 0.02, channels, ha="center", va="bottom", fontsize=9, fontweight="bold")
+        ax.text(x, y - 0.02, f"{stage.height}×{stage.width}", ha="center", va="top", fontsize=8)
         ends.append((x - width / 2, x + width / 2, y + height / 2))
     links = {"concat": ["skip: concatenation"], "sum": ["short-cut: sum"]}.get(skip, [])
     links += ["pooling indices"] * (upsampling == "unpool")
@@ -304,13 +306,14 @@ def draw_unet(stages: Sequence[Any], *, input_channels: int, num_classes: int, s
     ways += [(GREY, *pair) for pair in zip(ends[:depth], ends[:depth:-1])] if links else []
     for colour, (_, right, y), (left, _, end) in ways:
         ax.annotate("", (left, end), (right, y), arrowprops={"arrowstyle": "-|>", "color": colour})
-    ax.text(ends[0][0] - 0.12, 0.36, f"image\nchannels: {input_channels}", ha="right", va="center", fontsize=8)
-    ax.text(ends[-1][1] + 0.12, 0.36, f"1×1 →\n{num_classes} logits", ha="left", va="center", fontsize=8)
+    ax.text(ends[0][0] - 0.12, 0.36, f"image\nchannels: {input_channels}", ha="right", va="center", fontsize=9)
+    ax.text(ends[-1][1] + 0.12, 0.36, f"1×1 →\n{num_classes} logits", ha="left", va="center", fontsize=9)
     words = {SKY: "encoder: two 3×3 convolutions", ORANGE: "decoder: the same", VERMILION: "2×2 max pooling"}
     words |= {GREEN: f"up ×2: {upsampling}"} | ({GREY: " + ".join(links)} if links else {})
     handles = [Patch(color=colour, label=label) for colour, label in words.items()]
-    ax.legend(handles=handles, loc="lower center", ncols=3, fontsize=8, bbox_to_anchor=(0.5, -0.16))
-    ax.set(xlim=(-1.4, 1.25 * 2 * depth + 1.4), ylim=(-depth - 0.45, 1.1))
+    ax.legend(handles=handles, loc="lower center", ncols=3, fontsize=9, bbox_to_anchor=(0.5, -0.2))
+    ax.set(xlim=(-1.4, 1.25 * 2 * depth + 1.4), ylim=(-depth - 0.3, 1.1))
+    ax.set_title("Bold: channels of each block's output (decoder: of its input → output); below: size of the map")
     ax.axis("off")
     return ax
 

@@ -27,7 +27,7 @@ from checks import InputError
 
 ROWS_OF_THEIR_OWN = (nn.Conv2d, nn.ConvTranspose2d, nn.MaxPool2d, nn.AvgPool2d, nn.Linear)
 POINTWISE = ("hardswish", "hardsigmoid", "prelu_kernel", "alias", "detach", "to_copy")  # beside what PyTorch tags so
-Stage = namedtuple("Stage", "name channels height width")  # a box of the drawn U: the map that a block puts out
+Stage = namedtuple("Stage", "inputs channels height width")  # a box of the drawn U: channels in, and the map put out
 
 
 def count_parameters(model: nn.Module, *, biases: bool = True) -> int:
@@ -88,23 +88,28 @@ def layer_table(model: nn.Module, input_shape: tuple[int, ...]) -> list[Layer]:
 
 def format_table(layers: list[Layer], input_shape: tuple[int, ...]) -> str:
     """The rows of `layer_table` as text, with their sums."""
-    line = "{:<18}{:<35}{:>15}{:>12}{:>15}{:>17}{:>9}{:>12}".format
-    head = "layer", "kind", "output C×H×W", "parameters", "multiply-adds", "receptive field", "stride", "memory"
-    lines = [f"input {'×'.join(map(str, input_shape))}", line(*head)]
+    head = "layer", "kind", "output C×H×W", "parameters", "mult-adds", "field", "stride", "memory"
     parameters, products, memory = (sum(numbers) for numbers in zip(*((r[3], r[4], r[7]) for r in layers)))
+    lines = [head]
     for row in [*layers, Layer("sum", "", (), parameters, products, (), (), memory)]:
         shape, field = ("×".join(map(str, sizes)) for sizes in (row.output_shape[1:], row.receptive_field))
         numbers = f"{row.parameters:,}", f"{row.multiply_adds / 1e6:,.1f} M", field
         stride = "×".join(f"{s:.3g}" for s in row.stride)
-        lines.append(line(row.name, row.kind, shape, *numbers, stride, f"{row.memory / 2**20:.2f} MiB"))
-    return "\n".join(lines)
+        lines.append((row.name, row.kind, shape, *numbers, stride, f"{row.memory / 2**20:.2f} MiB"))
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    rows = ["  ".join(f"{x:{'<>'[i > 1]}{widths[i]}}" for i, x in enumerate(line)) for line in lines]
+    return "\n".join([f"input {'×'.join(map(str, input_shape))}; field and stride in pixels of the image", *rows])
 
 
 def stages(model: nn.Module, input_shape: tuple[int, ...]) -> list[Stage]:
     """The maps that the blocks `model.encoder[i]` and `model.decoder[i]` put out, in the order in which they run."""
-    names = [(row.name.split("."), row.output_shape[1:]) for row in layer_table(model, input_shape)]
-    found = {f"{part}.{rest[0]}": shape for (part, *rest), shape in names if part in ("encoder", "decoder")}
-    return [Stage(name, *shape) for name, shape in found.items()]
+    modules, found = dict(model.named_modules()), dict[str, Stage]()
+    for row in layer_table(model, input_shape):
+        block = ".".join(row.name.split(".")[:2])
+        if block.startswith(("encoder.", "decoder.")):
+            inputs = found[block].inputs if block in found else modules[row.name].in_channels
+            found[block] = Stage(inputs, *row.output_shape[1:])
+    return list(found.values())
 
 
 def receptive_field(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, ...]:

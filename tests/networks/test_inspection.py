@@ -70,7 +70,7 @@ def test_stride_and_field_of_every_row():
 
 def test_stages_are_the_maps_of_the_blocks():
     found = inspection.stages(UNet(widths=(2, 4, 8)), (1, 1, 10, 7))
-    assert [stage[1:] for stage in found] == [(2, 10, 7), (4, 5, 4), (8, 3, 2), (4, 5, 4), (2, 10, 7)]
+    assert found == [(1, 2, 10, 7), (2, 4, 5, 4), (4, 8, 3, 2), (8, 4, 5, 4), (4, 2, 10, 7)]
 
 
 class Function(nn.Module):
