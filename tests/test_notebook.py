@@ -40,7 +40,7 @@ SECTIONS = [
 SHARED = {r"C\d|C-": "C", r"D-q": "D-fcn", r"E-": "E", r"Part 5": "C", r"Part 7": "E"}
 """Sections that are one experiment and share its names: all of C, D-fcn with the questions about it, all of E."""
 
-SCRATCH = {"_", "ax", "axes", "figure", "lines"}
+SCRATCH = {"_", "ax", "axes", "figure", "lines", "row"}
 """These names, and single letters, mean "of this cell" everywhere: no other section may read them."""
 
 
