@@ -29,6 +29,7 @@ CLASS_COLOURS = (*PALETTE, "#999999", "#882255", "#DDDDDD")  # up to eleven clas
 REGION_COLOURS = {"merge": VERMILION, "split": BLUE, "spurious": ORANGE, "missed": PURPLE, "hole": GREEN}
 LABEL_LINE = {"outline of the label": (SKY, "-")}
 FIELD_LINES = {"theoretical field": (VERMILION, "--"), "effective field": (ORANGE, "-")}
+MAX_BYTES = 150_000  # of a picture, if it can be: there are some fifty in the notebook
 Array = np.ndarray
 Rows = Sequence[Mapping[str, Any]]
 Measured = tuple[Sequence[float], tuple[float, float]]  # the numbers; mean, half the width of its interval
@@ -53,15 +54,18 @@ def show(path: str | Path, alt: str = "", *, vector: bool = False) -> None:
 
 
 def save(path: str | Path) -> None:
-    """Save the current figure and close it: `.png` has 256 colours and stays small, photographs belong in a `.jpg`."""
+    """Save and close the current figure, in few bytes: photographs and noise as `.jpg`, all else as a `.png`."""
     buffer = io.BytesIO()
     plt.gcf().savefig(buffer, format="png")
     plt.close()
     picture = PIL.Image.open(buffer).convert("RGB")
-    if Path(path).suffix == ".jpg":
-        picture.save(path, quality=85, subsampling=0, optimize=True)
-    else:
-        picture.quantize(256, kmeans=1).save(path, optimize=True)
+    for quality, colours in ((85, 256), (75, 128), (60, 64)):
+        if Path(path).suffix == ".jpg":
+            picture.save(path, quality=quality, subsampling=0, optimize=True)
+        else:
+            picture.quantize(colours, kmeans=1).save(path, optimize=True)
+        if Path(path).stat().st_size <= MAX_BYTES:
+            break
 
 
 class Text(str):
@@ -250,7 +254,7 @@ def show_pooling(axes: Sequence[Axes], before: Array, pooled: Array, indices: Ar
     axes[0].plot(indices % before.shape[1], indices // before.shape[1], ".", color=ORANGE, markersize=3)
     show_image(axes[1], pooled, "2×2 max pooled", **scale)
     show_image(axes[2], np.kron(pooled, np.ones((2, 2))), "without indices: repeated", **scale)
-    show_image(axes[3], np.ma.masked_equal(restored, 0), "unpooled by the indices (blue: zero)", **scale)
+    show_image(axes[3], np.ma.masked_equal(restored, 0), "unpooled (blue: zero)", **scale)
     axes[3].set_facecolor(SKY)
     return axes
 

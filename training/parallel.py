@@ -123,8 +123,11 @@ def fit_all(learners: Iterable[Any], epochs: int | Sequence[int]) -> None:
     runs = list(zip(learners, [epochs] * len(learners) if isinstance(epochs, int) else epochs, strict=True))
     cores = torch.get_num_threads()
     waiting = [run for run in runs if run[0].folder is not None and run[0].device.type == "cpu"]
+    new = [learner for learner, _ in waiting if not learner.folder.exists()]
     if sys.platform == "linux" and min(cores, len(waiting)) > 1 and "WORLD_SIZE" not in os.environ:
         _fit_in_processes(waiting, cores)
+        for learner in new:
+            learner.is_trained_here = True  # it will be found in its folder, but not from another day
     for learner, length in runs:
         learner.fit(length)  # takes up what was trained; a lost process costs time only
 

@@ -104,6 +104,7 @@ assert epochs == [[], [], []] and torch.get_num_threads() == 2  # all was done i
 for one, other in zip(together, alone):
     other.fit(3)
     assert distance(one.model.state_dict(), other.model.state_dict()) < 1e-4 and len(one.history) == 3
+fit_all(learners(folder / "a", verbose=True), 3)
 """
 
 
@@ -114,6 +115,7 @@ def test_side_by_side_is_one_after_the_other(tmp_path):
     command = [sys.executable, "-c", SIDE_BY_SIDE, str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.count("trained before") == 3  # by the last line alone: the first `fit_all` trained them itself
 
 
 def test_one_core_trains_one_after_the_other_each_for_its_number_of_epochs(tmp_path, monkeypatch):
