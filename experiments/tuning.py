@@ -30,7 +30,7 @@ from checks import InputError
 from data import SegmentationDataset, make_loader, prepare
 from experiments import search as hpo
 from experiments.search import Build, Factor, LogRange, Row, Settings, searched, with_fixed
-from experiments.statistics import interval, read_table, scores_of, write_table
+from experiments.statistics import interval, provenance, read_table, scores_of, write_table
 from experiments.study import augment
 from imagesets.files import Sample
 from learner import Learner, pick_device, set_seed
@@ -191,7 +191,8 @@ def run_set(set_name: str, options: Namespace, say: Callable[[str], object] = pr
     if options.worker or not hpo.best_trials(rows, 1):
         return
     save_rows("range", set_name, study.user_attrs["range test"])
-    save_rows("plan", set_name, [{"factor": key, "values": text} for key, text in hpo.spelled(factors).items()])
+    plan = hpo.spelled(factors) | {"epochs": EPOCHS, "precision": study.user_attrs["precision"]} | provenance()
+    save_rows("plan", set_name, [{"factor": key, "values": text} for key, text in plan.items()])
     save_rows("trials", set_name, rows)
     save_rows("epochs", set_name, hpo.epoch_rows(study))
     build, candidates = builder(path, study.user_attrs["precision"]), chosen_settings(factors, rows)
