@@ -3,7 +3,7 @@
 A *scientific* factor is one whose effect we want to know, a *nuisance* factor must be chosen well for every value of
 the scientific ones, a *fixed* factor has one value (Godbole et al., 2023, "Deep Learning Tuning Playbook").
 
-A *trial* is one training with its own values and seed: first the default, then random ones, then those that TPE
+A *trial* is one training with its own values and seed: first the given ones, then random ones, then those that TPE
 proposes (Bergstra et al., 2011, NeurIPS 24).  After 1, 3, 9, … epochs only the best third of all trials that came so
 far goes on (ASHA, Li et al., 2020, arXiv:1810.05934).  The trial of a killed process is run once more.
 """
@@ -166,7 +166,7 @@ def note(study: optuna.Study, key: str, make: Callable[[], Any]) -> Any:
 
 def tune(
     study: optuna.Study, build: Build, factors: Sequence[Factor], *, epochs: int, minutes: float,
-    trials: int = 1_000_000, default: Settings | None = None, seed: int | None = 0,
+    trials: int = 1_000_000, starts: Sequence[Settings] = (), seed: int | None = 0,
 ) -> list[Row]:  # fmt: skip
     """Take part in the search until the minutes are over or all trials are done; return `trial_rows` of all so far.
 
@@ -179,8 +179,8 @@ def tune(
     if changed := [f"{key}: {old.get(key)}, now {new.get(key)}" for key in old | new if old.get(key) != new.get(key)]:
         what = f"Study {study.study_name!r} was begun with another plan ({changed[0]})"
         raise InputError(f"{what}; give another name or storage.")
-    if default is not None:
-        study.enqueue_trial(default, skip_if_exists=True)
+    for start in starts:  # the first trials
+        study.enqueue_trial(start, skip_if_exists=True)
     known = trial_rows(study)
     seconds = 60 * minutes - sum(row["seconds"] for row in known)
     deadline, left = time.monotonic() + seconds, trials - sum(row["state"] in ENDED.values() for row in known)

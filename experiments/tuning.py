@@ -61,6 +61,9 @@ PLAN = [
     Factor("crops", "fixed", (200,), "about so many in an epoch, whatever the batch size"),
 ]
 DEFAULT: Settings = {"shrink": 1, "width": 8, "levels": 4, "skip": "concat", "norm": "batch", "batch": 16, "lr": 5e-3}
+# An earlier search had ranges that ended at width 16 and batch 4, where its best trials lay; beyond them, first of all:
+_BEST: Settings = DEFAULT | {"shrink": 2, "width": 16, "norm": "group", "batch": 4, "lr": 5e-4}
+EARLIER = (_BEST | {"width": 32}, _BEST | {"batch": 2}, _BEST | {"width": 32, "batch": 2}, _BEST)
 FIXED: Settings = {f.name: f.values[0] for f in PLAN if isinstance(f.values, tuple) and f.kind == "fixed"}
 
 
@@ -106,11 +109,12 @@ def search(
         raise InputError(f"The study {name!r} was begun with other images than {path}; give another name.")
     plain = builder(path)(with_fixed(PLAN, DEFAULT), seed or 0, None)
     low, high = hpo.suggested_range(hpo.note(study, "range test", lambda: hpo.range_test(plain, steps)))
-    rates = LogRange(min(low, DEFAULT["lr"]), max(high, DEFAULT["lr"]))  # the default's is in it
+    starts = (DEFAULT, *EARLIER)
+    rates = LogRange(*(end(limit, *(s["lr"] for s in starts)) for end, limit in ((min, low), (max, high))))
     factors = [replace(factor, values=rates) if factor.name == "lr" else factor for factor in PLAN]
     build = builder(path, hpo.note(study, "precision", plain.fastest_precision), crops)
     left = minutes - (time.monotonic() - began) / 60
-    hpo.tune(study, build, factors, epochs=epochs, minutes=left, trials=trials, default=DEFAULT, seed=seed)
+    hpo.tune(study, build, factors, epochs=epochs, minutes=left, trials=trials, starts=starts, seed=seed)
     return study, factors
 
 

@@ -52,7 +52,7 @@ def build(settings, seed, folder):
     return Fake(settings, seed, folder, pause={pause})
 
 study = search.open_study({storage!r}, "test")
-search.tune(study, build, PLAN, epochs=3, minutes=1, trials={trials}, default=DEFAULT, seed=None)
+search.tune(study, build, PLAN, epochs=3, minutes=1, trials={trials}, starts=[DEFAULT], seed=None)
 """
 
 

@@ -72,7 +72,7 @@ def test_the_range_goes_from_the_first_tenth_of_the_fall_to_the_ninth() -> None:
 
 def test_it_comes_close_to_the_optimum_and_records_everything() -> None:
     study = search.open_study()
-    rows = search.tune(study, Fake, PLAN, trials=40, default=DEFAULT, **SHORT)
+    rows = search.tune(study, Fake, PLAN, trials=40, starts=[DEFAULT], **SHORT)
     assert len(rows) == 40 and {row["state"] for row in rows} == {"complete", "pruned"}
     assert {key: rows[0][key] for key in DEFAULT} == DEFAULT  # the default comes first
     best = search.best_trials(rows, 1)[0]
@@ -84,13 +84,13 @@ def test_it_comes_close_to_the_optimum_and_records_everything() -> None:
     epochs = search.epoch_rows(study)
     assert len(epochs) == sum(row["epochs"] for row in rows)
     assert set(epochs[0]) == {"trial", "epoch", "train_loss", "seconds", "val_mean_iou"}
-    again = search.tune(search.open_study(), Fake, PLAN, trials=12, default=DEFAULT, **SHORT)
+    again = search.tune(search.open_study(), Fake, PLAN, trials=12, starts=[DEFAULT], **SHORT)
     assert [(row["lr"], row["skip"]) for row in again] == [(row["lr"], row["skip"]) for row in rows[:12]]
 
 
 def test_a_search_goes_on_where_it_stopped_and_the_number_of_trials_is_the_total(tmp_path: Path) -> None:
     for number in (3, 3, 7):
-        rows = search.tune(search.open_study(tmp_path / "a.db"), Fake, PLAN, trials=number, default=DEFAULT, **SHORT)
+        rows = search.tune(search.open_study(tmp_path / "a.db"), Fake, PLAN, trials=number, starts=[DEFAULT], **SHORT)
         assert len(rows) == number
     assert len({row["lr"] for row in rows}) == 7  # the later calls drew other values
 
@@ -154,7 +154,7 @@ def test_the_trial_of_a_killed_process_fails_and_is_run_once_more(tmp_path, monk
     worker.communicate()
     time.sleep(3.1)  # two heartbeats are missing
     study = search.open_study(tmp_path / "a.db", "test")
-    rows = search.tune(study, Fake, PLAN, trials=3, default=DEFAULT, **SHORT)
+    rows = search.tune(study, Fake, PLAN, trials=3, starts=[DEFAULT], **SHORT)
     assert (rows[0]["state"], rows[0]["reason"], rows[0]["epochs"]) == ("failed", "the process was killed", 0)
     retried = [row for row in rows[1:] if row["lr"] == DEFAULT["lr"]]
     assert len(retried) == 1 and retried[0]["state"] == "complete" and retried[0]["epochs"] == 3

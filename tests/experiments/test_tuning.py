@@ -20,6 +20,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tuning, "EPOCHS", 2)
     monkeypatch.setattr(tuning, "DEFAULT", DEFAULT | {"shrink": 4, "width": 8, "levels": 2, "batch": 4})
+    monkeypatch.setattr(tuning, "EARLIER", [tuning.DEFAULT | {"lr": 5e-5}])
     build, find = tuning.builder, tuning.search
     monkeypatch.setattr(tuning, "builder", lambda path, precision="float32", crops=8: build(path, precision, 8))
     monkeypatch.setattr(tuning, "search", lambda *a, **options: find(*a, **options, epochs=2, steps=30))
@@ -55,7 +56,10 @@ def test_all_steps_are_done_once_and_every_table_is_written(tiny, monkeypatch, c
     trials = tables["trials"]
     own = tuning.SegmentationDataset(prepared(tiny, tuning.own_parts), "test")
     assert {row["image"] for row in tables["images"]} == set(own.names)
-    assert [row["trial"] for row in trials] == [0, 1, 2, 3] and trials[0]["lr"] == DEFAULT["lr"]
+    assert [row["trial"] for row in trials] == [0, 1, 2, 3] and [row["lr"] for row in trials[:2]] == [
+        DEFAULT["lr"],
+        5e-5,
+    ]
     assert len(tables["epochs"]) == sum(row["epochs"] for row in trials)
     candidates = {row["candidate"] for row in tables["confirm"]}
     best = max(candidates, key=lambda name: sum(scores_of(tables["confirm"], name)))
