@@ -359,22 +359,6 @@ def history(ax: Axes, rows: Rows, best: Sequence[float], startup: int) -> Axes:
     return _labelled(ax, loc="lower right", xlabel="trial", ylabel="validation mean IoU")
 
 
-def learning_curves(ax: Axes, epochs: Rows, trials: Rows) -> Axes:
-    """The score after each epoch: complete trials in blue, pruned ones in grey up to their end, the best in red."""
-    complete = {row["trial"]: row["score"] for row in trials if row["state"] == "complete"}
-    best = max(complete, key=lambda trial: complete[trial], default=None)
-    for trial in sorted((row["trial"] for row in trials), key=lambda trial: (trial == best, trial in complete)):
-        style: dict[str, Any] = {"color": BLUE if trial in complete else GREY, "linewidth": 1, "alpha": 0.6}
-        if trial == best:
-            style = {"color": VERMILION, "linewidth": 2, "label": f"best: trial {trial}"}
-        if points := [(row["epoch"], row["val_mean_iou"]) for row in epochs if row["trial"] == trial]:
-            ax.plot(*zip(*points), marker=".", **style)
-    ax.plot([], [], color=BLUE, linewidth=1, label="other complete trials")
-    ax.plot([], [], color=GREY, linewidth=1, label="pruned or failed")
-    ax.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
-    return _labelled(ax, xlabel="epoch", ylabel="validation mean IoU")
-
-
 def slices(ax: Axes, rows: Rows, factor: str, means: Sequence[Any], names: Sequence[str] = ()) -> Axes:
     """The scores over the values of one factor (names at 0, 1, …, or a log axis), and (place, mean, half interval)."""
     rng = np.random.default_rng(0)
@@ -388,38 +372,7 @@ def slices(ax: Axes, rows: Rows, factor: str, means: Sequence[Any], names: Seque
     else:
         ax.set_xscale("log")
         ax.xaxis.set_minor_formatter("")
-    ax.set_title(factor)
     return ax
-
-
-def importance(ax: Axes, shares: Mapping[str, Mapping[str, tuple[float, float]]]) -> Axes:
-    """Bars of the variance that each factor explains, and a line that chance hardly passes: group → factor → both."""
-    first = next(iter(shares.values()))
-    order, height = sorted(first, key=lambda name: -first[name][0]), 0.8 / len(shares)
-    for k, ((label, entries), colour) in enumerate(zip(shares.items(), cycle((BLUE, ORANGE, SKY)))):
-        y = np.arange(len(order)) + (k - (len(shares) - 1) / 2) * height
-        share, chance = np.array([entries[name] for name in order]).T
-        ax.barh(y, share, height=0.9 * height, color=colour, label=label)
-        ax.vlines(chance, y - height / 2, y + height / 2, color=BLACK, linewidth=1.5)
-    ax.plot([], [], color=BLACK, linewidth=1.5, label="chance passes this once in 20")
-    ax.set_yticks(range(len(order)), order)
-    ax.invert_yaxis()
-    return _labelled(ax, loc="lower right", xlim=(0, 1), xlabel="share of the variance explained by the factor alone")
-
-
-def quality_and_time(
-    ax: Axes, rows: Rows, groups: Mapping[str, Sequence[int]], front: Sequence[int], labels: Mapping[int, str]
-) -> Axes:
-    """Score over cost, one colour and marker a group of indices, and the indices that none beats joined by a line."""
-    cost, score = (np.array([row[key] for row in rows]) for key in ("cost", "score"))
-    for (name, indices), colour, marker in zip(groups.items(), cycle((BLUE, ORANGE, VERMILION)), cycle("os^")):
-        ax.plot(cost[list(indices)], score[list(indices)], marker, color=colour, label=name, markersize=5, alpha=0.8)
-    ax.step(cost[list(front)], score[list(front)], where="post", color=BLACK, linewidth=1, label="front")
-    for index, text in labels.items():
-        ax.annotate(text, (cost[index], score[index]), (4, -3), textcoords="offset points", fontsize=7, va="top")
-    ax.set_xscale("log")
-    log_ticks(ax.xaxis)
-    return _labelled(ax, loc="lower right", xlabel="seconds an epoch", ylabel="validation mean IoU")
 
 
 def confirmed(ax: Axes, values: Mapping[str, Measured], xlabel: str, first_colour: int = 0) -> Axes:

@@ -152,12 +152,3 @@ def explained(rows: Sequence[Row], factor: str, score: str = "score", shuffles: 
     between = ((drawn @ membership) ** 2 / membership.sum(axis=0)).sum(axis=1)  # n_g·mean_g² = (Σ_g)² / n_g
     shares = between / (values**2).sum()
     return float(min(shares[0], 1.0)), float(np.quantile(shares[1:], 0.95))
-
-
-def pareto_front(costs: Sequence[float], scores: Sequence[float]) -> list[int]:
-    """The indices of points that none beats in both cost and score, by rising cost; of equal points the first."""
-    front: list[int] = []
-    for index in sorted(range(len(costs)), key=lambda i: (costs[i], -scores[i])):
-        if not front or scores[index] > scores[front[-1]]:
-            front.append(index)
-    return front

@@ -42,7 +42,7 @@ from unet import UNet
 
 RUNS, FIGURES, DATA = Path("runs/study"), Path("figures"), Path("data")
 RULES = ("fixed", "validation")  # the threshold 0.5, or the one chosen; with "+cleaned" without small components
-SIZES = (0, 30, 60, 100, 150, 250)  # pixels: what is smaller is removed, or filled
+SIZES = (0, 30, 60, 100, 150, 250, 400, 700)  # pixels: what is smaller is removed, or filled
 CURVE = ("threshold", "dice", "all_errors", "merges", "splits", "beta0_error", "beta1_error")
 
 

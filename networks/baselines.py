@@ -258,17 +258,3 @@ class ImageClassifier(nn.Module):
         for block in self.encoder[:-1]:
             x = self.pool(block(x))
         return self.head(self.encoder[-1](x))
-
-
-def fcn_resnet50(in_channels: int = 3, num_classes: int = 2) -> nn.Module:
-    """Torchvision's FCN on a ResNet-50, with random weights: (B, in_channels, H, W) → logits (B, num_classes, H, W)."""
-    try:
-        from torchvision.models import segmentation
-    except (ImportError, RuntimeError, OSError) as error:  # a pair that does not fit raises RuntimeError
-        reason = str(error).splitlines()[0]
-        raise InputError(f"fcn_resnet50: torchvision cannot be imported ({reason}); leave it out.") from error
-    net = segmentation.fcn_resnet50(weights=None, weights_backbone=None, num_classes=num_classes)
-    if in_channels != 3:
-        net.backbone.conv1 = nn.Conv2d(in_channels, 64, 7, stride=2, padding=3, bias=False)
-    net.register_forward_hook(lambda module, inputs, outputs: outputs["out"])  # of a dict of outputs, the logits
-    return net

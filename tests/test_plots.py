@@ -201,12 +201,3 @@ def test_history_shows_each_state_and_the_best_so_far(ax):
     assert list(found["complete (2)"].get_xdata()) == [0, 3] and list(found["pruned (1)"].get_ydata()) == [0.3]
     assert np.isnan(found["failed (1)"].get_ydata()).all()  # has no score, so only the legend tells of it
     assert list(found["best so far"].get_ydata()) == [0.5, 0.5, 0.5, 0.8]
-
-
-def test_learning_curves_mark_the_best(ax):
-    plots.learning_curves(ax, EPOCHS[:2], ROWS[1:2])  # without a complete trial
-    ax.clear()
-    plots.learning_curves(ax, EPOCHS, ROWS)
-    assert list(lines(ax)["best: trial 3"].get_ydata()) == pytest.approx([0.4, 0.5])
-    colours = [line.get_color() for line in ax.lines if len(line.get_xdata()) == 2]
-    assert sorted(colours) == sorted([plots.BLUE, plots.GREY, plots.VERMILION])

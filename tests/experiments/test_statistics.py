@@ -98,9 +98,3 @@ def test_a_factor_without_influence_passes_the_mark_once_in_twenty_times() -> No
         share, chance = statistics.explained(rows, "a", shuffles=200)
         passed += share > chance
     assert abs(passed / 300 - 0.05) < 0.03
-
-
-def test_pareto_front() -> None:
-    costs, scores = [5.0, 1.0, 2.0, 2.0, 4.0, 1.0], [0.9, 0.3, 0.5, 0.6, 0.6, 0.3]
-    assert statistics.pareto_front(costs, scores) == [1, 3, 0]
-    assert statistics.pareto_front([], []) == []

@@ -1,7 +1,5 @@
 """The other networks: sizes, a classifier that becomes an FCN, short-cuts that start at nothing, dilation."""
 
-import sys
-
 import pytest
 import torch
 from torch import nn
@@ -9,7 +7,6 @@ from torch.nn import functional as F
 
 from checks import InputError
 from losses import cross_entropy
-from networks import baselines
 from networks.baselines import FCN, DilatedNet, ImageClassifier, PatchClassifier, RoadNet, Shrunk
 from networks.inspection import count_parameters, receptive_field
 from networks.upsampling import interpolate_by_convolution as bilinear
@@ -97,19 +94,6 @@ def test_the_image_classifier_is_the_encoder_and_a_mean():
     assert net(image).shape == (3, 5) and net(image[..., :1, :1]).shape == (3, 5)
     encoder = sum(p.numel() for p in unet.encoder.parameters())
     assert count_parameters(net) == encoder + 8 * 5 + 5
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_the_reference_gives_logits(channels):
-    pytest.importorskip("torchvision")
-    with torch.no_grad():
-        assert baselines.fcn_resnet50(channels, 4).eval()(torch.zeros(1, channels, 40, 50)).shape == (1, 4, 40, 50)
-
-
-def test_a_missing_torchvision_is_said_in_one_sentence(monkeypatch):
-    monkeypatch.setitem(sys.modules, "torchvision.models", None)
-    with pytest.raises(InputError, match="torchvision cannot be imported"):
-        baselines.fcn_resnet50()
 
 
 def test_a_shrunk_network_sees_averages_and_answers_in_full_size():
