@@ -4,9 +4,9 @@
     python3 run.py compare --sets streets --arms FCN-8s "U-Net, sum" --seeds 0 1
 
 With one seed all arms of a set share images, order, steps and number format.  Where an arm has no learning rate, short
-runs of seed 0 choose it by the mean IoU of the validation images, and these choose the epoch (`Learner.fit`).  A test
-part is opened for the final runs alone.  Finished runs are kept in `runs/compare`, their rows in `figures/compare.csv`
-and, epoch by epoch, `figures/compare_history.csv`.
+runs of seed 0 choose it by the loss of the validation images: their mean IoU still scatters, as rare classes come late.
+The epoch is that of highest validation mean IoU (`Learner.fit`).  A test part is opened for the final runs alone.
+Finished runs are kept in `runs/compare`, their rows in `figures/compare.csv` and `figures/compare_history.csv`.
 """
 
 import json
@@ -201,14 +201,14 @@ def run_one(set_name: str, arm: str, seed: int, lr: float, stage: str = "final")
 
 
 def best_rate(set_name: str, arm: str) -> float:
-    """The learning rate 10^(k/2) of highest validation mean IoU in short runs; both its neighbours were tried."""
-    scores: dict[int, float] = {}
+    """The learning rate 10^(k/2) of lowest validation loss in short runs; both its neighbours were tried."""
+    losses: dict[int, float] = {}
     wanted = {-6, -5, -4}
     while wanted:
-        rates = {k: float(f"{10 ** (k / 2):.1g}") for k in {*scores, *wanted}}
-        scores |= {k: run_one(set_name, arm, 0, rates[k], "rate")["val_mean_iou"] for k in wanted}
-        best = max(scores, key=lambda k: scores[k])
-        wanted = {best - 1, best + 1} - {*scores}
+        rates = {k: float(f"{10 ** (k / 2):.1g}") for k in {*losses, *wanted}}
+        losses |= {k: run_one(set_name, arm, 0, rates[k], "rate")["val_loss"] for k in wanted}
+        best = min(losses, key=lambda k: losses[k])
+        wanted = {best - 1, best + 1} - {*losses}
     return rates[best]
 
 

@@ -37,8 +37,8 @@ def test_every_run_is_done_once_and_lands_in_the_tables(tiny, monkeypatch) -> No
     assert all(row["test_mean_iou"] == row["test_images"] == "" for row in searched)  # not opened for a choice
     assert all(0 <= row["test_mean_iou"] <= 1 and row["steps"] == 4 for row in final)
     assert len(history) == 4 * len(final) + len(searched)
-    scores = {row["lr"]: row["val_mean_iou"] for row in searched}
-    assert {row["arm"] for row in searched} == {"sum"} and scores[final[1]["lr"]] == max(scores.values())
+    losses = {row["lr"]: row["val_loss"] for row in searched}
+    assert {row["arm"] for row in searched} == {"sum"} and losses[final[1]["lr"]] == min(losses.values())
     before = Path("figures/compare.csv").read_text()
     monkeypatch.setattr(torch.amp.GradScaler, "step", None)  # a second call trains nothing
     comparisons.main(["--sets", "tiny"])
@@ -69,7 +69,7 @@ def test_the_search_for_a_rate_leaves_the_range_where_its_end_is_best(monkeypatc
 
     def run(set_name, arm, seed, lr, stage):
         tried.append(lr)
-        return {"val_mean_iou": -abs(lr - 0.03)}
+        return {"val_loss": abs(lr - 0.03)}
 
     monkeypatch.setattr(comparisons, "run_one", run)
     assert best_rate("streets", "FCN-8s") == 0.03 and sorted(tried) == [0.001, 0.003, 0.01, 0.03, 0.1]
