@@ -176,6 +176,7 @@ def prepare(
     seed: int = 0,
     label_map: LabelMap | None = None,
     changes: Sequence[Callable[[Sample], Sample | None]] = (),
+    standardise: bool = False,
     say: Callable[[str], object] = print,
 ) -> Path:
     """Return the path of the normalised .hdf5 of `source`; build it first if it must be.
@@ -183,7 +184,8 @@ def prepare(
     `source` is one of `NAMES` or a folder of a usual layout (`read_folder`), which says its number of classes.  Files
     in `data_dir` are used again if the settings, the code of changes and reader (`training.checkpoint.identity`), and
     names, sizes and times of the source files are the same.  `changes`, as `[separate_cells, WeightMap(5, 2)]`, are
-    applied to every sample in turn; one that returns None leaves it out.  A file that is not ours is never replaced.
+    applied to every sample in turn; one that returns None leaves it out.  Images are normalised by mean and deviation
+    of the training part, with `standardise` each by its own.  A file that is not ours is never replaced.
     """
     source = str(source)
     folder = source_folder(source, Path(data_dir), say)
@@ -196,7 +198,8 @@ def prepare(
     name = source if source in NAMES else f"{folder.resolve().name[:40]}_{_sha256(folder.resolve())[:8]}"
     known = {key: text for key, text in identity(changes=list(changes)).items() if not text.startswith("unknown")}
     name += f"_{_sha256(known)[:8]}" if changes else ""
-    plain, normalised = Path(data_dir, f"{name}.hdf5"), Path(data_dir, f"{name}_normalised.hdf5")
+    kind = "standardised" if standardise else "normalised"
+    plain, normalised = Path(data_dir, f"{name}.hdf5"), Path(data_dir, f"{name}_{kind}.hdf5")
     if not _is_current(plain, made_by):
         line = f"Building {plain}: it is missing or damaged, or settings, code or files have changed."
         if num_classes is None or source not in NAMES:
@@ -209,7 +212,7 @@ def prepare(
             samples = filter(None, map(change, samples))
         build_hdf5(samples, plain, num_classes=num_classes, seed=seed, source=made_by, say=say)
     if not _is_current(normalised, made_by):
-        normalise_hdf5(plain, normalised)
+        normalise_hdf5(plain, normalised, standardise=standardise)
     return normalised
 
 

@@ -129,7 +129,12 @@ def square(around: Array, *arrays: Array) -> list[Array]:
 
 
 def photo(image: Array, dataset: Any) -> Array:
-    """An image (C, H, W) as it was before it was normalised by the `mean` and `std` of its dataset, between 0 and 1."""
+    """An image (C, H, W) as it was before it was normalised by the `mean` and `std` of its dataset, between 0 and 1.
+
+    One that was standardised (they are NaN) is stretched to its own range, as its brightness is not known any more.
+    """
+    if np.isnan(dataset.mean).any():
+        return (np.asarray(image) - np.min(image)) / max(np.ptp(image), 1e-6)
     mean, std = (np.reshape(numbers, (-1, 1, 1)) for numbers in (dataset.mean, dataset.std))
     return np.clip(np.asarray(image) * std + mean, 0, 1)
 

@@ -105,8 +105,7 @@ class UNet(nn.Module):
         norm: "batch", "group" (independent of the batch size), or "none" as in the paper.
         dropout: probability at the bottom of the U, where the paper places it.
         keep_channels: the up-convolution keeps its number of channels instead of going down to that of its level.
-        stem: so many pixels, 1, 2, 4 or 8, along each axis become one with all their channels, and go back to their
-            places in the logits (arXiv:1609.05158).  With 2 a step takes a third of the time, at doubled widths half.
+        stem: squares of so many pixels a side (1, 2, 4, 8) are one pixel for the net; 2 takes a third of the time.
     >>> UNet(1, 2, widths=(4, 8))(torch.zeros(1, 1, 17, 31)).shape
     torch.Size([1, 2, 17, 31])
     """
@@ -126,8 +125,8 @@ class UNet(nn.Module):
     ):
         super().__init__()
         choices = {"upsampling": (upsampling, get_args(Upsampling)), "skip": (skip, get_args(Skip))}
-        stems = (stem, (1, 2, 4, 8))  # so that tiles of a large image fit onto its grid
-        check_settings("UNet", in_channels, num_classes, widths, **choices, norm=(norm, get_args(Norm)), stem=stems)
+        others = {"norm": (norm, get_args(Norm)), "stem": (stem, (1, 2, 4, 8))}  # tiles of an image fit onto these
+        check_settings("UNet", in_channels, num_classes, widths, **choices, **others)
         if keep_channels and (upsampling == "unpool" or skip == "sum"):
             raise InputError("UNet: unpooling and summation need the encoder's channels; use keep_channels=False.")
         self.in_channels, self.num_classes, self.widths = in_channels, num_classes, tuple(widths)
@@ -152,7 +151,7 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         check_input("UNet", x, self.in_channels)
-        size, handed_across = x.shape[2:], []
+        (height, width), handed_across = x.shape[2:], []
         x = space_to_depth(x, self.stem) if self.stem > 1 else x  # from here on H, W of the highest level
         for block in self.encoder[:-1]:
             features = block(x)  # (B, width, H, W)
@@ -168,8 +167,8 @@ class UNet(nn.Module):
             elif self.skip == "sum":
                 x = x + features
             x = block(x)  # (B, width, H, W)
-        logits = self.head(x)  # (B, num_classes · stem², H, W)
-        return F.pixel_shuffle(logits, self.stem)[..., : size[0], : size[1]] if self.stem > 1 else logits
+        x = self.head(x)  # (B, num_classes · stem², H, W)
+        return F.pixel_shuffle(x, self.stem)[..., :height, :width] if self.stem > 1 else x
 
 
 def check_settings(

@@ -5,7 +5,8 @@
     torchrun --nproc-per-node 4 run.py train dsb2018                 # four GPUs of this machine (or four CPU processes)
     torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d --rdzv-endpoint HOST:29500 run.py train NAME
 
-The recipe is that of the notebook.  A run that is cut off goes on when the command is repeated; another run in its
+The recipe is that of the notebook: cross-entropy + Dice, images normalised each by its own mean and deviation, a U-Net
+that works on squares of 2 × 2 pixels.  A run that is cut off goes on when the command is repeated; another run in its
 folder is not replaced.  At the end the test part is scored once, and the folder holds history.csv, curves.png and
 model.pt2, for `predict`.  Several machines need the same data.
 """
@@ -27,7 +28,7 @@ from checks import InputError
 from imagesets.files import parse_map
 from imagesets.layouts import recognise
 from learner import Learner, set_seed
-from losses import cross_entropy
+from losses import cross_entropy_dice
 from training import checkpoint, modelfile, parallel
 from training.checkpoint import replacing
 from transforms import random_intensity, random_symmetries
@@ -46,9 +47,10 @@ def make_learner(options: Namespace, path: Path) -> Learner:
     loader = data.make_loader(part, options.batch, shuffle=True, seed=options.seed, repeats=options.repeats)
     val = data.make_loader(data.SegmentationDataset(path, "val"), batch_size=options.batch)
     set_seed(options.seed)
-    model = UNet(part.channels, part.num_classes, options.widths)
+    model = UNet(part.channels, part.num_classes, options.widths, stem=options.stem)
     folder = options.output / "checkpoints"
-    return Learner(model, cross_entropy, loader, val, lr=options.lr, augment=augment, folder=folder, seed=options.seed)
+    settings = {"lr": options.lr, "augment": augment, "folder": folder, "seed": options.seed}
+    return Learner(model, cross_entropy_dice, loader, val, **settings)
 
 
 def refuse_another_run(learner: Learner, options: Namespace) -> None:
@@ -97,6 +99,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--crop", type=at_least(1), default=256, help="side of the crops in pixels, default 256")
     parser.add_argument("--batch", type=at_least(1), default=16, help="images in a batch of all processes, default 16")
     parser.add_argument("--widths", type=at_least(1), nargs="+", default=[16, 32, 64, 128, 256], help="of the U-Net")
+    stem = "side of the squares that the U-Net works on, default 2;\n1: finer borders, three times the time"
+    parser.add_argument("--stem", type=int, choices=[1, 2, 4, 8], default=2, help=stem)
+    by = "images are normalised each by its own mean and deviation, or\nby those of the training; default image"
+    parser.add_argument("--normalise", choices=["image", "training"], default="image", help=by)
     parser.add_argument("--lr", type=at_least(1e-9, float), default=5e-3, help="highest learning rate, default 0.005")
     parser.add_argument("--seed", type=at_least(0), default=0, help="what all chance follows from, default 0")
     options = parser.parse_args(arguments)
@@ -128,7 +134,8 @@ def prepare(options: Namespace) -> Path:
         except OSError as error:
             advice = "choose another --output, --data."
             raise InputError(f"{folder} cannot be written ({error.strerror}); {advice}") from error
-    return data.prepare(options.source, options.data, num_classes=options.classes, label_map=options.map)
+    settings = {"num_classes": options.classes, "label_map": options.map}
+    return data.prepare(options.source, options.data, standardise=options.normalise == "image", **settings)
 
 
 def finish(learner: Learner, options: Namespace) -> None:

@@ -182,11 +182,13 @@ def _write_sample(file: Any, key: str, sample: Sample) -> dict[str, str]:
     return hashes
 
 
-def normalise_hdf5(source: str | Path, path: str | Path) -> Path:
+def normalise_hdf5(source: str | Path, path: str | Path, *, standardise: bool = False) -> Path:
     """Write a new .hdf5 with float32 images (C, H, W), x ← (x − mean) / std per channel, and return its path.
 
     Integers are first divided by the largest value of their dtype.  `mean` and `std`, kept as attributes, are those of
     all pixels of the *training* part: the others would leak into the model that they judge.  Where std = 0 it is 1.
+    With `standardise` they are those of each whole image itself, and NaN as attributes: brightness and contrast of an
+    image then say nothing, as with images of many microscopes and exposures.
     """
     with open_hdf5(source) as raw, _writing(path) as file:
         images = raw["image"]
@@ -199,19 +201,31 @@ def normalise_hdf5(source: str | Path, path: str | Path) -> Path:
         # within the images + between them; E[x²] − E[x]² would cancel where the mean is large
         std = np.sqrt(np.average(variances + (means - mean) ** 2, axis=0, weights=counts))
         std = np.where(std <= 1e-9 * abs(mean), 1.0, std)  # a constant channel leaves errors of rounding only
+        if standardise:
+            mean, std = np.full_like(mean, np.nan), np.full_like(std, np.nan)
         for key in images:
             _write_array(file, f"image/{key}", normalise_image(images[key][()], mean, std))
             file["image"][key].attrs.update(images[key].attrs)
         for group in raw.keys() - {"image"}:
             raw.copy(group, file)
-        contents = f"normalised {raw.attrs['contents']}"
+        contents = f"{'standardised' if standardise else 'normalised'} {raw.attrs['contents']}"
         file.attrs.update({**raw.attrs, "normalised": True, "mean": mean, "std": std, "contents": contents})
     return Path(path)
 
 
 def normalise_image(image: np.ndarray, mean: ArrayLike, std: ArrayLike) -> np.ndarray:
-    """One image (H, W) or (H, W, C), uint8, uint16 or float, as float32 (C, H, W), (x − mean) / std per channel."""
-    return ((_scaled(image) - np.reshape(mean, (-1, 1, 1))) / np.reshape(std, (-1, 1, 1))).astype(np.float32)
+    """One image (H, W) or (H, W, C), uint8, uint16 or float, as float32 (C, H, W), (x − mean) / std per channel.
+
+    NaN stands for mean and std of the image itself.
+
+    >>> normalise_image(np.uint8([[7, 9]]), np.nan, np.nan).tolist()
+    [[[-1.0, 1.0]]]
+    """
+    x, shift, scale = _scaled(image), np.reshape(mean, (-1, 1, 1)), np.reshape(std, (-1, 1, 1))
+    if np.isnan(shift).any():
+        shift, scale = x.mean((1, 2), keepdims=True), x.std((1, 2), keepdims=True)
+        scale = np.where(scale <= 1e-9 * abs(shift), 1.0, scale)
+    return ((x - shift) / scale).astype(np.float32)
 
 
 def _scaled(image: np.ndarray) -> np.ndarray:

@@ -325,6 +325,16 @@ def test_changes_are_made_once_and_known_again_by_what_they_do(tmp_path):
     assert light - dark == pytest.approx(60 / 255, abs=0.01)  # not the very same images train
 
 
+def test_standardised_and_normalised_images_of_a_set_lie_side_by_side(tmp_path):
+    folder, said = make_folder(tmp_path / "set", "abcd"), []
+    ways = [
+        SegmentationDataset(prepare(folder, tmp_path, standardise=way, say=said.append), "train") for way in (0, 1, 0)
+    ]
+    assert len(said) == 1 and [bool(np.isnan(part.mean).any()) for part in ways] == [False, True, False]
+    assert ways[0].fingerprint == ways[2].fingerprint != ways[1].fingerprint
+    assert abs(ways[1][0][0].mean()) < 1e-6
+
+
 def test_a_set_is_built_again_where_the_reading_or_the_change_cannot_be_the_same(tmp_path, monkeypatch):
     folder, said = make_folder(tmp_path / "set", "abcd"), []
     unknown = partial(lambda stream, sample: sample, (number for number in range(3)))  # no one can compare a generator

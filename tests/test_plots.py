@@ -108,6 +108,9 @@ def test_a_photograph_keeps_its_colours_through_normalisation_and_file(tmp_path,
     dataset = types.SimpleNamespace(mean=np.array([0.4, 0.5, 0.6]), std=np.array([0.1, 0.2, 0.3]))
     mean, std = (numbers[:, None, None] for numbers in (dataset.mean, dataset.std))
     assert np.allclose(plots.photo((ramp - mean) / std, dataset), ramp, atol=1e-6)
+    unknown = types.SimpleNamespace(mean=np.full(3, np.nan), std=np.full(3, np.nan))  # each image by its own numbers
+    stretched = plots.photo(ramp - 7, unknown)
+    assert stretched.min() == 0 and stretched.max() == 1
     plots.show_image(ax, ramp)
     plots.show(tmp_path / "a.jpg", alt="a ramp")
     assert shown[0]._repr_mimebundle_()[1]["image/jpeg"]["alt"] == "a ramp"

@@ -43,7 +43,7 @@ class Card:
     """What a program must know to use a model."""
 
     class_names: tuple[str, ...]  # class 0 first; a model with one output channel has two classes
-    mean: tuple[float, ...]  # of each channel, for images with integers scaled to 0 … 1
+    mean: tuple[float, ...]  # of each channel, for images with integers scaled to 0 … 1; NaN: of each image itself
     std: tuple[float, ...]
     margin: int | None = None  # how far the receptive field reaches; None: large images must stay whole
     light: tuple[float, ...] = (0, 0, 1, 1)  # of the normalised training images: least and largest mean, and std

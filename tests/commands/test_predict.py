@@ -65,6 +65,17 @@ def test_a_large_image_is_normalised_as_in_training_and_cut_into_tiles():
     assert len(seen) == 4 * 3 and max(map(max, seen)) == 64
 
 
+def test_an_image_is_standardised_as_a_whole_before_it_is_cut_into_tiles():
+    image = np.where(np.arange(150) < 75, 10, 14) + np.zeros((200, 1), int)  # mean 12, deviation 2
+    image[:, 70:80] = 13  # a tile of its own has other numbers
+    model = ExportedModel(
+        Card(("background", "bright"), (np.nan,), (np.nan,), 0), lambda x: torch.cat([0 * x + 0.6, x], 1)
+    )
+    bright = image > image.mean() + 0.6 * image.std()
+    for stored in (image.astype(np.uint8), (image * 300).astype(np.uint16)):  # of another brightness and depth
+        assert (predict.predict_image(model, stored, tile=64) == bright).all()
+
+
 def test_all_problems_are_listed_and_the_good_images_are_done(model_file, images, tmp_path):
     (images / "broken.png").write_bytes(b"not an image")
     (images / ".DS_Store").write_text("junk")

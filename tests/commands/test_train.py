@@ -44,7 +44,7 @@ def test_a_folder_becomes_a_model_file(folder, tmp_path, monkeypatch, capsys):
     assert [row.split(",")[0] for row in Path("runs/squares/history.csv").read_text().split()] == ["epoch", "1", "2"]
     assert read_image(Path("runs/squares/curves.png")).shape[1] > 300
     model = modelfile.load("runs/squares/model.pt2")
-    assert model.card.light != (0, 0, 1, 1)  # that of its training images
+    assert np.isnan(model.card.mean).all()  # each image is normalised by its own numbers, also in `predict`
     assert model(torch.zeros(1, 1, 20, 30)).shape == (1, 2, 20, 30)
     assert train.main([str(folder), *SMALL]) == 0
     assert "trained before" in capsys.readouterr().out
@@ -56,7 +56,8 @@ def test_masks_of_0_and_255_train_as_check_and_train_advise_and_classes_keep_the
         PIL.Image.fromarray(np.array(PIL.Image.open(path)) * 255).save(path)
     options = re.search(r"--map \S+", refused(train.main, [str(folder), *SMALL]))[0].split()
     assert options == re.search(r"--map \S+", "".join(check.describe(check.examine(folder))))[0].split()
-    assert train.main([str(folder), *SMALL, *options]) == 0
+    assert train.main([str(folder), *SMALL, *options, "--normalise", "training", "--stem", "1"]) == 0
+    assert modelfile.load("runs/squares/model.pt2").card.light != (0, 0, 1, 1)  # that of its training images
     (folder / "classes.csv").write_text("name,value\nground,0\nsquare,255\n")
     assert train.main([str(folder), *SMALL, "--output", "named"]) == 0
     assert modelfile.load("named/model.pt2").card.class_names == ("ground", "square")

@@ -210,6 +210,18 @@ def test_training_part_has_zero_mean_and_unit_deviation_per_channel(tmp_path):
     assert all(np.array_equal(normalise_image(raw[name], mean, std), train[name]) for name in train)
 
 
+def test_standardised_images_have_their_own_mean_and_deviation_whatever_their_light(tmp_path):
+    own, image = [np.nan], picture(0, 40, 30)
+    dim = (40 + 9 * (image / 255)).astype(np.float32)  # another gain and offset
+    assert np.allclose(normalise_image(dim, own, own), normalise_image(image, own, own), atol=1e-4)
+    assert np.allclose(normalise_image(np.full((40, 30), 9, np.uint8), own, own), 0)  # no division by 0
+    source = build(tmp_path, make_samples(6))
+    with open_hdf5(normalise_hdf5(source, tmp_path / "s.hdf5", standardise=True)) as file:
+        assert np.isnan([file.attrs["mean"], file.attrs["std"]]).all()
+        found = np.array([[image[()].mean(), image[()].std()] for image in file["image"].values()])
+    assert np.allclose(found, [0, 1], atol=1e-6)
+
+
 def test_statistics_stay_exact_for_a_large_mean(tmp_path):
     images = [1e6 + picture(i) / 255.0 for i in range(4)]
     samples = [Sample(f"s{i}", image, mask(i), "train") for i, image in enumerate(images)]
