@@ -267,3 +267,12 @@ def test_the_command_needs_no_package_and_writes_beside_the_notebook(root):
     assert re.search(r"report.zip \(.* MB\) is ready", result.stdout)
     assert "cell 7 (Part): the needed time is missing" in result.stdout
     assert "no HTML page, and is complete without: ModuleNotFoundError" in result.stdout
+
+
+def test_no_import_of_the_course_is_missed_where_nothing_is_installed():
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from commands import handin; "
+        "print(list(handin.missing_modules(handin.read_report(handin.ROOT / handin.NOTEBOOK, handin.ROOT))))"
+    )
+    command = [sys.executable, "-E", "-s", "-S", "-c", program, str(Path(handin.__file__).parents[1])]
+    assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "[]\n"
