@@ -42,6 +42,10 @@ def save(path: Path, array: Any, **options: Any) -> Path:
     return path
 
 
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
 def make_folder(folder: Path, names: Iterable[str] = "abc", labels: str = "labels") -> Path:
     for seed, name in enumerate(names):
         save(folder / "images" / f"{name}.png", picture(seed))
@@ -51,6 +55,18 @@ def make_folder(folder: Path, names: Iterable[str] = "abc", labels: str = "label
 
 def make_samples(number: int = 8, size: tuple[int, int] = (6, 8), **extras: np.ndarray) -> list[Sample]:
     return [Sample(f"s{i}", picture(i, *size), mask(i, *size), None, dict(extras)) for i in range(number)]
+
+
+def blobs(number: int = 8, side: int = 48, channels: int = 1) -> list[Sample]:
+    """Noisy images of bright squares at random places, with their labels."""
+    rng, samples = np.random.default_rng(0), []
+    for index in range(number):
+        label = np.zeros((side, side), np.uint8)
+        for top, left in rng.integers(0, side - 12, (4, 2)):
+            label[top : top + 12, left : left + 12] = 1
+        image = np.clip(60 + 120 * label[..., None] + rng.normal(0, 20, (side, side, channels)), 0, 255)
+        samples.append(Sample(f"s{index}", image.astype(np.uint8).squeeze(), label))
+    return samples
 
 
 def build(folder: Path, samples: Iterable[Sample] | None = None, name: str = "set", **settings: Any) -> Path:

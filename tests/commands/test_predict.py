@@ -11,7 +11,7 @@ import plots
 from commands import predict
 from imagesets.files import read_image, read_label
 from imagesets.hdf5 import normalise_image
-from tests.data_helpers import colour_picture, picture, refused, save
+from tests.data_helpers import colour_picture, content, picture, refused, save
 from tests.net_helpers import trained_looking
 from training import modelfile
 from training.modelfile import Card, ExportedModel
@@ -35,13 +35,9 @@ def images(tmp_path) -> Path:
     return folder
 
 
-def read_all(folder: Path) -> dict[str, bytes]:
-    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-
-
 def test_each_image_gets_the_mask_of_the_model_and_an_overlay_of_its_name(model_file, images, tmp_path, capsys):
     torch.manual_seed(0)
-    model, before = trained_looking(UNet(1, 3, (2, 3))), read_all(images)
+    model, before = trained_looking(UNet(1, 3, (2, 3))), content(images)
     masks = predict.predict_folder(model_file, images, tmp_path / "out")
     assert masks == [tmp_path / "out" / "masks" / f"{stem}.png" for stem in ("one", "two with spaces", "Ünï")]
     for mask in masks:
@@ -49,7 +45,7 @@ def test_each_image_gets_the_mask_of_the_model_and_an_overlay_of_its_name(model_
         normalised = torch.from_numpy(normalise_image(image, np.array([0.4]), np.array([0.2])))[None]
         assert (label == model(normalised)[0].argmax(0).numpy()).all() and label.dtype == np.uint8
         assert (read_image(tmp_path / "out" / "overlays" / mask.name) == plots.overlay(image, label)).all()
-    assert read_all(images) == before and "3 of 3" in capsys.readouterr().out.splitlines()[-1]
+    assert content(images) == before and "3 of 3" in capsys.readouterr().out.splitlines()[-1]
 
 
 def test_a_large_image_is_normalised_as_in_training_and_cut_into_tiles():
@@ -143,9 +139,9 @@ def test_labels_that_lie_beside_the_images_are_never_overwritten(model_file, ima
         message = refused(predict.predict_folder, model_file, images, tmp_path / file)
         assert "one.png" in message and "cannot be written" in message and "Choose another --output" in message
     save(tmp_path / "masks" / "one.png", picture())
-    before = read_all(tmp_path)
+    before = content(tmp_path)
     assert "was not made here" in refused(predict.predict_folder, model_file, images, tmp_path)
-    assert read_all(tmp_path) == before
+    assert content(tmp_path) == before
 
 
 def test_the_command_works_in_the_folder_where_it_was_typed(model_file, images, tmp_path, monkeypatch, capsys):

@@ -14,7 +14,7 @@ import torch
 
 from commands import check, train
 from imagesets.files import read_image
-from tests.data_helpers import refused, save
+from tests.data_helpers import blobs, refused, save
 from training import modelfile
 
 ROOT = Path(train.__file__).parents[1]
@@ -22,21 +22,16 @@ SMALL = ["--epochs", "2", "--repeats", "1", "--crop", "16", "--batch", "4", "--w
 
 
 @pytest.fixture
-def folder(tmp_path):
-    """Ten images of a bright square, with their labels."""
-    rng = np.random.default_rng(0)
-    for number in range(10):
-        label = np.zeros((24, 24), np.uint8)
-        y, x = rng.integers(2, 12, 2)
-        label[y : y + 9, x : x + 9] = 1
-        image = (60 * rng.random((24, 24)) + 150 * label).astype(np.uint8)
-        save(tmp_path / "squares" / "images" / f"{number}.png", image)
-        save(tmp_path / "squares" / "labels" / f"{number}.png", label)
+def folder(tmp_path, monkeypatch):
+    """Ten images with their labels, in the folder where the commands are given."""
+    monkeypatch.chdir(tmp_path)
+    for sample in blobs(10, 24):
+        save(tmp_path / "squares" / "images" / f"{sample.name}.png", sample.image)
+        save(tmp_path / "squares" / "labels" / f"{sample.name}.png", sample.label)
     return tmp_path / "squares"
 
 
-def test_a_folder_becomes_a_model_file(folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+def test_a_folder_becomes_a_model_file(folder, capsys):
     assert train.main([str(folder), *SMALL]) == 0
     printed = capsys.readouterr().out
     assert len(re.findall(r"epoch 1/2 · .* · about 0\.\d minutes left", printed)) == printed.count("minutes left") == 1
@@ -50,8 +45,7 @@ def test_a_folder_becomes_a_model_file(folder, tmp_path, monkeypatch, capsys):
     assert "trained before" in capsys.readouterr().out
 
 
-def test_masks_of_0_and_255_train_as_check_and_train_advise_and_classes_keep_their_names(folder, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_masks_of_0_and_255_train_as_check_and_train_advise_and_classes_keep_their_names(folder):
     for path in (folder / "labels").iterdir():
         PIL.Image.fromarray(np.array(PIL.Image.open(path)) * 255).save(path)
     options = re.search(r"--map \S+", refused(train.main, [str(folder), *SMALL]))[0].split()
@@ -63,16 +57,15 @@ def test_masks_of_0_and_255_train_as_check_and_train_advise_and_classes_keep_the
     assert modelfile.load("named/model.pt2").card.class_names == ("ground", "square")
 
 
-def test_another_run_in_the_folder_is_not_replaced_without_being_told(folder, tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
+def test_another_run_in_the_folder_is_not_replaced_without_being_told(folder, tmp_path):
     train.main([str(folder), *SMALL])
     before = Path("runs/squares/model.pt2").read_bytes()
     message = refused(train.main, changed := [str(folder), *SMALL, "--lr", "0.03"])
     assert "runs/squares holds another run, which differs in lr.\nAdd --output runs/squares-2 to keep" in message
     moved = folder.rename(tmp_path / "old")
     shutil.copytree(moved, folder)
-    (folder / "images" / "9.png").unlink()
-    (folder / "labels" / "9.png").unlink()
+    (folder / "images" / "s9.png").unlink()
+    (folder / "labels" / "s9.png").unlink()
     assert "another run" in refused(train.main, [str(folder), *SMALL])  # other images under the same name
     assert Path("runs/squares/model.pt2").read_bytes() == before
     assert train.main([*changed, *re.search(r"--output \S+", message)[0].split()]) == 0
@@ -80,19 +73,15 @@ def test_another_run_in_the_folder_is_not_replaced_without_being_told(folder, tm
     assert train.main([*changed, "--overwrite"]) == 0 and Path("runs/squares/model.pt2").read_bytes() != before
 
 
-@pytest.mark.parametrize(
-    "option", ["--lr -1", "--lr nan", "--epochs 0", "--seed -1", "--crop 0", "--batch 0", "--map 0", "--map 0=256"]
-)
-def test_values_are_looked_at_before_the_work(folder, tmp_path, monkeypatch, capsys, option):
-    monkeypatch.chdir(tmp_path)
+@pytest.mark.parametrize("value", ["lr -1", "lr nan", "epochs 0", "seed -1", "crop 0", "batch 0", "map 0", "map 0=256"])
+def test_values_are_looked_at_before_the_work(folder, capsys, value):
     with pytest.raises(SystemExit) as caught:
-        train.main([str(folder), *SMALL, *option.split()])
-    assert caught.value.code == 2 and option.split()[0] in capsys.readouterr().err.splitlines()[-1]
+        train.main([str(folder), *SMALL, *f"--{value}".split()])
+    assert caught.value.code == 2 and f"--{value.split()[0]}" in capsys.readouterr().err.splitlines()[-1]
     assert not Path("runs").exists() and not Path("data").exists()
 
 
-def test_a_folder_that_cannot_be_written_is_named_before_the_work(folder, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_a_folder_that_cannot_be_written_is_named_before_the_work(folder):
     Path("file").touch()
     assert "file/run cannot be written" in refused(train.main, [str(folder), *SMALL, "--output", "file/run"])
     assert not Path("data").exists()
