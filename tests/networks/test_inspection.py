@@ -5,8 +5,6 @@ import copy
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
@@ -53,11 +51,8 @@ LAYERS = [
 @pytest.mark.parametrize("biases", [True, False])
 def test_parameters_by_formula_and_by_counting_agree(layer, biases):
     assert inspection.parameters_by_formula(layer, biases=biases) == inspection.count_parameters(layer, biases=biases)
-
-
-def test_a_layer_without_a_formula_is_refused():
     with pytest.raises(InputError, match="no formula for the parameters of a PReLU"):
-        inspection.parameters_by_formula(nn.Sequential(nn.Conv2d(1, 1, 1), nn.PReLU()))
+        inspection.parameters_by_formula(nn.Sequential(layer, nn.PReLU()), biases=biases)
 
 
 def test_stride_and_field_of_every_row():
@@ -73,9 +68,7 @@ def test_stages_are_the_maps_of_the_blocks():
     assert found == [(1, 2, 10, 7), (2, 4, 5, 4), (4, 8, 3, 2), (8, 4, 5, 4), (4, 2, 10, 7)]
 
 
-class Function(nn.Module):
-    """Any function as a model: of the image or, where there are branches, of their maps."""
-
+class Function(nn.Module):  # any function as a model: of the image or, where there are branches, of their maps
     def __init__(self, function, *branches):
         super().__init__()
         self.function, self.branches = function, nn.ModuleList(branches)
@@ -189,8 +182,7 @@ def test_pointwise_operations_read_one_pixel(name):
 
 
 def test_a_map_of_one_pixel_is_repeated_beside_one_of_full_size():
-    """Squeeze and excitation: the gate reads everything, the gated map only itself."""
-    gate = Function(lambda x: F.adaptive_avg_pool2d(x, 1) * x)
+    gate = Function(lambda x: F.adaptive_avg_pool2d(x, 1) * x)  # squeeze and excitation
     assert inspection.receptive_field(gate, (1, 1, 12, 10)) == (12, 10)
     assert inspection.output_stride(gate, (1, 1, 12, 10)) == (1, 1)
 
@@ -281,40 +273,16 @@ def test_global_pooling_and_dense_layers_see_everything():
         assert inspection.output_stride(model, (1, 1, 20, 30)) == (0, 0)
 
 
-KINDS = [
-    lambda k, s, p, d: nn.Conv2d(1, 1, k, s, p, d),
-    lambda k, s, p, d: nn.ConvTranspose2d(1, 1, k, s, p, dilation=d),
-    lambda k, s, p, d: nn.MaxPool2d(k, s, p),
-    lambda k, s, p, d: nn.Upsample(scale_factor=s, mode="bilinear" if k % 2 else "nearest"),
-]
-layers = st.builds(
-    lambda kind, k, s, p, d: kind(k, s, min(p, k // 2), d),
-    st.sampled_from(KINDS), st.integers(1, 4), st.integers(1, 3), st.integers(0, 1), st.integers(1, 2),
-)  # fmt: skip
-
-
-@settings(max_examples=40)
-@given(st.lists(layers, min_size=1, max_size=4))
-def test_measured_never_exceeds_the_formula(model):
-    shape = (1, 1, 97, 97)
-    try:
-        formula = inspection.receptive_field(nn.Sequential(*model), shape)
-        measured = inspection.receptive_field_measured(nn.Sequential(*model), shape, trials=4)
-    except (RuntimeError, InputError):  # the map became smaller than a kernel; the middle pixel lies in a gap
-        return
-    assert measured[0] <= formula[0] and measured[1] <= formula[1]
-
-
 @pytest.mark.parametrize("choose", [lambda a, b: {"out": a, "aux": b}, lambda a, b: (a, b), lambda a, b: [[a], b]])
 def test_of_several_outputs_the_first_counts(choose):
     for field in (inspection.receptive_field, inspection.receptive_field_measured):
         assert field(Function(choose, conv(), conv(5)), (1, 1, 9, 9)) == (3, 3)
 
 
-@pytest.mark.parametrize(
-    "choose",
-    [lambda a, b: a.argmax(1), lambda a, b: torch.zeros(1, 1, 9, 9), lambda a, b: a[..., 2:, :].copy_(b[..., 2:, :])],
-)
+LOST = [lambda a, b: a.argmax(1), lambda a, b: torch.zeros(1, 1, 9, 9), lambda a, b: a[..., 2:].copy_(b[..., 2:])]
+
+
+@pytest.mark.parametrize("choose", LOST)
 def test_what_cannot_be_followed_is_refused(choose):
     with pytest.raises(InputError, match="cannot be followed"):
         inspection.receptive_field(Function(choose, conv(), conv(5)), (1, 1, 9, 9))

@@ -1,7 +1,5 @@
 """Transposed convolution: three ways to the same numbers, bilinear kernels, checkerboards."""
 
-import itertools
-
 import pytest
 import torch
 from hypothesis import given
@@ -74,12 +72,12 @@ def constant_through(kernel, stride):
 @pytest.mark.parametrize(("kernel", "stride", "expected"), [(3, 2, 0.4359), (4, 2, 0), (6, 3, 0)])
 def test_checkerboard_of_kernels_of_ones(kernel, stride, expected):
     # 3/2: counts 2, 1 in each direction, phases 4 2 2 1: variance 19/16 of a mean square 100/16
-    assert upsampling.checkerboard(constant_through(torch.ones(kernel), stride), stride) == pytest.approx(
-        expected, abs=1e-4
-    )
+    shown = constant_through(torch.ones(kernel), stride)
+    assert upsampling.checkerboard(shown, stride) == pytest.approx(expected, abs=1e-4)
 
 
-@pytest.mark.parametrize(("k", "s"), list(itertools.product((2, 3, 4, 6), (2, 3, 4))))
+@pytest.mark.parametrize("k", [2, 3, 4, 6])
+@pytest.mark.parametrize("s", [2, 3, 4])
 def test_checkerboard_is_the_response_at_the_copies_of_the_spectrum(k, s):
     kernel = random(k, seed=k * s)
     turns = torch.outer(torch.arange(s), torch.arange(k)).double() / s
