@@ -27,7 +27,6 @@ def neighbours(pixel, connectivity):
 
 
 def flood(pixels, connectivity):
-    """Components of a set of pixels, as a list of frozensets."""
     left, components = set(pixels), []
     while left:
         front = {left.pop()}
@@ -73,8 +72,7 @@ def as_counter(result, image=0, class_index=0):
     for row in np.flatnonzero((result.image == image) & (result.class_index == class_index)):
         runs = np.flatnonzero(result.run_region == row)
         flat = [result.run_start[r] + step for r in runs for step in range(result.run_length[r])]
-        assert len(flat) == len(set(flat)) == result.size[row]
-        assert all(p // (height * width) == image for p in flat)
+        assert len(flat) == len(set(flat)) == result.size[row] and all(p // (height * width) == image for p in flat)
         pixels = frozenset(divmod(int(p) % (height * width), width) for p in flat)
         found[KINDS[result.kind[row]], int(result.severity[row]), pixels] += 1
     return found
@@ -117,7 +115,6 @@ def find(pred, target, **options):
 
 
 def components(mask, connectivity):
-    """scikit-image's labelling, independent of the module."""
     return label(mask, connectivity={4: 1, 8: 2}[connectivity])
 
 
