@@ -13,9 +13,7 @@ from training import parallel
 from unet import UNet
 
 
-class Batches:
-    """Nine images in two batches of unequal size, in an order that depends on the epoch."""
-
+class Batches:  # nine images in two batches of unequal size, in an order that depends on the epoch
     def __init__(self, size: int) -> None:
         generator = torch.Generator().manual_seed(0)
         self.images = torch.randn(9, 1, 16, 16, generator=generator)
@@ -35,7 +33,6 @@ class Batches:
 
 
 def turn(*tensors, generator):
-    """An augmentation that draws."""
     return [t.flip(-1) for t in tensors] if torch.rand((), generator=generator) < 0.5 else tensors
 
 

@@ -36,9 +36,8 @@ def test_items_have_the_promised_types_and_labels_keep_255(tmp_path):
     assert (target.dtype, tuple(target.shape)) == (torch.int64, (6, 8))
     assert (weights.dtype, instances.dtype) == (torch.float32, torch.int64)
     assert target[0, 0] == 255 and instances.max() == 300
-    assert dataset.parts == {"train": 4, "val": 1, "test": 1}
-    assert (len(dataset), dataset.num_classes, dataset.channels) == (4, 2, 1)
-    assert len(list(dataset)) == 4  # a plain loop ends
+    assert (dataset.parts, dataset.num_classes, dataset.channels) == ({"train": 4, "val": 1, "test": 1}, 2, 1)
+    assert len(list(dataset)) == len(dataset) == 4  # a plain loop ends
 
 
 def test_wrong_arguments_of_the_dataset_are_refused(tmp_path):
@@ -57,10 +56,8 @@ def test_crops_and_padding_keep_image_label_and_map_together(height, width, crop
     image, target, weight = data._cropped(arrays, crop, np.random.default_rng(seed))
     assert image.shape == (2, crop, crop) and target.shape == weight.shape == (crop, crop)
     inside = target != 255
-    assert np.array_equal(target[inside], image[0][inside] % 3)
-    assert np.array_equal(weight[inside], image[0][inside] + 1)
-    assert np.array_equal(image[1], -image[0])
-    assert (weight[~inside] == 0).all()
+    assert np.array_equal(target[inside], image[0][inside] % 3) and np.array_equal(image[1], -image[0])
+    assert np.array_equal(weight[inside], image[0][inside] + 1) and (weight[~inside] == 0).all()
     assert set(np.unique(image[0])) <= set(pixel.ravel())  # padding repeats pixels, it invents none
     assert len(set(image[0][inside])) == inside.sum() == min(crop, height) * min(crop, width)  # no pixel twice
 
@@ -119,12 +116,7 @@ def test_changing_an_item_does_not_change_the_data_set(tmp_path, options):
     assert all(torch.equal(a, b) for a, b in zip(before, dataset[0]))
 
 
-# --- batches and their loader ---
-
-
-class Shapes:
-    """Only what EpochBatches asks of a data set."""
-
+class Shapes:  # all that EpochBatches asks of a data set
     def __init__(self, shapes, crop=None):
         self.shapes, self.crop = shapes, crop
 
@@ -141,7 +133,6 @@ def pairs_of(batches: EpochBatches, epoch: int) -> list[list[tuple[int, int]]]:
 
 
 def epoch_of(batches: EpochBatches, epoch: int) -> list[list[int]]:
-    """The batches of one epoch, as indices."""
     return [[index for _, index in batch] for batch in pairs_of(batches, epoch)]
 
 
@@ -162,9 +153,7 @@ def test_order_depends_on_seed_and_epoch_only(repeats):
     assert drawn != sorted(drawn)
 
 
-@given(
-    st.lists(st.sampled_from([(4, 4), (4, 6), (8, 8)]), min_size=1), st.integers(1, 7), st.booleans(), st.integers(1, 4)
-)
+@given(st.lists(st.sampled_from([(4, 4), (4, 6)]), min_size=1), st.integers(1, 7), st.booleans(), st.integers(1, 4))
 @settings(max_examples=100)
 def test_each_sample_comes_so_often_and_batches_stack_and_no_draw_comes_twice(shapes, batch_size, shuffle, repeats):
     batches = EpochBatches(Shapes(shapes), batch_size, shuffle, repeats=repeats)
@@ -175,18 +164,15 @@ def test_each_sample_comes_so_often_and_batches_stack_and_no_draw_comes_twice(sh
         counts = Counter(index for _, index in pairs)
         assert counts.total() == len(shapes) * repeats - batches.dropped
         assert max(counts.values()) <= repeats
-        assert all(len({shapes[index] for _, index in batch}) == 1 for batch in drawn)
-        assert all(1 <= len(batch) <= batch_size for batch in drawn)
-        assert len(set(pairs)) == len(pairs)  # the pair decides the crop
-        assert not seen & set(pairs)
+        assert all(len({shapes[index] for _, index in batch}) == 1 <= len(batch) <= batch_size for batch in drawn)
+        assert len(set(pairs)) == len(pairs) and not seen & set(pairs)  # the pair decides the crop
         seen |= set(pairs)
 
 
 def test_last_batch_of_one_is_dropped_in_training_and_said():
     batches = EpochBatches(Shapes([(8, 8)] * 9), 4, shuffle=True)
     seen = [epoch_of(batches, epoch) for epoch in range(40)]
-    assert all(sorted(len(batch) for batch in epoch) == [4, 4] for epoch in seen)
-    assert batches.dropped == 1
+    assert all(sorted(len(batch) for batch in epoch) == [4, 4] for epoch in seen) and batches.dropped == 1
     assert len(EpochBatches(Shapes([(8, 8)] * 9), 4)) == 3  # kept in an evaluation
     assert len(EpochBatches(Shapes([(8, 8)]), 4, shuffle=True)) == 1  # kept if it is all there is
     assert len(EpochBatches(Shapes([(8, 8)] * 3), 1, shuffle=True)) == 3  # batches of one were asked for
@@ -200,9 +186,6 @@ def test_loader_stacks_maps_too_and_leaves_the_global_generator_alone(tmp_path):
     assert torch.equal(torch.get_rng_state(), state)
     assert [tuple(t.shape) for t in (images, targets, weights)] == [(3, 1, 6, 8), (3, 6, 8), (3, 6, 8)]
     assert len(loader) == 2
-
-
-# --- all in one call ---
 
 
 def test_prepare_builds_once_and_again_for_other_settings_or_files(tmp_path):

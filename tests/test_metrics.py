@@ -22,8 +22,7 @@ def test_counts_and_ratios_by_hand():
     counts = confusion_matrix(GUESS, TRUTH, 2)
     assert counts.dtype == torch.int64 and counts.tolist() == [[3, 1], [2, 2]]
     assert metrics.accuracy(counts) == 5 / 8
-    assert metrics.iou_per_class(counts).tolist() == [3 / 6, 2 / 5]
-    assert metrics.mean_iou(counts) == pytest.approx(0.45)
+    assert metrics.iou_per_class(counts).tolist() == [3 / 6, 2 / 5] and metrics.mean_iou(counts) == pytest.approx(0.45)
     assert metrics.precision_per_class(counts).tolist() == [3 / 5, 2 / 3]
     assert metrics.recall_per_class(counts).tolist() == [3 / 4, 2 / 4]
     assert metrics.f1_per_class(counts).tolist() == pytest.approx([6 / 9, 4 / 7])
@@ -41,8 +40,7 @@ def test_all_background_at_two_percent_foreground():
 
 def test_a_class_absent_from_both_is_out_of_the_mean():
     counts = confusion_matrix(GUESS, TRUTH, 3)
-    assert math.isnan(metrics.iou_per_class(counts)[2])
-    assert metrics.mean_iou(counts) == pytest.approx(0.45)
+    assert math.isnan(metrics.iou_per_class(counts)[2]) and metrics.mean_iou(counts) == pytest.approx(0.45)
     assert scores(counts)["classes"] == 2
 
 
@@ -71,7 +69,6 @@ def test_ignored_pixels_are_not_counted():
 
 
 def slow_oracle(guess, truth, K):
-    """Every score from its definition, with loops."""
     guess, truth = guess.numpy().ravel(), truth.numpy().ravel()
     guess, truth = guess[truth != 255], truth[truth != 255]
     iou, f1 = [], []
@@ -156,10 +153,7 @@ def test_nan_is_no_class(channels, dtype, device):
     logits[1, 0, 2, 2] = torch.nan
     with pytest.raises(InputError, match="NaN"):
         scores(confusion_matrix(logits, target))
-
-
-def test_counts_of_nan_are_refused_by_the_scores_also_in_a_sum():
-    with pytest.raises(InputError, match="NaN"):  # what a GPU gives, which is not waited for
+    with pytest.raises(InputError, match="NaN"):  # in a sum, as of a GPU, which is not waited for
         scores(torch.tensor([[2**20, 3], [4, 5]]) + torch.tensor([[7, 0], [0, 9]]) - metrics.NAN)
 
 

@@ -81,7 +81,6 @@ def test_the_receptive_field_is_framed_and_its_effective_part_outlined(ax):
 
 @pytest.fixture
 def shown(monkeypatch):
-    """All that is displayed."""
     displayed = []
     monkeypatch.setattr("IPython.display.display", displayed.append)
     return displayed
@@ -130,15 +129,13 @@ def test_the_source_of_a_method_is_shown_as_code_and_as_text(shown):
     assert shown[0]._repr_markdown_() == repr(shown[0]) and lines[-1] == "```" and lines[-2].startswith("    return")
 
 
-@pytest.mark.parametrize(
-    "low, high, ticks", [(0.02, 5, ["0.02", "0.05", "0.1"]), (0.31, 0.92, ["0.45", "0.6", "0.75"])]
-)
-def test_the_numbers_of_a_logarithmic_axis_can_be_read(ax, low, high, ticks):
+@pytest.mark.parametrize("low, high, top", [(0.02, 5, ["0.02", "0.05", "0.1"]), (0.31, 0.92, ["0.45", "0.6", "0.75"])])
+def test_the_numbers_of_a_logarithmic_axis_can_be_read(ax, low, high, top):
     ax.set(yscale="log", ylim=(low, high))
     plots.log_ticks(ax.yaxis)
     ax.figure.canvas.draw()
     texts = [text.get_text() for text in ax.get_yticklabels() if low <= float(text.get_text()) <= high]
-    assert texts[:3] == ticks and not [text for text in ax.get_yticklabels(minor=True) if text.get_text()]
+    assert texts[:3] == top and not [text for text in ax.get_yticklabels(minor=True) if text.get_text()]
 
 
 def test_contact_sheet_has_image_label_and_outlines_of_each_sample():
@@ -191,16 +188,11 @@ def row(trial, state, score):
 
 
 ROWS = [row(0, "complete", 0.5), row(1, "pruned", 0.3), row(2, "failed", float("nan")), row(3, "complete", 0.8)]
-EPOCHS = [{"trial": t, "epoch": e, "val_mean_iou": 0.1 * t + 0.1 * e} for t in (0, 1, 3) for e in (1, 2)]
-
-
-def lines(ax):
-    return {str(line.get_label()): line for line in ax.lines}
 
 
 def test_history_shows_each_state_and_the_best_so_far(ax):
     plots.history(ax, ROWS, [0.5, 0.5, 0.5, 0.8], startup=2)
-    found = lines(ax)
+    found = {str(line.get_label()): line for line in ax.lines}
     assert list(found["complete (2)"].get_xdata()) == [0, 3] and list(found["pruned (1)"].get_ydata()) == [0.3]
     assert np.isnan(found["failed (1)"].get_ydata()).all()  # has no score, so only the legend tells of it
     assert list(found["best so far"].get_ydata()) == [0.5, 0.5, 0.5, 0.8]

@@ -26,15 +26,12 @@ FAIL = "def f():\n    1 / 0\nf()"
 PLOT = "import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()"
 
 
-@pytest.mark.parametrize(
-    ("version", "bound", "enough"),
-    [("2.6.0", "2.6", True), ("2.13.0+cpu", "2.6", True), ("2.5.1", "2.6", False), ("3.0rc1", "2.9", True)],
-)
-def test_a_package_is_missing_if_it_is_absent_or_too_old(tmp_path, monkeypatch, version, bound, enough):
+@pytest.mark.parametrize("version, enough", [("2.9", True), ("2.13.0+cpu", True), ("2.8.1", False), ("3.0rc1", True)])
+def test_a_package_is_missing_if_it_is_absent_or_too_old(tmp_path, monkeypatch, version, enough):
     monkeypatch.setattr(importlib.metadata, "version", lambda name: version)
     requirements = tmp_path / "requirements.txt"
-    requirements.write_text(f"# a comment\n\ntorch>={bound}  # why\n")
-    assert run.missing_packages(requirements) == ([] if enough else [f"torch>={bound}"])
+    requirements.write_text("# a comment\n\ntorch>=2.9  # why\n")
+    assert run.missing_packages(requirements) == ([] if enough else ["torch>=2.9"])
 
 
 @pytest.fixture
@@ -78,10 +75,8 @@ def test_only_something_missing_leads_into_the_own_environment(project, installe
     assert len(continued) == len(installed) == 1
 
 
-@pytest.mark.parametrize(
-    ("change", "installs", "is_new"), [("nothing", 1, False), ("cut off", 2, True), ("new requirements", 2, False)]
-)
-def test_an_environment_is_kept_completed_or_made_anew(project, installed, change, installs, is_new):
+@pytest.mark.parametrize("change, installs", [("nothing", 1), ("cut off", 2), ("new requirements", 2)])
+def test_an_environment_is_kept_completed_or_made_anew(project, installed, change, installs):
     folder, requirements = project / ".venv", project / "requirements.txt"
     run.make_environment(folder, requirements)
     (folder / "large-package").touch()
@@ -90,7 +85,7 @@ def test_an_environment_is_kept_completed_or_made_anew(project, installed, chang
     elif change == "new requirements":
         requirements.write_text("no-such-package>=1.1\n")
     assert run.make_environment(folder, requirements).exists()
-    assert len(installed) == installs and (folder / "large-package").exists() == (not is_new)
+    assert len(installed) == installs and (folder / "large-package").exists() == (change != "cut off")
     assert (folder / "made-by-run.txt").read_text() == requirements.read_text()
 
 
@@ -139,7 +134,6 @@ def write_notebook(folder: Path, *cells: str) -> Path:
 
 
 def outputs(notebook: Any) -> list[str]:
-    """The printed text of each code cell."""
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     return ["".join(output.get("text", "") for output in cell.outputs) for cell in cells]
 
@@ -350,20 +344,14 @@ def test_a_wrong_command_line_is_refused_before_anything_is_set_up(line, monkeyp
     assert line.split()[-1] in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("line", "meant"),
-    [
-        ("tran cells", "train"),
-        ("tests", "test"),
-        ("--buget quick", "--budget"),
-        ("--bugdet=full", "--budget"),
-        ("train cells --epohs 3", "--epochs"),
-        ("study --hepl", "--help"),
-    ],
-)
-def test_a_mistyped_word_gets_one_sentence_before_anything_is_set_up(line, meant, monkeypatch):
+MEANT = {"tran cells": "train", "tests": "test", "--buget quick": "--budget", "--bugdet=full": "--budget"}
+MEANT |= {"train cells --epohs 3": "--epochs", "study --hepl": "--help"}
+
+
+@pytest.mark.parametrize("line", MEANT)
+def test_a_mistyped_word_gets_one_sentence_before_anything_is_set_up(line, monkeypatch):
     monkeypatch.setattr(run, "ensure_environment", refuse)
-    with pytest.raises(SystemExit, match=rf"^[\w-]+ is unknown: did you mean {meant}\?$"):
+    with pytest.raises(SystemExit, match=rf"^[\w-]+ is unknown: did you mean {MEANT[line]}\?$"):
         run.main(line.split())
 
 

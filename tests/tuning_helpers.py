@@ -24,9 +24,7 @@ def quality(settings: dict[str, Any]) -> float:
     return 0.9 - 0.1 * abs(math.log10(settings["lr"]) + 1) - 0.1 * (settings["skip"] == "none")
 
 
-class Fake:
-    """Behaves like a Learner that is trained in one go."""
-
+class Fake:  # behaves like a Learner that is trained in one go
     def __init__(self, settings: dict[str, Any], seed: int, folder: Path | None, pause: float = 0.0) -> None:
         self.settings, self.seed, self.pause = settings, seed, pause
 

@@ -3,6 +3,7 @@
 import copy
 import math
 import time
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,9 +26,7 @@ def rows_of(losses: list[float]) -> list[dict[str, float]]:
     return [{"lr": 10.0 ** (i - 6), "train_loss": loss} for i, loss in enumerate(losses) for _ in range(9)]
 
 
-class Loader(list):
-    """Two batches of one number; keeps the epochs that were asked for."""
-
+class Loader(list):  # two batches of one number; keeps the epochs that were asked for
     def __init__(self) -> None:
         super().__init__([(torch.ones(1), torch.zeros(1))] * 2)
         self.batch_sampler, self.epochs = self, []
@@ -100,18 +99,13 @@ def test_the_minutes_are_kept_and_those_of_earlier_calls_count(monkeypatch: pyte
     monkeypatch.setattr(search, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     monkeypatch.setattr(tuning_helpers, "time", SimpleNamespace(sleep=lambda s: clock.__setitem__(0, clock[0] + s)))
 
-    def build(settings: Any, seed: int, folder: Any) -> Fake:
-        return Fake(settings, seed, folder, pause=1.0)
-
     study = search.open_study()
     for seconds, trials, wanted in ((2, 1, [2]), (2, 5, [2]), (3, 2, [2, 1])):
-        rows = search.tune(study, build, PLAN, epochs=4, minutes=seconds / 60, trials=trials)
+        rows = search.tune(study, partial(Fake, pause=1.0), PLAN, epochs=4, minutes=seconds / 60, trials=trials)
         assert [row["epochs"] for row in rows] == wanted and {row["state"] for row in rows} == {"pruned"}
 
 
-class Failing(Fake):
-    """Every second trial fails in its second epoch."""
-
+class Failing(Fake):  # every second trial fails in its second epoch
     error: Exception | None = None
 
     def score(self, epoch: int) -> float:

@@ -15,10 +15,7 @@ def test_a_table_that_is_written_comes_back_with_numbers(tmp_path: Path) -> None
     rows = [{"set": "1", "seed": 7, "dice": 2 / 3, "why": "a, b"}, {"set": "2", "seed": 8, "dice": 0.5, "why": "c"}]
     statistics.write_table(path, rows)
     assert statistics.read_table(path) == [rows[0] | {"dice": 0.66667}, rows[1]]
-    assert (
-        statistics.select(statistics.read_table(path), set="2") == rows[1:]
-        and statistics.select(rows, set="2", seed=7) == []
-    )
+    assert statistics.select(rows, set="2") == rows[1:] and statistics.select(rows, set="2", seed=7) == []
     assert statistics.read_table(tmp_path / "nowhere.csv") == []
 
 
@@ -51,8 +48,7 @@ def test_holm_rejects_as_the_step_down_rule_says() -> None:
                 break
             rejected.add(int(index))
         assert {i for i, value in enumerate(statistics.holm(p)) if value <= 0.05} == rejected
-    assert statistics.holm([]) == []
-    assert statistics.holm([0.9, 0.8]) == [1.0, 1.0]
+    assert statistics.holm([]) == [] and statistics.holm([0.9, 0.8]) == [1.0, 1.0]
 
 
 def test_the_interval_is_that_of_the_t_test() -> None:

@@ -27,8 +27,7 @@ def test_touching_pixels_become_background_and_nothing_else(number) -> None:
     ids = np.random.default_rng(0).integers(0, number + 1, (9, 11)).astype(np.uint16)
     separated = separate_cells(sample_of(ids))
     wanted = [[0 if touches_another(ids, y, x) else ids[y, x] for x in range(11)] for y in range(9)]
-    assert separated.extras["instances"].tolist() == wanted
-    assert np.array_equal(separated.label, np.array(wanted) > 0)
+    assert separated.extras["instances"].tolist() == wanted and np.array_equal(separated.label, np.array(wanted) > 0)
 
 
 def test_weight_maps_are_those_of_boundary() -> None:
@@ -67,8 +66,7 @@ def test_resize_keeps_types_and_invents_no_class() -> None:
     sample = Sample("a", image, label, "val", {"weights": rng.random((30, 41)).astype(np.float32)})
     small = Resize(16, 20)(sample)
     assert (small.image.shape, small.image.dtype, small.part) == ((16, 20, 3), np.uint8, "val")
-    assert small.label.shape == small.extras["weights"].shape == (16, 20)
-    assert set(np.unique(small.label)) <= {0, 3, 255}
+    assert small.label.shape == small.extras["weights"].shape == (16, 20) and set(np.unique(small.label)) <= {0, 3, 255}
     assert abs(small.image.mean() - image.mean()) < 3  # averaged, not picked
     assert small.image.std() < image.std()
     same = Resize(30, 41)(sample)
@@ -77,8 +75,7 @@ def test_resize_keeps_types_and_invents_no_class() -> None:
 
 def test_relabel_swaps_without_chaining() -> None:
     sample = Sample("a", np.zeros((1, 3)), np.array([[0, 1, 2]], np.uint8))
-    assert Relabel({0: 1, 1: 0})(sample).label.tolist() == [[1, 0, 2]]
-    assert sample.label.tolist() == [[0, 1, 2]]
+    assert Relabel({0: 1, 1: 0})(sample).label.tolist() == [[1, 0, 2]] and sample.label.tolist() == [[0, 1, 2]]
 
 
 def test_parts_by_name_come_out_of_the_file(tmp_path) -> None:

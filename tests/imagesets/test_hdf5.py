@@ -30,9 +30,7 @@ def train_statistics(path: Path) -> tuple[np.ndarray, np.ndarray, dict[str, np.n
         return file.attrs["mean"], file.attrs["std"], {image.attrs["name"]: image[()] for image in images}
 
 
-@pytest.mark.parametrize(
-    "view", [lambda a: a, lambda a: a.T, lambda a: a[::2, 1::3], lambda a: a.astype(">f4"), np.asfortranarray]
-)
+@pytest.mark.parametrize("view", [lambda a: a.T, lambda a: a[::2, 1::3], lambda a: a.astype(">f4"), np.asfortranarray])
 def test_built_file_holds_what_was_given(tmp_path, view):
     samples = [replace(s, image=view(s.image), label=view(s.label).astype(int)) for s in make_samples(5)]
     samples = [replace(s, extras={"instances": np.full(s.label.shape, 700, np.uint16)}) for s in samples]
@@ -40,8 +38,7 @@ def test_built_file_holds_what_was_given(tmp_path, view):
     samples.append(Sample("other size", other, mask(9, 10, 3), "test", {"instances": np.ones((10, 3), int)}))
     with open_hdf5(build(tmp_path, samples)) as file:
         for key, sample in zip(sorted(file["image"]), samples):
-            assert file["image"][key].attrs["name"] == sample.name
-            assert np.array_equal(file["image"][key], sample.image)
+            assert file["image"][key].attrs["name"] == sample.name and np.array_equal(file["image"][key], sample.image)
             assert np.array_equal(file["label"][key], sample.label)
             assert np.array_equal(file["instances"][key], sample.extras["instances"])
             assert file["label"][key].dtype == np.uint8

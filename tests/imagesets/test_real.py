@@ -33,14 +33,10 @@ Patch = pytest.MonkeyPatch
 pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in.*socket:pytest.PytestUnraisableExceptionWarning")
 
 
-# --- the table ---
-
-
 @pytest.mark.parametrize("name", sorted(SOURCES))
 def test_every_set_says_its_terms_and_the_readme_of_the_data_folder_tells_of_it(name: str) -> None:
     source = SOURCES[name]
-    assert name in READERS
-    assert source.licence and "doi 10." in source.citation
+    assert name in READERS and source.licence and "doi 10." in source.citation
     assert README.count(f"| `{name}` |") == 2  # its terms, and where to put it by hand
     assert source.citation.split("doi ")[1] in README or "10.48550" in source.citation
     for file in source.files:
@@ -59,12 +55,7 @@ def test_single_files_match_the_expected_names_and_numbers() -> None:
     assert not PurePath("training/gt_image_2/um_lane_000000.png").match(roads)  # the lane of the car
 
 
-# --- a server on this machine ---
-
-
-class Page(NamedTuple):
-    """Promises all of `data`, and leaves out the last `missing` bytes."""
-
+class Page(NamedTuple):  # promises all of `data`, and leaves out the last `missing` bytes
     data: bytes = b""
     code: int = 200
     missing: int = 0
@@ -143,16 +134,12 @@ GOOD = pack({"box/im/a.tif": TIF, "box/im/b.tif": TIF, "__MACOSX/box/._a.tif": b
 
 @pytest.fixture
 def boxed(site: Site, monkeypatch: Patch) -> None:
-    """A set that comes as one .zip."""
     site.pages["/z.zip"] = [Page(GOOD)]
     register(monkeypatch, "boxed", RemoteFile(f"{site.base}/z.zip", "z.zip"), expected={"im/*.tif": 2}, root="box")
 
 
 def names(folder: Path) -> list[str]:
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-
-
-# --- fetching and unpacking ---
 
 
 def test_a_file_is_fetched_once_if_need_be_in_three_tries(tiny: None, site: Site, tmp_path: Path) -> None:
@@ -176,9 +163,7 @@ def test_a_file_is_fetched_once_if_need_be_in_three_tries(tiny: None, site: Site
         pytest.param("bare", Page(b"<html>Log in"), "a web page came instead of the file", id="login page"),
     ],
 )
-def test_a_file_that_is_not_the_right_one_in_three_tries_never_gets_its_name(
-    name: str, bad: Page, reason: str, tiny: None, site: Site, tmp_path: Path
-) -> None:
+def test_a_file_that_is_not_the_right_one_in_three_tries_never_gets_its_name(name, bad, reason, tiny, site, tmp_path):
     site.pages["/a.tif"] = [bad]
     message = refused(locate, name, tmp_path, say=quiet)
     assert reason in message and f"{site.base}/a.tif cannot be fetched" in message
@@ -250,8 +235,7 @@ WRONG = [
 @pytest.mark.parametrize(("archive", "reason"), WRONG)
 def test_a_wrong_archive_leaves_no_folder(archive: bytes, reason: str, boxed: None, site: Site, tmp_path: Path) -> None:
     site.pages["/z.zip"] = [Page(archive)]
-    assert reason in refused(locate, "boxed", tmp_path / "data", say=quiet)
-    assert names(tmp_path) == ["data/z.zip"]
+    assert reason in refused(locate, "boxed", tmp_path / "data", say=quiet) and names(tmp_path) == ["data/z.zip"]
 
 
 def test_the_mirror_wins_and_is_only_read(tiny: None, site: Site, tmp_path: Path, monkeypatch: Patch) -> None:
@@ -264,9 +248,6 @@ def test_the_mirror_wins_and_is_only_read(tiny: None, site: Site, tmp_path: Path
     assert names(tmp_path) == site.log == []
     assert len(said) == 2 and "Licence" in said[0] and "mirror" in said[1]
     assert str(tmp_path) not in "".join(said)  # no path of this machine in a notebook
-
-
-# --- small fakes of the layouts ---
 
 
 def fake_pets(root: Path, cats: int = 20, dogs: int = 10, tests: int = 3) -> Path:
@@ -394,8 +375,7 @@ def test_every_pet_has_three_colours(tmp_path: Path) -> None:
     see_through.save(tmp_path / "images/Abyssinian_1.jpg", format="PNG")  # as Abyssinian_5.jpg of the official set
     save(tmp_path / "images/Abyssinian_2.jpg", picture())
     images = {sample.name: sample.image for sample in read_dataset("oxford_pets", tmp_path)}
-    assert np.array_equal(images["Abyssinian_1"], colour_picture(8))
-    assert images["Abyssinian_2"].shape == (6, 8, 3)
+    assert np.array_equal(images["Abyssinian_1"], colour_picture(8)) and images["Abyssinian_2"].shape == (6, 8, 3)
 
 
 @pytest.mark.parametrize("name", sorted(SOURCES))

@@ -23,7 +23,6 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere trainings 
 
 
 def train(processes: int, folder: Path) -> str:
-    """Run the script; return what it printed."""
     command = [sys.executable, *LAUNCH[processes], str(ROOT / "tests" / "distributed_run.py"), str(folder)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     result = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
@@ -86,7 +85,6 @@ def learners(folder, n=3, **settings):
 
 
 def own_epochs(learner):
-    """Note the epochs that are trained in this very process."""
     epochs, train = [], learner._train_epoch
     learner._train_epoch = lambda epoch, *args: epochs.append(epoch) or train(epoch, *args)
     return epochs
