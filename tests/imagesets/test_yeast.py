@@ -37,12 +37,6 @@ def read(path: Path) -> np.ndarray:
     return np.asarray(Image.open(path))
 
 
-def mean_iou(true_positive, false_positive, positives, negatives):
-    false_negative, true_negative = positives - true_positive, negatives - false_positive
-    cell = true_positive / (true_positive + false_positive + false_negative)
-    return (cell + true_negative / (true_negative + false_positive + false_negative)) / 2
-
-
 @settings(max_examples=25, deadline=None)
 @given(seed=st.integers(0, 2**32), height=st.integers(64, 140), width=st.integers(64, 140))
 def test_labels_belong_together_in_any_size(seed: int, height: int, width: int) -> None:
@@ -77,25 +71,6 @@ def test_the_pictures_are_those_of_the_report(scenes: list[YeastScene]) -> None:
 
 def test_touching_cells_are_one_in_the_label_alone(scenes: list[YeastScene]) -> None:  # as the topology loss needs
     assert all(ndimage.label(scene.label)[1] < scene.instances.max() for scene in scenes)
-
-
-def test_dead_cells_are_darker_than_living_ones(scenes: list[YeastScene]) -> None:
-    ratios = [s.image[s.dead].mean() / s.image[s.label == 1].mean() for s in scenes]
-    assert 0.4 < np.mean(ratios) < 0.65  # measured over 400 scenes: mean 0.55, from 0.35 to 0.85
-    assert max(ratios) < 0.95
-    for scene in scenes:  # and darker than the medium
-        assert scene.image[scene.dead].mean() < scene.image[(scene.label == 0) & ~scene.dead].mean()
-
-
-def test_no_threshold_solves_the_task(scenes: list[YeastScene]) -> None:
-    """The best pair of thresholds, chosen with the labels at hand, stays far below a small U-Net."""
-    image, label = np.stack([s.image for s in scenes]), np.stack([s.label for s in scenes])
-    below = [np.bincount(image[label == c], minlength=256).cumsum() for c in (0, 1)]  # [class][t]: pixels ≤ t
-    negatives, positives = below[0][-1], below[1][-1]
-    low, high = np.tril_indices(256, -1)[::-1]  # all low < high: a cell is what is at most low or above high
-    outside = [below[c][low] + below[c][-1] - below[c][high] for c in (0, 1)]
-    pair = mean_iou(outside[1], outside[0], positives, negatives)
-    assert pair.max() < 0.65  # measured 0.58; a U-Net of 8 … 64 channels reached 0.98
 
 
 def scene_of(writer: Writer, i: int) -> Scene:

@@ -191,25 +191,6 @@ def concat(*branches):
     return Function(lambda *maps: torch.cat(maps, dim=1), *branches)
 
 
-class SkipFCN(nn.Module):
-    """FCN-4s on a backbone of stride 8: scores of two levels are fused, and cropped to one size as in the paper."""
-
-    def __init__(self):
-        super().__init__()
-        pool = nn.MaxPool2d(2)
-        self.shallow = nn.Sequential(nn.Conv2d(1, 2, 3, padding=4), pool, nn.Conv2d(2, 2, 3), pool)
-        self.deep = nn.Sequential(nn.Conv2d(2, 2, 3, padding=1), pool)
-        self.up2, self.up4 = nn.ConvTranspose2d(2, 1, 4, 2, bias=False), nn.ConvTranspose2d(1, 1, 8, 4, bias=False)
-        self.score = nn.Conv2d(2, 1, 1)
-
-    def forward(self, x):
-        shallow = self.shallow(x)
-        risen = self.up2(self.deep(shallow))
-        cropped = self.score(shallow)[:, :, : risen.shape[2] - 1, : risen.shape[3] - 1]
-        fused = self.up4(risen[:, :, 1 : 1 + cropped.shape[2], 1 : 1 + cropped.shape[3]] + cropped)
-        return fused[:, :, 2 : 2 + x.shape[2], 2 : 2 + x.shape[3]]
-
-
 def conv(k=3, stride=1, dilation=1):
     return nn.Conv2d(1, 1, k, stride, dilation * (k - 1) // 2, dilation)
 
@@ -232,8 +213,6 @@ ZOO = {
     "ASPP": (nn.Sequential(conv(3, stride=2), ASPP, nn.Conv2d(3, 1, 1)), 19, 2),  # 3 + 2·(2·4)
     # the final 3×3 meets two coarse pixels at most; with a 3×3 at jump 2 they read 4 of them: 8 pixels
     "valid U-Net": (nn.Sequential(concat(DEEP, nn.ZeroPad2d(-2)), nn.Conv2d(2, 1, 3)), 8, 1),
-    # shallow 3, 4, +2·2 = 8, +2 = 10 at jump 4; deep 18, 22 at jump 8; the two upsamplings read 3 of them: 22 + 2·8
-    "FCN with skip": (SkipFCN(), 38, 1),
     "kernel 4, stride 2": (nn.Sequential(conv(3, stride=2), nn.ConvTranspose2d(1, 1, 4, 2, 1)), 5, 1),
     "kernel 3, stride 2": (nn.Sequential(nn.MaxPool2d(2), nn.ConvTranspose2d(1, 1, 3, 2, 1, output_padding=1)), 4, 1),
     "finer than the image": (nn.Sequential(conv(), nn.ConvTranspose2d(1, 1, 2, 2)), 3, 0.5),
