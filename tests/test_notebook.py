@@ -14,10 +14,12 @@ import sys
 import types
 import zipfile
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from types import CodeType
+from typing import Any
 
 import pytest
 
@@ -40,7 +42,7 @@ SECTIONS = [
 SHARED = {r"C\d|C-": "C", r"D-q": "D-fcn", r"E-": "E", r"Part 5": "C", r"Part 7": "E"}
 """Sections that are one experiment and share its names: all of C, D-fcn with the questions about it, all of E."""
 
-SCRATCH = {"_", "ax", "axes", "figure", "lines", "row"}
+SCRATCH = {"_", "ax", "axes", "counts", "figure", "guess", "lines", "names", "row"}
 """These names, and single letters, mean "of this cell" everywhere: no other section may read them."""
 
 
@@ -51,7 +53,7 @@ def test_every_task_of_the_sheets_has_its_section_in_order() -> None:
 
 def test_the_time_needed_can_be_filled_in_for_each_part() -> None:
     parts = re.findall(r"needed the following time to complete the task \((.*?)\)", "".join(TEXT))
-    assert parts == ["B1", "1.1", "1.2", "1.3", "C", "D", "E"]
+    assert parts == ["B1", "1.1", "B2", "1.2", "1.3", "C", "D", "E"]
 
 
 def test_it_passes_the_regulations() -> None:
@@ -64,6 +66,63 @@ def test_no_cell_warns() -> None:
 
 def test_code_cells_are_short() -> None:
     assert max(len("".join(cell["source"]).splitlines()) for cell in CODE) <= 25
+
+
+def test_it_reads_like_a_paper() -> None:
+    """Few code cells, most of them after text, typesetting folded, and every inner link has its place."""
+    kinds = [cell["cell_type"] for cell in CELLS]
+    after_text = sum(before == "markdown" for before, kind in pairwise(kinds) if kind == "code")
+    folded = [cell for cell in CODE if "hide-input" in cell["metadata"].get("tags", ())]
+    visible = [line for cell in CODE if cell not in folded for line in "".join(cell["source"]).splitlines()]
+    assert len(CODE) <= 120 and len(visible) <= 1100 and after_text >= 0.85 * len(CODE)
+    assert not any({*three} == {"code"} for three in zip(kinds, kinds[1:], kinds[2:]))
+    assert all(
+        cell["metadata"]["jupyter"]["source_hidden"] and cell["metadata"]["cellView"] == "form" for cell in folded
+    )
+    places = re.findall(r'<a id="([^"]+)" name="\1"></a>\n\n#', "".join(TEXT))
+    links = {*re.findall(r"\]\(#([^)]+)\)", "".join(TEXT))}
+    assert {*SECTIONS, *links} <= {*places} and len(places) == len({*places})
+
+
+def test_every_claim_of_the_text_holds_in_the_committed_run() -> None:
+    claims = re.findall("^([✓✗]) .*", "\n".join(map(shown, CODE)), re.MULTILINE)
+    assert len(claims) >= 60 and set(claims) == {"✓"}
+
+
+def test_numbers_in_the_text_are_those_of_the_outputs() -> None:
+    """A number with a decimal point, as 0.83, .83 or 83.1 %, is a result: its part shows it, as exactly."""
+    wrong, texts, numbers = list[str](), list[str](), list[float]()
+    for cell in [*CELLS, {"cell_type": "markdown", "source": "# the end"}]:
+        text = "".join(cell["source"])
+        if cell["cell_type"] == "code":
+            numbers += map(float, re.findall(r"\d*\.\d+(?:e[+-]\d+)?|\d+", shown(cell).replace(",", "")))
+        elif re.search("^# ", text, re.MULTILINE):
+            wrong += [
+                f"{number}: {one[:50]}" for one in texts for number in results_in(one) if not is_one_of(number, numbers)
+            ]
+            texts, numbers = [text], []
+        else:
+            texts.append(text)
+    assert wrong == []
+
+
+def shown(cell: dict[str, Any]) -> str:
+    """What a cell printed and the tables that it showed, as text."""
+    texts = (o.get("text") or o.get("data", {}).get("text/plain", "") for o in cell["outputs"])
+    return "\n".join("".join(text) for text in texts)
+
+
+def results_in(text: str) -> list[str]:
+    """The decimal numbers of a text; those of names, links, formulas and code are none."""
+    text = re.sub(r"```.*?```|`[^`]*`|\$[^$]*\$|\]\([^)]*\)|(arXiv|doi):\S+|\b[A-E]1\.\d", "", text, flags=re.DOTALL)
+    return re.findall(r"(?<![\w.])\d*\.\d+(?: %)?(?![\w.])", text)
+
+
+def is_one_of(result: str, numbers: Sequence[float]) -> bool:
+    number, _, percent = result.partition(" ")
+    digits = len(number.partition(".")[2])
+    scales = (1, 100) if percent else (1,)
+    return any(abs(scale * one - float(number)) <= 0.5001 * 10**-digits for one in numbers for scale in scales)
 
 
 def test_the_file_and_its_pictures_are_small() -> None:
