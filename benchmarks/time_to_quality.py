@@ -134,12 +134,8 @@ def run(folder: Path, name: str, method_name: str, lr: float, seed: int) -> list
             scores = {kind: learner.evaluate(held_out[kind]) for kind in ("val", "test")[: 1 + (epoch == task.epochs)]}
             found = {"set": name, "method": method_name, "lr": lr, "seed": seed, "steps": epoch * len(loader)}
             values = {kind: scores.get(kind, {}).get(task.score, "") for kind in ("val", "test")}
-            rows.append(
-                found
-                | {"cpu_seconds": round(clock, 2)}
-                | values
-                | {"precision": "float32" if method.plain else learner.number_format}
-            )
+            values["precision"] = "float32" if method.plain else learner.number_format
+            rows.append(found | {"cpu_seconds": round(clock, 2)} | values)
         clock -= time.process_time()
 
     if method.plain:
@@ -159,14 +155,11 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)  # processor time adds up all threads
 
-    def rows_of(**wanted: Any) -> list[dict[str, Any]]:
-        return select(read_table(options.output), **wanted)
-
     def once(**wanted: Any) -> list[dict[str, Any]]:
-        if not rows_of(**wanted):
+        if not select(read_table(options.output), **wanted):
             rows = run(options.data, wanted["set"], wanted["method"], wanted["lr"], wanted["seed"])
             write_table(options.output, [*read_table(options.output), *(row | provenance() for row in rows)])
-        return rows_of(**wanted)
+        return select(read_table(options.output), **wanted)
 
     for name in options.sets:
         best = {
@@ -177,13 +170,7 @@ def main() -> None:
             for method, lr in best.items():
                 once(set=name, method=method, lr=lr, seed=seed)
         print(f"{name}: {TASKS[name].score} of the validation images\n")
-        summary(
-            name,
-            {
-                method: [once(set=name, method=method, lr=lr, seed=s) for s in options.seeds]
-                for method, lr in best.items()
-            },
-        )
+        summary(name, {m: [once(set=name, method=m, lr=lr, seed=s) for s in options.seeds] for m, lr in best.items()})
 
 
 def summary(name: str, runs: dict[str, list[list[dict[str, Any]]]]) -> None:
