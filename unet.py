@@ -48,9 +48,8 @@ def unpool2x2(x: Tensor, indices: Tensor, size: tuple[int, int]) -> Tensor:
 
 def space_to_depth(x: Tensor, factor: int) -> Tensor:
     """Squares of f² pixels become one, the last row or column repeated: (B, C, H, W) → (B, C·f², ⌈H/f⌉, ⌈W/f⌉)."""
-    x = F.pad(x, (0, factor - 1, 0, factor - 1), mode="replicate")
-    rows, columns = (side // factor * factor for side in x.shape[2:])
-    return F.pixel_unshuffle(x[..., :rows, :columns], factor)
+    height, width = x.shape[2:]
+    return F.pixel_unshuffle(F.pad(x, (0, -width % factor, 0, -height % factor), mode="replicate"), factor)
 
 
 class ConvBlock(nn.Sequential):
