@@ -242,7 +242,10 @@ class Learner:
         if self.device.type != "cpu":
             return "float32"
         before, chosen = _copy_to_cpu(self._learnt().state_dict()), self.number_format
-        batch, seconds = self._to_device(next(iter(self.train_loader))), dict[str, float]()
+        batch: Batch = self._to_device(next(iter(self.train_loader)))
+        if self.augment is not None:  # may change shapes
+            batch = self.augment(*batch, generator=torch.Generator().manual_seed(self.seed))
+        seconds = dict[str, float]()
         self.model.train()
         with torch.random.fork_rng(devices=[]):  # dropout draws here too
             few = [tensor[: 2 * parallel.world_size()] for tensor in batch]  # two a process

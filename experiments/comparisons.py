@@ -19,12 +19,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from torch import Tensor, nn
 
 import transforms
 from data import SegmentationDataset, make_loader, prepare, source_folder
-from experiments.statistics import Row, provenance, read_table, write_table
+from experiments.statistics import Row, collect, provenance
 from geometry.objects import boundary_distances, total
 from imagesets.changes import HalfOfTestValidates, PartsByName, Relabel, Resize
 from imagesets.files import Sample
@@ -38,6 +37,7 @@ from training.checkpoint import identity, replacing
 from unet import UNet
 
 RUNS, FIGURES, DATA = Path("runs/compare"), Path("figures"), Path("data")
+TABLES = {"rows": ("compare", 5), "history": ("compare_history", 6)}
 SCORES, FOLDS, PRECISION = ("loss", "accuracy", "mean_iou", "iou_1"), 5, "bfloat16"
 Make = Callable[[SegmentationDataset], nn.Module]
 
@@ -212,19 +212,6 @@ def best_rate(set_name: str, arm: str) -> float:
     return rates[best]
 
 
-def collect() -> None:
-    """Bring the rows of all finished runs into the tables; those of other places stay.  What has no score is blank."""
-    with FileLock(RUNS / "tables.lock"):  # two processes may do a part each
-        runs = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(RUNS.glob("*/*/*.json"))]
-        for kind, table, keys in (("rows", "compare", 5), ("history", "compare_history", 6)):
-            path = FIGURES / f"{table}.csv"
-            rows = [*read_table(path), *(row for run in runs for row in run[kind])]
-            widest: list[str] = max((list(run[kind][0]) for run in runs), key=len)
-            columns = dict.fromkeys(widest, "")
-            merged = {tuple(row.values())[:keys]: columns | row for row in rows if row.keys() <= columns.keys()}
-            write_table(path, [merged[key] for key in sorted(merged)])
-
-
 def main(arguments: list[str]) -> None:
     """Do the runs that the command line asks for and that are not done yet."""
     parser = ArgumentParser("run.py compare", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
@@ -237,4 +224,4 @@ def main(arguments: list[str]) -> None:
         for seed in options.seeds or range(max(recipe.seeds for recipe in arms.values())):
             for arm, recipe in arms.items():
                 run_one(set_name, arm, seed, recipe.lr or best_rate(set_name, arm))
-                collect()
+                collect(RUNS, FIGURES, TABLES)

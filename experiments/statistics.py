@@ -7,6 +7,7 @@ Sources: signed-rank test, Wilcoxon, 1945 (doi:10.2307/3001968), with ties at ze
 import contextlib
 import csv
 import itertools
+import json
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from numpy.typing import ArrayLike
 from scipy import stats
 
@@ -59,6 +61,24 @@ def provenance() -> Row:
         command = ["git", "describe", "--always", "--dirty"]
         commit = subprocess.run(command, cwd=place, capture_output=True, text=True, check=True).stdout.strip()
     return {"machine": f"{device}; {torch.get_num_threads()} threads; torch {torch.__version__}", "commit": commit}
+
+
+def collect(runs: Path, figures: Path, tables: Mapping[str, tuple[str, int]]) -> None:
+    """Bring the rows of all finished runs, `runs`/*/*/*.json, into the tables of `figures`, each row once.
+
+    `tables` says for each kind of rows the name of its .csv and how many of the first columns tell rows apart.  Rows of
+    other places stay unless they have columns that the new ones lack; what has no value is blank.
+    """
+    with FileLock(runs / "tables.lock"):  # two processes may do a part each
+        files = sorted(runs.glob("*/*/*.json"), key=lambda file: file.stat().st_mtime)
+        done = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+        for kind, (table, keys) in tables.items():
+            rows = [row for run in done for row in run[kind]]
+            widest: Row = max(rows, key=len)
+            columns = dict.fromkeys(widest, "")
+            rows = [row for row in [*read_table(figures / f"{table}.csv"), *rows] if row.keys() <= columns.keys()]
+            merged = {tuple(row.values())[:keys]: columns | row for row in rows}
+            write_table(figures / f"{table}.csv", [merged[key] for key in sorted(merged)])
 
 
 def select(rows: Iterable[Row], **wanted: Any) -> list[Row]:

@@ -7,7 +7,7 @@ A run is one network: a data set, a loss, a seed.  With one seed all losses shar
 learning rate.  The test images are judged at 0.5 and at the threshold that is best on the validation images; as they
 are and with the mean prediction for their 4 reflections (8 with transposition); and with and without small components
 and holes, under sizes that are best on the validation images too.  Finished runs are kept in `runs/study`, their rows
-in `figures`.  The sets `mortar…` train longer, at full resolution, and each changes one thing of the first.
+in `figures`.  The sets `mortar…` are the walls at full resolution; each changes one thing of the first.
 """
 
 import functools
@@ -21,14 +21,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from scipy import ndimage
 
 import data
 import plots
 import transforms
 from checks import InputError
-from experiments.statistics import provenance, read_table, select, write_table
+from experiments.statistics import collect, provenance, select
 from geometry.objects import choose_threshold, dice, judge, topology_row
 from geometry.topology import KINDS, CriticalRegions, critical_regions
 from imagesets.changes import WeightMap, separate_cells
@@ -43,6 +42,7 @@ from unet import UNet
 RUNS, FIGURES, DATA = Path("runs/study"), Path("figures"), Path("data")
 RULES = ("fixed", "validation")  # the threshold 0.5, or the one chosen; with "+cleaned" without small components
 SIZES = (0, 30, 60, 100, 150, 250, 400, 700)  # pixels: what is smaller is removed, or filled
+TABLES = {"rows": ("study", 5), "images": ("study_images", 6), "thresholds": ("study_thresholds", 5)}
 CURVE = ("threshold", "dice", "all_errors", "merges", "splits", "beta0_error", "beta1_error")
 
 
@@ -259,22 +259,6 @@ def run_one(set_name: str, loss_name: str, seed: int) -> None:
         part.write_text(json.dumps(done), encoding="utf-8")
 
 
-def collect() -> None:
-    """Bring the rows of all finished runs into the tables; rows of runs that are not here stay, if of equal columns."""
-    with FileLock(RUNS / "tables.lock"):  # two processes may do a part each
-        files = sorted(RUNS.glob("*/*/*.json"), key=lambda file: file.stat().st_mtime)
-        runs = [json.loads(file.read_text(encoding="utf-8")) for file in files]
-        for name, table, keys in (
-            ("rows", "study", 5),
-            ("images", "study_images", 6),
-            ("thresholds", "study_thresholds", 5),
-        ):
-            path, columns = FIGURES / f"{table}.csv", list(runs[-1][name][0])
-            rows = [*read_table(path), *(row for run in runs for row in run[name])]
-            merged = {tuple(row.values())[:keys]: row for row in rows if list(row) == columns}  # by their first columns
-            write_table(path, [merged[key] for key in sorted(merged)])
-
-
 def draw_examples(set_name: str, losses: tuple[str, str], seed: int = 0, side: int = 256) -> None:
     """Three test images, cropped: the second loss lowered the errors of the first most, like the median, least.
 
@@ -286,10 +270,8 @@ def draw_examples(set_name: str, losses: tuple[str, str], seed: int = 0, side: i
         learner.fit(SETS[set_name].epochs)  # a finished run is only read
         run = json.loads(file_of(set_name, loss, seed).read_text())
         threshold = select(run["rows"], views=1, rule="validation")[0]["threshold"]
-        images, labels = (
-            data.SegmentationDataset(path, "test"),
-            [label[:side, :side] for label in labels_of(path, "test")],
-        )
+        images = data.SegmentationDataset(path, "test")
+        labels = [label[:side, :side] for label in labels_of(path, "test")]
         guesses = [probs[:side, :side] > threshold for probs in predict(learner, path, "test", views=1)]
         shown[loss] = [critical_regions(guess[None], label[None]) for guess, label in zip(guesses, labels)]
     first, second = (np.array([found.severity.sum() for found in shown[loss]]) for loss in losses)
@@ -319,6 +301,6 @@ def main(arguments: list[str]) -> None:
         for seed in options.seeds or range(SETS[set_name].seeds):
             for loss_name in options.losses or SETS[set_name].losses:
                 run_one(set_name, loss_name, seed)
-                collect()
+                collect(RUNS, FIGURES, TABLES)
         if options.draw:
             draw_examples(set_name, tuple(options.draw))

@@ -222,9 +222,10 @@ def _decode_with_pillow(path: Path, start: bytes) -> Stored:
         return Stored(numbers, _flat(shown[..., :-1]), True, has_hole, is_lossy)
     if isinstance(clear, bytes):  # the opacity of the entries of a palette
         has_hole = bool(np.isin(numbers, [entry for entry, opacity in enumerate(clear) if opacity < 255]).any())
-    else:  # the one value or colour that is transparent; of one bit Pillow says 255
-        values = np.atleast_3d(shown if mode == "1" else numbers)
-        has_hole = clear is not None and bool((values == clear).all(axis=2).any())
+    elif clear is not None:  # the one value or colour that is transparent; for white of one bit Pillow says 1 or 255
+        has_hole = bool((np.atleast_3d(numbers) == (bool(clear) if mode == "1" else clear)).all(axis=2).any())
+    else:
+        has_hole = False
     return Stored(numbers, shown, False, has_hole, is_lossy)
 
 

@@ -92,10 +92,8 @@ class Comparison:
             what = f"has an image {image.shape} {image.dtype}, but the first is {first.image.shape} {first.image.dtype}"
             yield what, "use one kind for all: grey or colour, integers or floats"
         if sample.extras.keys() != first.extras.keys():
-            yield (
-                f"has the maps {sorted(sample.extras)}, but the first has {sorted(first.extras)}",
-                "add what is missing",
-            )
+            what = f"has the maps {sorted(sample.extras)}, but the first has {sorted(first.extras)}"
+            yield what, "add what is missing"
         for number, colour in sample.colours.items():
             name, other = self.colours.get((number, type(colour)), ("", colour))
             if other != colour:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from checks import InputError
 from experiments import study
@@ -84,13 +85,19 @@ def test_half_of_a_batch_is_turned_and_zoomed_with_its_maps() -> None:
     assert same.sum() == target.sum()
 
 
+def test_examples_are_drawn_of_two_losses(tiny) -> None:
+    study.main(["--sets", "tiny", "--losses", "ce", "both", "--draw", "ce", "both"])
+    with Image.open(study.FIGURES / "study_tiny.png") as picture:
+        assert min(picture.size) > 500
+
+
 def test_rows_of_other_runs_stay_and_own_ones_are_replaced(tiny) -> None:
     study.main(["--sets", "tiny", "--losses", "ce"])
     table = study.FIGURES / "study.csv"
     header, first, *others = table.read_text().splitlines()
     other, stale = first.replace("tiny", "another"), first.replace(",fixed,0.5,", ",fixed,0.9,")
     table.write_text("\n".join([header, other, stale, *others]) + "\n")
-    study.collect()
+    study.collect(study.RUNS, study.FIGURES, study.TABLES)
     assert table.read_text().splitlines() == [header, other, first, *others]
 
 
@@ -99,7 +106,7 @@ def test_collecting_a_new_run_keeps_the_committed_rows(tiny, capsys) -> None:
     committed = [Path(study.__file__).parents[1] / "figures" / file.name for file in study.FIGURES.glob("study*.csv")]
     for file in committed:
         shutil.copy(file, study.FIGURES)
-    study.collect()
+    study.collect(study.RUNS, study.FIGURES, study.TABLES)
     for file in committed:
         rows = set((study.FIGURES / file.name).read_text().splitlines())
         assert set(file.read_text().splitlines()) < rows and any(row.startswith("tiny,ce") for row in rows)
