@@ -439,3 +439,20 @@ def test_small_crops_and_deep_nets_have_a_fastest_format(tmp_path):
         learner = Learner(model, cross_entropy, Batches(images, target, batch), device="cpu", verbose=False)
         learner.fit(1)
         assert learner.number_format in ("float32", "bfloat16")
+
+
+def test_the_format_is_timed_on_augmented_batches_with_two_images_for_each_process(monkeypatch):
+    def middle(images, target, generator):  # a classifier of patches: its answer has no size
+        return images, target[:, 8:9, 8:9]
+
+    net = nn.Sequential(nn.Conv2d(1, 2, 3), nn.AdaptiveAvgPool2d(1))
+    learner, timed = Learner(net, cross_entropy, Batches(*discs(n=8), 8), augment=middle, device="cpu"), []
+    backward = learner._backward
+    monkeypatch.setattr(
+        learner, "_backward", lambda batch, scaler: timed.append(batch[1].shape) or backward(batch, scaler)
+    )
+    monkeypatch.setattr("training.parallel.world_size", lambda: 3)
+    monkeypatch.setattr("training.parallel.shared", list)
+    monkeypatch.setattr("training.parallel.weight_of_share", lambda size: 1.0)
+    learner.fastest_precision()
+    assert timed == [(6, 1, 1), (8, 1, 1)] * 2

@@ -42,7 +42,7 @@ SECTIONS = [
 SHARED = {r"C\d|C-": "C", r"D-q": "D-fcn", r"E-": "E", r"Part 5": "C", r"Part 7": "E"}
 """Sections that are one experiment and share its names: all of C, D-fcn with the questions about it, all of E."""
 
-GIVEN = {"1.1", "1.2", "1.3", "1.5", "3.1", ".18", ".67", "95.45 %"}
+GIVEN = {"1.1", "1.2", "1.3", "1.5", "3.1", ".18", "0.18", "0.45", ".67", "95.45 %"}
 """Numbers in the text that no cell computes: names of tasks, a size, and what sheets, papers and definitions say."""
 
 SCRATCH = {"_", "ax", "axes", "counts", "figure", "guess", "lines", "names", "row"}
