@@ -36,7 +36,6 @@ from imagesets.files import Sample
 from learner import Learner, pick_device, set_seed
 from losses import cross_entropy
 from metrics import confusion_matrix, mean_iou
-from networks.baselines import Shrunk
 from training.checkpoint import replacing
 from unet import UNet
 
@@ -46,7 +45,7 @@ DEFAULT_SET = "dsb2018"
 EPOCHS = 9  # three rungs: after 1, 3 and 9 epochs
 CANDIDATES = 3  # so many of the best trials are confirmed, beside the default
 PLAN = [
-    Factor("shrink", "scientific", (1, 2, 4), "input resolution: so many pixels become one, along each axis"),
+    Factor("stem", "scientific", (1, 2, 4), "resolution: squares of so many pixels a side are one pixel for the net"),
     Factor("width", "scientific", (8, 16, 24, 32, 48), "channels of the highest level; doubled at each level below"),
     Factor("levels", "scientific", (1, 2, 3, 4, 5), "depth: levels of the U; each further one doubles what is seen"),
     Factor("skip", "scientific", ("none", "sum", "concat"), "links from encoder to decoder"),
@@ -60,17 +59,17 @@ PLAN = [
     Factor("crop", "fixed", (72,), "side in full resolution: a quarter of it, halved four times, is still 2 pixels"),
     Factor("crops", "fixed", (200,), "about so many in an epoch, whatever the batch size"),
 ]
-DEFAULT: Settings = {"shrink": 1, "width": 8, "levels": 4, "skip": "concat", "norm": "batch", "batch": 16, "lr": 5e-3}
+DEFAULT: Settings = {"stem": 1, "width": 8, "levels": 4, "skip": "concat", "norm": "batch", "batch": 16, "lr": 5e-3}
 # An earlier search had ranges that ended at width 16 and batch 4, where its best trials lay; beyond them, first of all:
-_BEST: Settings = DEFAULT | {"shrink": 2, "width": 16, "norm": "group", "batch": 4, "lr": 5e-4}
+_BEST: Settings = DEFAULT | {"stem": 2, "width": 16, "norm": "group", "batch": 4, "lr": 5e-4}
 EARLIER = (_BEST | {"width": 32}, _BEST | {"batch": 2}, _BEST | {"width": 32, "batch": 2}, _BEST)
 FIXED: Settings = {f.name: f.values[0] for f in PLAN if isinstance(f.values, tuple) and f.kind == "fixed"}
 
 
-def make_model(settings: Settings, channels: int, num_classes: int) -> Shrunk:
-    """The U-Net of some settings, at their resolution; labels and scores are always in full resolution."""
+def make_model(settings: Settings, channels: int, num_classes: int) -> UNet:
+    """The U-Net of some settings; labels and scores are always in full resolution."""
     widths = [settings["width"] * 2**level for level in range(settings["levels"])]
-    return Shrunk(UNet(channels, num_classes, widths, skip=settings["skip"], norm=settings["norm"]), settings["shrink"])
+    return UNet(channels, num_classes, widths, **{name: settings[name] for name in ("stem", "skip", "norm")})
 
 
 def own_parts(sample: Sample) -> Sample | None:
@@ -185,7 +184,7 @@ def save_rows(table: str, set_name: str, rows: Sequence[Row]) -> None:
 
 def run_set(set_name: str, options: Namespace, say: Callable[[str], object] = print) -> None:
     """All four steps for one data set, and their tables."""
-    path, name = prepare(set_name, DATA, changes=[own_parts]), f"tuning-{Path(set_name).name}"
+    path, name = prepare(set_name, DATA, changes=[own_parts], standardise=True), f"tuning-{Path(set_name).name}"
     runs, seeds = RUNS / name, range(options.seeds)
     say(f"{set_name}: search for {options.minutes:g} minutes on {pick_device().type}")
     storage, seed = options.storage or runs / "search.db", None if options.worker else 0

@@ -19,7 +19,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """A folder of six images and two test images; eight crops an epoch, the smallest network, two epochs."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(tuning, "EPOCHS", 2)
-    monkeypatch.setattr(tuning, "DEFAULT", DEFAULT | {"shrink": 4, "width": 8, "levels": 2, "batch": 4})
+    monkeypatch.setattr(tuning, "DEFAULT", DEFAULT | {"stem": 4, "width": 8, "levels": 2, "batch": 4})
     monkeypatch.setattr(tuning, "EARLIER", [tuning.DEFAULT | {"lr": 5e-5}])
     build, find = tuning.builder, tuning.search
     monkeypatch.setattr(tuning, "builder", lambda path, precision="float32", crops=8: build(path, precision, 8))
