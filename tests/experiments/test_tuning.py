@@ -101,7 +101,7 @@ def test_every_searched_factor_reaches_the_training(tiny: str) -> None:
         assert repr(build(settings | {factor.name: other}, 0, None).settings()) != described, factor.name
     seeded = build(settings, 1, None)
     assert seeded.seed == seeded.train_loader.dataset.seed == seeded.train_loader.batch_sampler.seed == 1
-    assert make_model(settings | {"levels": 3, "width": 4}, 1, 2).network.widths == (4, 8, 16)
+    assert make_model(settings | {"levels": 3, "width": 4}, 1, 2).widths == (4, 8, 16)
 
 
 def test_candidates_are_the_default_and_the_best_others() -> None:
