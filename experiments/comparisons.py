@@ -48,13 +48,6 @@ def augment(*tensors: Tensor, generator: torch.Generator, symmetries: Sequence[i
     return transforms.random_intensity(images, gain=0.2, offset=0.2, generator=generator), *maps
 
 
-def augment_pets(images: Tensor, target: Tensor, generator: torch.Generator) -> Sequence[Tensor]:
-    """Turned, zoomed, moved and mirrored a little, and of another colour and brightness."""
-    moved = transforms.random_affine(images, target, generator=generator, degrees=10, zoom=0.2, stretch=0.1, shift=0.1)
-    images = transforms.random_hue(moved[0], 15, generator=generator)
-    return transforms.random_intensity(images, gain=0.3, offset=0.3, generator=generator), moved[1]
-
-
 def middle_pixel(images: Tensor, target: Tensor, generator: torch.Generator) -> Sequence[Tensor]:
     """Patches of 126², and the class of the pixel in the middle of each, (B, 1, 1)."""
     images, target = augment(images, target, generator=generator)
@@ -134,11 +127,7 @@ HEAD_FOLDS = {n: partial(roads, side=64, changes=[much_road], block=n) for n in 
 SETS = {
     "streets": {name: replace(STREETS, make=make) for name, make in STREET_NETS.items()},
     "roads": {s: Recipe(roads, partial(unet, skip=s, widths=WIDE), 5e-3, 6, batch=4) for s in ("concat", "none")},
-    "pets": {
-        "lr 1e-3": PETS,
-        "lr 1e-4": replace(PETS, lr=1e-4),
-        "48 views": replace(PETS, lr=4e-3, batch=8, repeats=3, augment=augment_pets, schedule="cosine"),
-    },
+    "pets": {"lr 1e-3": PETS, "lr 1e-4": replace(PETS, lr=1e-4)},
     "links": {name: replace(LINKS, make=partial(unet, widths=SMALL, **s)) for name, s in LINK_NETS.items()},
     "heads": {
         "neighbours in training": replace(HEADS, prepare=HEAD_FOLDS[1]),
