@@ -38,7 +38,7 @@ FIRST_SEED = 1000  # trial n trains with seed FIRST_SEED + n; the seeds below ar
 HEARTBEAT = 30  # seconds between two signs of life of a trial; after two missed ones it counts as killed
 SCORE = "val_mean_iou"  # a trial has the best of its epochs, whose weights the learner keeps
 ENDED = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
-COLUMNS = ("epoch", "lr", "train_loss", "val_loss", "seconds", SCORE)  # kept of each epoch
+COLUMNS = ("seconds", SCORE)  # kept of each epoch
 
 
 @dataclass(frozen=True)
@@ -234,12 +234,6 @@ def trial_rows(study: optuna.Study) -> list[Row]:
         row |= {"first_score": scores[0], "epochs": len(epochs), "seconds": sum(row["seconds"] for row in epochs)}
         rows.append(row | {"seed": trial.user_attrs.get("seed", -1), "reason": reason} | trial.params)
     return rows
-
-
-def epoch_rows(study: optuna.Study) -> list[Row]:
-    """One row for each epoch of each trial."""
-    trials = study.get_trials(deepcopy=False)
-    return [{"trial": trial.number} | row for trial in trials for row in trial.user_attrs.get("epochs", [])]
 
 
 def best_trials(rows: Sequence[Row], number: int) -> list[Row]:

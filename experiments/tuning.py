@@ -197,7 +197,6 @@ def run_set(set_name: str, options: Namespace, say: Callable[[str], object] = pr
     plan = hpo.spelled(factors) | {"epochs": EPOCHS, "precision": study.user_attrs["precision"]} | provenance()
     save_rows("plan", set_name, [{"factor": key, "values": text} for key, text in plan.items()])
     save_rows("trials", set_name, rows)
-    save_rows("epochs", set_name, hpo.epoch_rows(study))
     build, candidates = builder(path, study.user_attrs["precision"]), chosen_settings(factors, rows)
     confirmed = confirm(build, candidates, epochs=EPOCHS, seeds=seeds, folder=runs / "confirmation")
     values = {key: {f.name: settings[f.name] for f in searched(factors)} for key, settings in candidates.items()}
