@@ -38,7 +38,6 @@ FIRST_SEED = 1000  # trial n trains with seed FIRST_SEED + n; the seeds below ar
 HEARTBEAT = 30  # seconds between two signs of life of a trial; after two missed ones it counts as killed
 SCORE = "val_mean_iou"  # a trial has the best of its epochs, whose weights the learner keeps
 ENDED = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialState.FAIL: "failed"}
-COLUMNS = ("seconds", SCORE)  # kept of each epoch
 
 
 @dataclass(frozen=True)
@@ -207,7 +206,7 @@ def _train(trial: optuna.Trial, build: Build, factors: Sequence[Factor], epochs:
 
     def after_epoch(row: Mapping[str, Any]) -> None:
         epoch, value = int(row["epoch"]), float(row[SCORE])
-        rows.append({name: float(row[name]) for name in COLUMNS if name in row} | {"epoch": epoch})
+        rows.append({"seconds": float(row["seconds"]), SCORE: value})
         trial.set_user_attr("epochs", rows)
         if not math.isfinite(value):
             raise FloatingPointError(f"{SCORE} is {value} after epoch {epoch}")
