@@ -54,18 +54,11 @@ def dice_loss(logits: Tensor, target: Tensor, *, smooth: float = 1.0) -> Tensor:
     With s > 0, in pixels, a class absent from an image costs 0 if nothing is predicted, towards 1 the more is.
     Milletari et al., 2016 (arXiv:1606.04797).
     """
-    probs, truth = _probs_and_one_hot(logits, target)  # (B, C, H, W) each, 0 on ignored pixels
-    overlap = (probs * truth).sum(dim=(2, 3))  # (B, C)
-    total = (probs + truth).sum(dim=(2, 3))
-    return (1 - (2 * overlap + smooth) / (total + smooth)).mean()
+    return tversky_loss(logits, target, alpha=0.5, beta=0.5, smooth=smooth / 2)
 
 
 def cross_entropy_dice(logits: Tensor, target: Tensor) -> Tensor:
-    """`cross_entropy` + `dice_loss`; two classes in one pass over z₁ − z₀, in half of the time.
-
-    >>> round(cross_entropy_dice(torch.zeros(1, 2, 1, 1), torch.ones(1, 1, 1, dtype=torch.int64)).item(), 4)
-    0.9598
-    """
+    """`cross_entropy` + `dice_loss`; two classes in one pass over z₁ − z₀, in half of the time."""
     logits, target = _prepare(logits, target)
     if logits.shape[1] > 2:
         return cross_entropy(logits, target) + dice_loss(logits, target)
@@ -87,29 +80,22 @@ def tversky_loss(
     TP = Σ p·g, FP = Σ p·(1 − g), FN = Σ (1 − p)·g.  β > α fears misses more than false alarms; α = β = ½ is Dice,
     with half of its s > 0.  Salehi et al., 2017 (arXiv:1706.05721).
     """
-    probs, truth = _probs_and_one_hot(logits, target)
+    probs, truth = _probs_and_one_hot(logits, target)  # (B, C, H, W) each, 0 on ignored pixels
     hits = (probs * truth).sum(dim=(2, 3))  # (B, C)
     false_alarms, misses = probs.sum(dim=(2, 3)) - hits, truth.sum(dim=(2, 3)) - hits
     return (1 - (hits + smooth) / (hits + alpha * false_alarms + beta * misses + smooth)).mean()
 
 
-def soft_cldice_loss(
-    logits: Tensor, target: Tensor, *, iterations: int = 5, smooth: float = 1.0, straight_through: bool = False
-) -> Tensor:
+def soft_cldice_loss(logits: Tensor, target: Tensor, *, iterations: int = 5, smooth: float = 1.0) -> Tensor:
     """Soft centre-line Dice loss 1 − 2·P·S / (P + S), averaged over images and over all classes but 0; 0 … 1.
 
     P = (Σ skel(p)·g + s) / (Σ skel(p) + s): how much of the predicted centre line lies in the true structure.
     S = (Σ skel(g)·p + s) / (Σ skel(g) + s): how much of the true centre line is predicted.
     skel is a soft skeleton by min- and max-pooling; what is wider than 2·`iterations` loses its centre line.
-    `straight_through` takes skel(p) / p for constant: the same value in a fifth of the time, and a gradient that points
-    the same way (cosine with the exact one .6 … .98 for a usable prediction, .3 for a random one).
     The loss does not see how wide a line is: add it to another one.  Shit et al., 2021 (arXiv:2003.07311), algorithm 1.
     """
     probs, truth = (x[:, 1:].contiguous() for x in _probs_and_one_hot(logits, target))  # (B, C−1, H, W)
-    line = _soft_skeleton(probs.detach() if straight_through else probs, iterations)
-    if straight_through:
-        line = probs * (line / probs.detach().clamp_min(torch.finfo(probs.dtype).tiny))
-    true_line = _soft_skeleton(truth, iterations)
+    line, true_line = _soft_skeleton(probs, iterations), _soft_skeleton(truth, iterations)
     precision = ((line * truth).sum(dim=(2, 3)) + smooth) / (line.sum(dim=(2, 3)) + smooth)
     sensitivity = ((true_line * probs).sum(dim=(2, 3)) + smooth) / (true_line.sum(dim=(2, 3)) + smooth)
     return (1 - 2 * precision * sensitivity / (precision + sensitivity)).mean()
@@ -163,13 +149,9 @@ class BoundaryWeightedLoss(nn.Module):
     """
 
     def __init__(
-        self,
-        w0: float = 5.0,
-        sigma: float = 2.0,
-        *,
-        class_weight: Sequence[float] | None = None,
-        separation: bool = False,
-    ):
+        self, w0: float = 5.0, sigma: float = 2.0, *,
+        class_weight: Sequence[float] | None = None, separation: bool = False,
+    ):  # fmt: skip
         super().__init__()
         self.w0, self.sigma, self.separation = w0, sigma, separation
         self.class_weight: Any = class_weight and tuple(class_weight)
@@ -183,9 +165,6 @@ class BoundaryWeightedLoss(nn.Module):
     def _map(self, label: np.ndarray) -> np.ndarray:
         make, label = (separation_weights, find_cells(label)) if self.separation else (boundary_weights, label)
         return make(label, self.w0, self.sigma, class_weight=self.class_weight)
-
-    def extra_repr(self) -> str:
-        return f"w0={self.w0}, sigma={self.sigma}, class_weight={self.class_weight}, separation={self.separation}"
 
 
 class TopologyLoss(nn.Module):
@@ -211,16 +190,9 @@ class TopologyLoss(nn.Module):
     step: Tensor
 
     def __init__(
-        self,
-        strength: float = 0.3,
-        *,
-        classes: Sequence[int] | None = None,
-        connectivity: int = 8,
-        holes: bool = True,
-        strict: bool = False,
-        margin: float = 0.0,
-        warm_up: int = 0,
-    ):
+        self, strength: float = 0.3, *, classes: Sequence[int] | None = None, connectivity: int = 8,
+        holes: bool = True, strict: bool = False, margin: float = 0.0, warm_up: int = 0,
+    ):  # fmt: skip
         super().__init__()
         self.strength, self.connectivity, self.holes, self.strict = strength, connectivity, holes, strict
         self.classes, self.margin, self.warm_up = classes and tuple(classes), margin, warm_up
@@ -261,17 +233,9 @@ class TopologyLoss(nn.Module):
         objects = regions.betti_target[..., : 1 + self.holes].sum()
         return torch.from_numpy(weights / np.float32(max(objects, 1))).to(logits.device)
 
-    def extra_repr(self) -> str:
-        names = "strength", "classes", "connectivity", "holes", "strict", "margin", "warm_up"
-        return ", ".join(f"{name}={getattr(self, name)}" for name in names)
-
 
 class WeightedSum(nn.Module):
-    """Σ a_i · loss_i of pairs (a_i, loss_i).  Further maps of a call, such as pixel weights, go to the first loss.
-
-    >>> WeightedSum((1.0, cross_entropy), (0.5, functools.partial(dice_loss, smooth=2.0)))
-    WeightedSum(1.0 * cross_entropy + 0.5 * dice_loss(smooth=2.0))
-    """
+    """Σ a_i · loss_i of pairs (a_i, loss_i).  Further maps of a call, such as pixel weights, go to the first loss."""
 
     def __init__(self, *terms: tuple[float, Callable[..., Tensor]]):
         super().__init__()
@@ -281,17 +245,6 @@ class WeightedSum(nn.Module):
     def forward(self, logits: Tensor, target: Tensor, *maps: Tensor) -> Tensor:
         (factor, first), *others = self.terms
         return sum((a * loss(logits, target) for a, loss in others), start=factor * first(logits, target, *maps))
-
-    def __repr__(self) -> str:
-        return f"WeightedSum({' + '.join(f'{factor} * {_text(loss)}' for factor, loss in self.terms)})"
-
-
-def _text(loss: Any) -> str:
-    """Name and settings of a loss."""
-    if isinstance(loss, functools.partial):
-        settings = [*map(str, loss.args), *(f"{key}={value}" for key, value in sorted(loss.keywords.items()))]
-        return f"{_text(loss.func)}({', '.join(settings)})"
-    return getattr(loss, "__name__", None) or repr(loss)
 
 
 def _map_of_each(target: Tensor, make: Callable[[np.ndarray], np.ndarray]) -> Tensor:

@@ -1,10 +1,10 @@
 """Joint transforms: an image, its label and every weight map move alike.
 
 - One sample, numpy: the protocol of the course sheet, with the names of `inferno.io.transform.Transform`.
-- A whole batch, torch, on its device: each sample gets its own draw.
+- A whole batch, torch, on its device: each sample gets its own draw, in its memory format.
 
 A random generator is always handed in, so a second run draws the same; for batches it is one of the CPU, so nothing
-waits for a GPU.  No input is changed in place; every result is a contiguous copy.
+waits for a GPU.  No input is changed in place; every result is a copy.
 """
 
 from collections.abc import Sequence
@@ -27,7 +27,7 @@ class BasicTransform2D:
     """
 
     def __init__(self, rng: np.random.Generator | None = None) -> None:
-        self.rng = rng
+        self.rng = self._rng_of_call = rng
         self._random_variables: dict[str, Any] = {}
 
     @property
@@ -41,19 +41,15 @@ class BasicTransform2D:
         shapes = [image.shape for image in images]
         if len({shape[-2:] for shape in shapes}) > 1 or any(len(shape) not in (2, 3) for shape in shapes):
             raise InputError(f"The inputs have shapes {shapes}; expected (H, W) or (C, H, W), channels first, alike.")
-        own_rng, self.rng = self.rng, self.rng if rng is None else rng
-        try:
-            self._random_variables = {}
-            self.build_random_variables()
-            return [self.apply_transform_to_image(image) for image in images]
-        finally:
-            self.rng = own_rng
+        self._rng_of_call = self.rng if rng is None else rng
+        self.build_random_variables()
+        return [self.apply_transform_to_image(image) for image in images]
 
     def build_random_variables(self) -> None:
         """Draw from `self.generator()` and store in `self._random_variables`, by name."""
 
     def get_random_variable(self, name: str) -> Any:
-        """The value drawn for this call, by name."""
+        """The value drawn for this call."""
         return self._random_variables[name]
 
     def apply_transform_to_image(self, image: np.ndarray) -> Any:
@@ -62,9 +58,9 @@ class BasicTransform2D:
 
     def generator(self) -> np.random.Generator:
         """The random generator of this call; raises `InputError` if none was given."""
-        if self.rng is None:
+        if self._rng_of_call is None:
             raise InputError(f"{type(self).__name__} needs a random generator: rng=np.random.default_rng(0).")
-        return self.rng
+        return self._rng_of_call
 
 
 class RandomReflect(BasicTransform2D):
@@ -112,13 +108,9 @@ class DownscaleImage(BasicTransform2D):
         blocks = image[..., : H * fy, : W * fx].reshape(*image.shape[:-2], H, fy, W, fx)
         if np.issubdtype(image.dtype, np.floating):
             return np.asarray(blocks.mean(axis=(-3, -1)), dtype=image.dtype)
-        result = np.zeros_like(blocks[..., 0, :, 0])
-        highest = np.zeros(result.shape, np.int64)
-        for label in np.unique(blocks):  # ascending: a later label must be strictly more frequent to win
-            count = np.count_nonzero(blocks == label, axis=(-3, -1))
-            result[count > highest] = label
-            highest = np.maximum(highest, count)
-        return result
+        labels = np.unique(blocks)  # ascending, and of equal counts the first wins
+        counts = [np.count_nonzero(blocks == label, axis=(-3, -1)) for label in labels]
+        return labels[np.argmax(counts, axis=0)]
 
 
 class ToTorchTensor(BasicTransform2D):
@@ -148,17 +140,13 @@ class Compose(BasicTransform2D):
         return result
 
 
-# Each of the eight symmetries flips these axes and then, for odd k, swaps the two: one copy and one view.
-_FLIPPED_AXES: tuple[tuple[int, ...], ...] = ((), (-1,), (-2, -1), (-2,), (-1,), (), (-2,), (-2, -1))
-
-
 def apply_symmetry(tensor: Tensor, k: int) -> Tensor:
-    """Apply symmetry k of the square to the last two axes (H, W) of a tensor; returns a copy in its memory format.
+    """Apply symmetry k of the square to the last two axes (H, W) of a tensor; returns a copy.
 
     0 … 3 are that many quarter turns, counter-clockwise; 4 mirrors left-right, 6 top-bottom, 5 at the main diagonal
     (transpose), 7 at the other one.  Odd k swaps H and W.
     """
-    return _moved(tensor, k).clone(memory_format=memory_format(tensor))
+    return (tensor.flip(-1) if k >= 4 else tensor).rot90(k % 4, (-2, -1))
 
 
 def inverse_symmetry(k: int) -> int:
@@ -180,22 +168,11 @@ def random_symmetries(
     B, H, W = shapes[0][0], *shapes[0][-2:]
     drawn = [symmetries[k] for k in torch.randint(0, len(symmetries), (B,), generator=generator).tolist()]
     drawn = drawn if H == W else [k - k % 2 for k in drawn]
-    results = tuple(torch.empty_like(tensor) for tensor in tensors)
+    results = tuple(map(torch.empty_like, tensors))
     for tensor, result in zip(tensors, results):
         for sample, k in enumerate(drawn):
-            result[sample].copy_(_moved(tensor[sample], k))
+            result[sample].copy_(apply_symmetry(tensor[sample], k))
     return results
-
-
-def _moved(tensor: Tensor, k: int) -> Tensor:
-    flipped = tensor.flip(_FLIPPED_AXES[k]) if _FLIPPED_AXES[k] else tensor
-    return flipped.transpose(-2, -1) if k % 2 else flipped
-
-
-def memory_format(tensor: Tensor) -> torch.memory_format:
-    """`torch.channels_last` if the tensor is stored so, else the usual one."""
-    is_channels_last = tensor.ndim == 4 and tensor.is_contiguous(memory_format=torch.channels_last)
-    return torch.channels_last if is_channels_last and not tensor.is_contiguous() else torch.contiguous_format
 
 
 def random_intensity(
@@ -222,8 +199,8 @@ def random_hue(images: Tensor, degrees: float = 180.0, *, generator: torch.Gener
     angle = (torch.rand(images.shape[0], 1, 1, generator=generator) * 2 - 1) * degrees * torch.pi / 180
     across = torch.tensor([[0.0, -1.0, 1.0], [1.0, 0.0, -1.0], [-1.0, 1.0, 0.0]]) / 3**0.5  # axis × colour
     turn = angle.cos() * torch.eye(3) + angle.sin() * across + (1 - angle.cos()) / 3  # Rodrigues: (B, 3, 3)
-    turn = _moved_to(images, turn).to(images.dtype)
-    return torch.einsum("bij,bjhw->bihw", turn, images).contiguous(memory_format=memory_format(images))
+    turned = torch.einsum("bij,bjhw->bihw", _moved_to(images, turn).to(images.dtype), images)
+    return torch.empty_like(images).copy_(turned)  # in its memory format
 
 
 def random_affine(
@@ -248,12 +225,12 @@ def random_affine(
     y = torch.stack([scale / aspect * flip * angle.sin() * W / H, scale / aspect * angle.cos(), 2 * shift * down], 1)
     grid = F.affine_grid(_moved_to(images, torch.stack([x, y], dim=1)), [B, 1, H, W], align_corners=False)
     sample = partial(F.grid_sample, grid=grid, padding_mode="reflection", align_corners=False)
-    moved = sample(images.float(), mode="bilinear").to(images.dtype)
+    moved = torch.empty_like(images).copy_(sample(images.float(), mode="bilinear"))  # in its memory format
     # Where each pixel comes from, as a number: so maps of every type are only picked from, never calculated with
     places = torch.arange(H * W, device=images.device, dtype=torch.float32).expand(B, 1, -1).reshape(B, 1, H, W)
     origin = sample(places, mode="nearest").long().flatten(1)  # (B, H·W)
     picked = (m.flatten(1).gather(1, origin).reshape(m.shape) for m in maps)
-    return moved.contiguous(memory_format=memory_format(images)), *picked
+    return moved, *picked
 
 
 def _moved_to(images: Tensor, drawn: Tensor) -> Tensor:

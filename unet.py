@@ -144,10 +144,6 @@ class UNet(nn.Module):
         self.head = nn.Conv2d(widths[0], num_classes * stem**2, 1)
         self.apply(initialise)
 
-    def extra_repr(self) -> str:
-        """What the list of layers does not show: a learner knows a model again by its repr."""
-        return f"upsampling={self.upsampling!r}, skip={self.skip!r}, stem={self.stem}"
-
     def forward(self, x: Tensor) -> Tensor:
         check_input("UNet", x, self.in_channels)
         (height, width), handed_across = x.shape[2:], []

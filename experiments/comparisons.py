@@ -30,7 +30,7 @@ from imagesets.files import Sample
 from imagesets.yeast import write_yeast
 from learner import Learner, set_seed
 from losses import cross_entropy
-from networks.baselines import FCN, ImageClassifier, PatchClassifier, Shrunk
+from networks.baselines import FCN, ImageClassifier, PatchClassifier
 from networks.inspection import count_parameters, layer_table
 from networks.upsampling import checkerboard
 from training.checkpoint import identity, replacing
@@ -69,8 +69,11 @@ def much_road(sample: Sample) -> Sample:
 
 
 def unet(train: SegmentationDataset, shrink: int = 1, **settings: Any) -> nn.Module:
-    """A U-Net with these settings, at full or lower resolution."""
-    return Shrunk(UNet(train.channels, train.num_classes, **settings), shrink)
+    """A U-Net with these settings, at full resolution or on averages of shrink² pixels."""
+    net = UNet(train.channels, train.num_classes, **settings)
+    if shrink == 1:
+        return net
+    return nn.Sequential(nn.AvgPool2d(shrink), net, nn.Upsample(scale_factor=shrink, mode="bilinear"))
 
 
 def head(train: SegmentationDataset) -> nn.Module:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 import torch
 from scipy import ndimage
+from torch import nn
 
 import data
 import plots
@@ -35,7 +36,6 @@ from imagesets.files import Sample
 from imagesets.yeast import write_yeast
 from learner import Learner, set_seed
 from losses import TopologyLoss, WeightedSum, cross_entropy, cross_entropy_dice, dice_loss, soft_cldice_loss
-from networks.baselines import Shrunk
 from training.checkpoint import identity, replacing
 from unet import UNet
 
@@ -170,7 +170,9 @@ def make_learner(set_name: str, loss_name: str, seed: int) -> tuple[Learner, Pat
     loader = data.make_loader(dataset, study_set.batch, shuffle=True, seed=seed, repeats=study_set.repeats)
     loss = make_loss(loss_name, study_set, path, study_set.epochs * len(loader))
     set_seed(seed)
-    model = Shrunk(UNet(dataset.channels, 2, study_set.widths, stem=study_set.stem), study_set.shrink)
+    model: nn.Module = UNet(dataset.channels, 2, study_set.widths, stem=study_set.stem)
+    if (s := study_set.shrink) > 1:
+        model = nn.Sequential(nn.AvgPool2d(s), model, nn.Upsample(scale_factor=s, mode="bilinear"))
     learner = Learner(
         model, loss, loader, lr=study_set.lr, augment=functools.partial(augment, zoom=study_set.zoom), seed=seed,
         precision="bfloat16",  # one for all losses

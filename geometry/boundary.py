@@ -21,14 +21,21 @@ def border_distance(label: np.ndarray) -> np.ndarray:
     >>> border_distance(np.array([[0, 0, 1, 1]])).tolist()
     [[1.5, 0.5, 0.5, 1.5]]
     """
-    return np.sqrt(_squared_distance(label))
+    _check_label(label)
+    cracks = find_cracks(label)
+    if not cracks.any():
+        return np.full(label.shape, np.inf)
+    # scipy's own distances would be worked out, slowly, at four times as many points as are pixels
+    nearest = ndimage.distance_transform_edt(~cracks, return_distances=False, return_indices=True)[:, 1::2, 1::2]
+    H, W = label.shape
+    down, right = nearest[0] - np.arange(1, 2 * H, 2)[:, None], nearest[1] - np.arange(1, 2 * W, 2)
+    return np.sqrt(down * down + right * right) / 2
 
 
 def signed_distance(label: np.ndarray, num_classes: int = 2) -> np.ndarray:
     """Signed distance to the border of each class against the rest: −d inside of the class, +d outside.
 
-    float32 (K, H, W), in pixels; 0 where the label is ignored, and 0 everywhere for a class without a border.  It is
-    the level set φ of Kervadec et al., 2021, equation 5.
+    float32 (K, H, W), in pixels, φ of Kervadec et al.; 0 where the label is ignored, and for a class without a border.
     """
     _check_label(label)
     ignored = label == IGNORE_INDEX
@@ -53,8 +60,7 @@ def boundary_weights(
     >>> [round(float(w), 2) for w in boundary_weights(np.array([[0, 0, 1, 1]]), w0=4.0, sigma=0.5)[0]]
     [0.47, 1.53, 1.53, 0.47]
     """
-    bump = _bump(_squared_distance(label), w0, sigma)
-    return _of_mean_one(_class_weights(label, class_weight) + bump, label)
+    return _of_mean_one(label, class_weight, _bump(border_distance(label), w0, sigma))
 
 
 def separation_weights(
@@ -69,17 +75,12 @@ def separation_weights(
     _check_label(instances)
     instances = renumber(instances)
     nearest, second = _two_distances(instances, reach=4 * sigma)
-    gap = np.where(instances == 0, _bump((nearest + second) ** 2, w0, sigma), 0)
-    label = np.minimum(instances, 1)
-    return _of_mean_one(_class_weights(label, class_weight) + gap, label)
+    gap = np.where(instances == 0, _bump(nearest + second, w0, sigma), 0)
+    return _of_mean_one(np.minimum(instances, 1), class_weight, gap)
 
 
 def find_cells(label: np.ndarray) -> np.ndarray:
-    """Number the objects of a mask as instances, int64 (H, W): 8-connected pixels of one class (not 0, not ignored).
-
-    >>> find_cells(np.array([[1, 0, 1, 2, 255]])).tolist()
-    [[1, 0, 2, 3, 0]]
-    """
+    """Number the objects of a mask as instances, int64 (H, W): 8-connected pixels of one class (not 0, not ignored)."""
     _check_label(label)
     cells, total = np.zeros(label.shape, np.int64), 0
     for number in np.unique(label[(label > 0) & (label != IGNORE_INDEX)]):
@@ -90,28 +91,11 @@ def find_cells(label: np.ndarray) -> np.ndarray:
 
 
 def renumber(instances: np.ndarray) -> np.ndarray:
-    """Number the objects of an instance map anew, 1 … n in the order of their numbers, which may have any size.
-
-    >>> renumber(np.array([[0, 2**63, 7]], np.uint64)).tolist()
-    [[0, 2, 1]]
-    """
+    """Number the objects of an instance map anew, 1 … n in the order of their numbers, which may have any size."""
     if instances.min(initial=0) < 0:
         raise InputError("An instance map holds a negative number; expected 0 (background) and numbers > 0 (objects).")
     numbers = np.unique(np.append(instances.dtype.type(0), instances), return_inverse=True)[1]  # background is 0
     return numbers[1:].reshape(instances.shape)
-
-
-def _squared_distance(label: np.ndarray) -> np.ndarray:
-    """Square of `border_distance`: a whole number of quarters, so without any rounding."""
-    _check_label(label)
-    cracks = find_cracks(label)
-    if not cracks.any():
-        return np.full(label.shape, np.inf)
-    # scipy's own distances would be worked out, slowly, at four times as many points as are pixels
-    nearest = ndimage.distance_transform_edt(~cracks, return_distances=False, return_indices=True)[:, 1::2, 1::2]
-    H, W = label.shape
-    down, right = nearest[0] - np.arange(1, 2 * H, 2)[:, None], nearest[1] - np.arange(1, 2 * W, 2)
-    return (down * down + right * right) / 4
 
 
 def find_cracks(label: np.ndarray) -> np.ndarray:
@@ -128,10 +112,7 @@ def find_cracks(label: np.ndarray) -> np.ndarray:
 
 
 def _two_distances(instances: np.ndarray, reach: float) -> tuple[np.ndarray, np.ndarray]:
-    """Distances to the nearest and second nearest cell's border; what is further than `reach` is infinite.
-
-    Each cell's transform runs in its bounding box widened by `reach` only, since beyond it the weight is 0.
-    """
+    """Distances to the nearest and second nearest cell's border, infinite beyond `reach`: each in its widened box."""
     nearest, second = np.full(instances.shape, np.inf), np.full(instances.shape, np.inf)
     margin = int(np.ceil(reach)) + 1
     for number, box in enumerate(ndimage.find_objects(instances), start=1):  # renumbered: none is missing
@@ -144,25 +125,23 @@ def _two_distances(instances: np.ndarray, reach: float) -> tuple[np.ndarray, np.
     return nearest, second
 
 
-def _class_weights(label: np.ndarray, class_weight: np.ndarray | None) -> np.ndarray:
-    if class_weight is None:
-        return np.ones(label.shape)
-    weights, label = np.asarray(class_weight, dtype=float), np.where(label == IGNORE_INDEX, 0, label)
-    if weights.ndim != 1 or not (0 <= weights.min() <= weights.max() < np.inf) or label.max(initial=0) >= weights.size:
-        raise InputError(f"class_weight is {class_weight}; expected a finite number ≥ 0 for each class of the label.")
-    return weights[label]
-
-
-def _of_mean_one(weights: np.ndarray, label: np.ndarray) -> np.ndarray:
-    counts = label != IGNORE_INDEX
+def _of_mean_one(label: np.ndarray, class_weight: np.ndarray | None, bump: np.ndarray) -> np.ndarray:
+    """w_class + bump over their mean; ignored pixels have 0 and do not count."""
+    counts, weights = label != IGNORE_INDEX, 1 + bump
+    if class_weight is not None:
+        by_class, label = np.asarray(class_weight, dtype=float), np.where(counts, label, 0)
+        fits = by_class.ndim == 1 and label.max(initial=0) < by_class.size
+        if not fits or not 0 <= by_class.min() <= by_class.max() < np.inf:
+            raise InputError(f"class_weight is {class_weight}; expected a finite number ≥ 0 for each class of label.")
+        weights = by_class[label] + bump
     mean = weights[counts].mean() if counts.any() else 0.0
     return np.where(counts, weights / mean if mean > 0 else 1.0, 0.0).astype(np.float32)
 
 
-def _bump(squared_distance: np.ndarray, w0: float, sigma: float) -> np.ndarray:
+def _bump(distance: np.ndarray, w0: float, sigma: float) -> np.ndarray:
     if not (w0 >= -1 and sigma > 0):
         raise InputError(f"w0={w0}, sigma={sigma}; expected w0 ≥ −1 and sigma > 0 pixels.")
-    return w0 * np.exp(squared_distance / (-2 * sigma**2))
+    return w0 * np.exp(distance**2 / (-2 * sigma**2))
 
 
 def _check_label(label: np.ndarray) -> None:

@@ -1,11 +1,7 @@
 """Known errors on a known truth: what does each loss and each metric say about each kind of error?
 
 `truth()` is one label map of cells and lines, `predictions()` are copies with exactly one defect each.  `control()` is
-wrong at as many pixels, but at straight borders of thick cells, where it changes no object and no hole.  So
-
-    selectivity = (loss of the defect − loss of the truth) / (loss of its control − loss of the truth)
-
-is 1 for a loss that only counts wrong pixels, and larger for one that sees the kind of the error.  All maps are
+wrong at as many pixels, but at straight borders of thick cells, where it changes no object and no hole.  All maps are
 (48, 64) uint8: 0 background, 1 object.  The idea: Reinke et al., 2024 (doi:10.1038/s41592-023-02150-0).
 """
 

@@ -6,14 +6,11 @@ Counts first, ratios after: `Counts` of images add up, and scores are read off t
 predicted has no score (NaN); something in one of the two only scores 0.  Pitfalls: doi:10.1038/s41592-023-02150-0.
 """
 
-import functools
 import math
-import operator
 from collections import namedtuple
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
@@ -31,12 +28,13 @@ from geometry.topology import check_maps, critical_regions
 
 Maps = Sequence[np.ndarray]
 Row = dict[str, Any]
-T = TypeVar("T")
 MOST_CLASSES = 100  # an instance map with more objects than this is told from a class map
 SETTINGS = ("threshold", "connectivity", "tolerance")
+TOPOLOGY = ["objects", "holes", "merges", "spurious", "splits", "missed"]
+TOPOLOGY += ["hole_merges", "hole_spurious", "hole_splits", "hole_missed", "beta0_error", "beta1_error"]
 
 
-class Counts:
+class Counts(SimpleNamespace):
     """Numbers of one image that add up over a data set, with + or `sum`; `SETTINGS` among them must be equal."""
 
     def __add__(self, other: Any) -> Any:
@@ -62,7 +60,7 @@ def _score(formula: Callable[[Any], tuple[float, float]], meaning: str) -> prope
 
 
 def class_masks(pred: ArrayLike, target: ArrayLike, of_class: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Where the class is predicted and where it is true in two class maps, boolean (H, W); `InputError` for others."""
+    """Where the class is predicted and where it is true in two class maps, boolean (H, W)."""
     pred, target = check_maps(pred, target, "H, W")
     return (pred == of_class) & (target != IGNORE_INDEX), target == of_class
 
@@ -93,29 +91,18 @@ def overlaps(pred: ArrayLike, target: ArrayLike) -> Overlaps:
 
 
 def coverage(mask: ArrayLike, instances: ArrayLike) -> np.ndarray:
-    """The fraction of each object in an instance map (H, W) that a mask (H, W) covers, by their numbers: (N,).
-
-    >>> coverage(np.array([[1, 1, 0, 0, 1]]) > 0, np.array([[7, 7, 7, 7, 3]])).tolist()  # object 3, object 7
-    [1.0, 0.5]
-    """
+    """The fraction of each object in an instance map (H, W) that a mask (H, W) covers, by their numbers: (N,)."""
     table = overlaps((np.asarray(mask) > 0).astype(np.uint8), instances)
     covered = np.bincount(table.target, table.pixels * (table.pred > 0), table.target_size.size)
     return covered[1:] / table.target_size[1:]
 
 
-@dataclass(frozen=True)
 class MatchCounts(Counts):
-    """Hits among objects at one IoU threshold: TP = `hits`, FP = `pred` − TP, FN = `target` − TP; Σ IoU of the hits.
+    """Objects at an IoU `threshold`: TP = `hits`, FP = `pred` − TP, FN = `target` − TP; `iou_sum` is that of the hits.
 
     `ap` is that of the Data Science Bowl 2018 (Caicedo et al., 2019, doi:10.1038/s41592-019-0612-7), not the area under
     a curve.  Panoptic quality, at the threshold 0.5: Kirillov et al., 2019 (arXiv:1801.00868).
     """
-
-    threshold: float
-    hits: int
-    pred: int
-    target: int
-    iou_sum: float
 
     precision = _score(lambda c: (c.hits, c.pred), "TP / (TP + FP)")
     recall = _score(lambda c: (c.hits, c.target), "TP / (TP + FN)")
@@ -142,7 +129,8 @@ def match_objects(table: Overlaps, threshold: float = 0.5) -> MatchCounts:
         # one more hit is worth more than any gain in the sum of IoU
         chosen = linear_sum_assignment((iou_of > 0) + iou_of / (min(iou_of.shape) + 1), maximize=True)
         iou = iou_of[chosen][iou_of[chosen] > 0]
-    return MatchCounts(threshold, iou.size, table.pred_size.size - 1, table.target_size.size - 1, float(iou.sum()))
+    objects = {"pred": table.pred_size.size - 1, "target": table.target_size.size - 1}
+    return MatchCounts(threshold=threshold, hits=iou.size, iou_sum=float(iou.sum()), **objects)
 
 
 def match_curve(table: Overlaps) -> list[MatchCounts]:
@@ -150,19 +138,11 @@ def match_curve(table: Overlaps) -> list[MatchCounts]:
     return [match_objects(table, k / 20) for k in range(10, 20)]
 
 
-@dataclass(frozen=True)
 class PartitionCounts(Counts):
-    """Adapted Rand error, from ordered pairs of pixels in one object; variation of information, entropies × `pixels`.
+    """Adapted Rand error, from ordered pairs of pixels in one object; variation of information, bits over all `pixels`.
 
     Arganda-Carreras et al., 2015 (doi:10.3389/fnana.2015.00142); Meilă, 2007 (doi:10.1016/j.jmva.2006.11.013).
     """
-
-    pixels: int
-    joint_pairs: int
-    pred_pairs: int
-    target_pairs: int
-    split_bits: float
-    merge_bits: float
 
     rand_precision = _score(lambda c: (c.joint_pairs, c.pred_pairs), "Of the joined pairs, the right; merges lower it")
     rand_recall = _score(lambda c: (c.joint_pairs, c.target_pairs), "Of the pairs to join, the found; splits lower it")
@@ -182,19 +162,14 @@ def partition(table: Overlaps, *, background: bool = False) -> PartitionCounts:
     counted = np.flatnonzero((table.target > 0) | background)
     n, pred, target = table.pixels[counted], table.pred[counted], table.target[counted]
     p, t = (np.bincount(number, n).astype(np.int64) for number in (pred, target))
-    pairs = [int((size * (size - 1)).sum()) for size in (n, p, t)]
-    bits = [float((n * np.log2(whole / n)).sum()) for whole in (t[target], p[pred])]
-    return PartitionCounts(int(n.sum()), *pairs, *bits)
+    sizes, wholes = {"joint": n, "pred": p, "target": t}, {"split": t[target], "merge": p[pred]}
+    pairs = {f"{name}_pairs": int((size * (size - 1)).sum()) for name, size in sizes.items()}
+    bits = {f"{name}_bits": float((n * np.log2(whole / n)).sum()) for name, whole in wholes.items()}
+    return PartitionCounts(pixels=int(n.sum()), **pairs, **bits)
 
 
-@dataclass(frozen=True)
 class CentreLineCounts(Counts):
     """Pixels of the skeletons S_P, S_G, and those inside of the other mask.  Shit et al., 2021 (arXiv:2003.07311)."""
-
-    pred_inside: int
-    pred_length: int
-    target_inside: int
-    target_length: int
 
     precision = _score(lambda c: (c.pred_inside, c.pred_length), "|S_P ∩ G| / |S_P|: false branches lower it")
     sensitivity = _score(lambda c: (c.target_inside, c.target_length), "|S_G ∩ P| / |S_G|: gaps lower it")
@@ -205,31 +180,20 @@ def centre_lines(pred: ArrayLike, target: ArrayLike, of_class: int = 1) -> Centr
     """Count how much of the skeletons S_P, S_G of one class lies inside of the true mask G, the predicted mask P."""
     in_pred, in_target = class_masks(pred, target, of_class)
     of_pred, of_target = skeletonize(in_pred), skeletonize(in_target)
-    return CentreLineCounts(*(int(m.sum()) for m in (of_pred & in_target, of_pred, of_target & in_pred, of_target)))
+    return CentreLineCounts(
+        pred_inside=np.count_nonzero(of_pred & in_target),
+        pred_length=np.count_nonzero(of_pred),
+        target_inside=np.count_nonzero(of_target & in_pred),
+        target_length=np.count_nonzero(of_target),
+    )
 
 
-@dataclass(frozen=True)
 class TopologyCounts(Counts):
     """Topological errors of one class, summed over `images`: objects and holes of the stated `connectivity`.
 
     Errors count severities: a blob that joins three objects is two merges.  `beta0_error` (objects) and `beta1_error`
     (holes) sum |β(P) − β(G)| over the images; in one image a missed and an invented object cancel out.
     """
-
-    connectivity: int
-    images: int
-    objects: int
-    holes: int
-    merges: int
-    spurious: int
-    splits: int
-    missed: int
-    hole_merges: int
-    hole_spurious: int
-    hole_splits: int
-    hole_missed: int
-    beta0_error: int
-    beta1_error: int
 
     errors = property(lambda c: c.merges + c.spurious + c.splits + c.missed)
     hole_errors = property(lambda c: c.hole_merges + c.hole_spurious + c.hole_splits + c.hole_missed)
@@ -240,22 +204,16 @@ def topology_counts(pred: ArrayLike, target: ArrayLike, of_class: int = 1, *, co
     """Count the topological errors of one class in class maps (H, W); `connectivity` as in `critical_regions`."""
     pred, target = check_maps(pred, target, "H, W")
     regions = critical_regions(pred[None], target[None], classes=(of_class,), connectivity=connectivity)
-    betti, betti_pred, severities = regions.betti_target, regions.betti_pred, regions.severities()  # order of `KINDS`
-    return TopologyCounts(connectivity, 1, *np.dstack([betti, severities, abs(betti_pred - betti)]).ravel().tolist())
+    betti, wrong = regions.betti_target, abs(regions.betti_pred - regions.betti_target)
+    numbers = np.dstack([betti, regions.severities(), wrong]).ravel().tolist()  # severities in the order of `KINDS`
+    return TopologyCounts(connectivity=connectivity, images=1, **dict(zip(TOPOLOGY, numbers, strict=True)))
 
 
-@dataclass(frozen=True)
 class BoundaryCounts(Counts):
-    """Lengths of borders in pixels: all, and the part within `tolerance` pixels of the other's border.
+    """Lengths of borders in pixels, and the part of each that is `…_near`: within `tolerance` of the other's border.
 
     Boundary F1: Csurka et al., 2013 (doi:10.5244/C.27.32).  Surface Dice: Nikolov et al., 2021 (doi:10.2196/26151).
     """
-
-    tolerance: float
-    pred_near: int
-    pred_length: int
-    target_near: int
-    target_length: int
 
     precision = _score(lambda c: (c.pred_near, c.pred_length), "The part of the predicted border near to a true one")
     recall = _score(lambda c: (c.target_near, c.target_length), "The part of the true border near to a predicted one")
@@ -263,17 +221,14 @@ class BoundaryCounts(Counts):
     surface_dice = _score(lambda c: (c.pred_near + c.target_near, c.pred_length + c.target_length), "Of both together")
 
 
-@dataclass(frozen=True)
-class BoundaryDistances:
+class BoundaryDistances(namedtuple("BoundaryDistances", "pred target")):
     """Pixels from each predicted crack (N,) to the true border, and from each true one (M,) to the predicted border."""
 
-    pred: np.ndarray
-    target: np.ndarray
-
     def within(self, tolerance: float) -> BoundaryCounts:
-        """Count the lengths that lie within `tolerance` pixels of the other's border, the limit included."""
-        pred, target = (int(np.count_nonzero(distance <= tolerance)) for distance in (self.pred, self.target))
-        return BoundaryCounts(tolerance, pred, self.pred.size, target, self.target.size)
+        """Count the lengths within `tolerance` pixels of the other's border, the limit included."""
+        pred, target = (np.count_nonzero(distance <= tolerance) for distance in (self.pred, self.target))
+        lengths = {"pred_length": self.pred.size, "target_length": self.target.size}
+        return BoundaryCounts(tolerance=tolerance, pred_near=pred, target_near=target, **lengths)
 
     def hausdorff(self, percentile: float = 95.0) -> float:
         """The larger of the two directed percentiles, in pixels; infinite if one map has no border, NaN if both."""
@@ -300,8 +255,7 @@ def boundary_distances(
     if of_class is None and instances is None:
         many = not counts.all() and max(labels.max(initial=0, where=counts) for labels in maps) >= MOST_CLASSES
         if many or (maps[0] == IGNORE_INDEX).any():
-            advice = "Give instances=True if 255 is an object, and instances=False if these pixels are ignored."
-            raise InputError(f"The maps hold 255, and seem to number objects, of which 255 may be one.\n{advice}")
+            raise InputError("Is 255 an object of these maps?  Give instances=True; instances=False if it is ignored.")
     if instances:  # other numbers, of which none is 255
         maps, counts = [-renumber(labels) for labels in maps], np.ones_like(counts)
     maps = maps if of_class is None else class_masks(pred, target, of_class)
@@ -359,14 +313,14 @@ def topology_row(guesses: Maps, labels: Maps) -> Row:
     return {"all_errors": (counts.errors + counts.hole_errors) / counts.images} | per_image
 
 
-def total(counts: Iterable[T]) -> T:
-    """The sum of one or more counts; unlike `sum` it has no 0 to start with."""
-    return functools.reduce(operator.add, counts)
+def total(counts: Iterable[Counts]) -> Any:
+    """The sum of the counts of one or more images."""
+    return sum(counts)
 
 
 def _confusion(guesses: Maps, labels: Maps) -> torch.Tensor:
     pairs = ([torch.from_numpy(labels.astype(np.int64)) for labels in pair] for pair in zip(guesses, labels))
-    return total(metrics.confusion_matrix(guess, label, 2) for guess, label in pairs)
+    return torch.stack([metrics.confusion_matrix(guess, label, 2) for guess, label in pairs]).sum(dim=0)
 
 
 def precision_recall(probs: Maps, labels: Maps) -> SimpleNamespace:
@@ -385,10 +339,9 @@ def precision_recall(probs: Maps, labels: Maps) -> SimpleNamespace:
     score, hits = score[order], np.cumsum(label[order])
     last = np.flatnonzero(np.diff(score, append=-np.inf))  # equal probabilities pass a threshold together
     precision, recall = hits[last] / (last + 1), hits[last] / hits[-1]
-    f1 = 2 * precision * recall / np.maximum(precision + recall, 1e-300)
-    from_here_on = np.maximum.accumulate(precision[::-1])[::-1]
-    at_eleven = from_here_on[np.searchsorted(recall, np.linspace(0, 1, 11) - 1e-12)]
+    f1 = 2 * hits[last] / (last + 1 + hits[-1])
     curve = SimpleNamespace(thresholds=score[last], precision=precision, recall=recall, f1=f1, best=int(f1.argmax()))
-    curve.max_f, curve.average_precision_11 = float(f1[curve.best]), float(at_eleven.mean())
-    curve.average_precision = float((np.diff(recall, prepend=0) * precision).sum())
+    curve.max_f, curve.average_precision = float(f1.max()), float((np.diff(recall, prepend=0) * precision).sum())
+    at_eleven = [precision[recall >= k / 10 - 1e-12].max() for k in range(11)]
+    curve.average_precision_11 = float(np.mean(at_eleven))
     return curve

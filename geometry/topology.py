@@ -10,9 +10,9 @@ FN touches a predicted object alike.  Let it touch d objects:
 
 Objects use the connectivity 4 or 8, their background the other one.  What is ignored or outside is background.
 
-How it works: all images stand in one long line of pixels, with background between rows and images.  The line is cut
-into *runs* of equal code (bit 0 = in P, bit 1 = in G).  A union-find joins runs to *patches* (one code, 4-connected),
-and patches to components of P, of G and of the errors: nearly linear in the number of pixels.
+All images stand in one long line of pixels, with background between rows and images.  The line is cut into *runs* of
+equal code (bit 0 = in P, bit 1 = in G).  A union-find joins runs to *patches* (one code, 4-connected), and patches to
+components of P, of G and of the errors: nearly linear in the number of pixels.
 
 Sources: Rosenfeld and Pfaltz 1966, doi:10.1145/321356.321357 (labelling by runs); Kong and Rosenfeld 1989,
 doi:10.1016/0734-189X(89)90147-3 (4 against 8); Liu and Tarjan 2019, arXiv:1812.06177 (union-find in parallel).
@@ -32,8 +32,6 @@ puncture `hole_spurious`, a filled hole `hole_missed`, a bridge across a hole or
 EXCESS = ("merge", "spurious", "hole_split", "hole_missed")
 """The kinds whose pixels are falsely predicted as object; those of all other kinds are missing."""
 TN, FP, FN, TP = range(4)  # codes of a pixel: bit 0 = in P, bit 1 = in G
-
-
 _Fields = namedtuple(
     "_Fields", "shape kind image class_index severity size run_start run_length run_region betti_pred betti_target"
 )

@@ -1,7 +1,6 @@
 """The networks that a U-Net is compared with: the road net, a dilated net, FCN-32s, 16s, 8s, and classifiers.
 
-Those that segment map images (B, C, H, W) to logits (B, K, H, W) for every H, W ≥ 1, as the U-Net does: convolutions
-are padded, pooling rounds up, and the map is cut back to the image at its far end.
+Those that segment map images (B, C, H, W) to logits (B, K, H, W) for every H, W ≥ 1, as the U-Net does.
 
 An FCN is a classifier of patches that reads a whole image.  A dense layer on a k×k map is a k×k convolution that has
 one place to be.  On a larger image it has many, and answers once for each; upsampling turns these answers into one for
@@ -36,10 +35,7 @@ def conv_stage(in_channels: int, out_channels: int, *, padding: int = 1, dilatio
 
 
 class RoadNet(nn.Module):
-    """The simple model of the road assignment: two 5×5 convolutions of stride 2, 1×1, resized; no normalisation.
-
-    Parameters: 25·C·32 + 32, 25·32·64 + 64, 64·K + K.  The assignment's sigmoid belongs to the loss here.
-    """
+    """The simple model of the road assignment, without its sigmoid, which belongs to the loss here."""
 
     def __init__(self, in_channels: int = 3, num_classes: int = 1):
         super().__init__()
@@ -51,7 +47,6 @@ class RoadNet(nn.Module):
             nn.Conv2d(32, 64, 5, stride=2, padding=2),
             nn.ReLU(inplace=True),
             nn.Conv2d(64, num_classes, 1),
-            # By the factor and not to the size of the image: else the map of an odd-sized image would be stretched.
             nn.Upsample(scale_factor=4, mode="bilinear"),
         )
         self.apply(initialise)
@@ -62,11 +57,11 @@ class RoadNet(nn.Module):
 
 
 class DilatedNet(nn.Module):
-    """The backbone with its last poolings replaced by dilation: images (B, C, H, W) → logits (B, K, H, W).
+    """The backbone with its last poolings replaced by dilation.
 
     Without a pooling the map stays twice as fine, and a convolution after it must reach twice as far to see the same
     pixels: taps 2, then 4 pixels apart.  The parameters stay what they were; the multiply-adds after it are fourfold.
-    `output_stride`: 8 or 4 (also 16, 2, 1) pixels for one value of the map before the bilinear upsampling.
+    `output_stride` (16, 8, 4, 2, 1): pixels for one value of the map before the bilinear upsampling.
     """
 
     def __init__(
@@ -121,7 +116,7 @@ class PatchClassifier(nn.Module):
 
 
 class FCN(nn.Module):
-    """FCN-32s, 16s, 8s: images (B, in_channels, H, W) → logits (B, num_classes, H, W), for every H, W ≥ 1.
+    """FCN-32s, 16s, 8s, by their `stride`.
 
     Backbone and dense layers of `PatchClassifier`, the latter as convolutions, give a coarse map of one value for 32
     pixels.  FCN-32s brings it up at once.  FCN-16s goes up by 2, adds scores of the map of stride 16 (a *short-cut*:
@@ -138,7 +133,7 @@ class FCN(nn.Module):
         choices = {"stride": (stride, tuple(SKIPS)), "upsampling": (upsampling, get_args(Upsampling))}
         kernel = _check_backbone("FCN", in_channels, num_classes, widths, patch, **choices)
         self.in_channels, self.num_classes, self.widths, self.patch = in_channels, num_classes, tuple(widths), patch
-        self.stride, self.upsampling = stride, upsampling
+        self.stride = stride
         self.stages = nn.ModuleList(conv_stage(a, b) for a, b in zip((in_channels, *widths), widths))
         self.pool = nn.MaxPool2d(2, ceil_mode=True)
         dense = nn.Conv2d(widths[-1], widths[-1], kernel, padding=kernel // 2)
@@ -161,14 +156,9 @@ class FCN(nn.Module):
         net = cls(of.in_channels, of.num_classes, of.widths, stride=stride, upsampling=upsampling, patch=of.patch)
         net.to(next(of.parameters()))  # its device and dtype
         net.stages.load_state_dict(of.stages.state_dict())
-        weights = of.dense.state_dict()
-        for name, value in net.head.state_dict().items():  # layers 0 and 2, in the classifier 1 and 3
-            value.copy_(weights[f"{int(name[0]) + 1}{name[1:]}"].reshape(value.shape))  # (out, C, k, k)
+        for convolution, dense in zip(net.head.parameters(), of.dense.parameters()):
+            convolution.copy_(dense.reshape(convolution.shape))  # (out, C, k, k)
         return net
-
-    def extra_repr(self) -> str:
-        """What the list of layers does not show: a learner knows a model again by its repr."""
-        return f"stride={self.stride}, upsampling={self.upsampling!r}"
 
     def forward(self, x: Tensor) -> Tensor:
         check_input("FCN", x, self.in_channels)
@@ -216,34 +206,8 @@ def _check_backbone(
     return kernel
 
 
-class Shrunk(nn.Module):
-    """A network that looks at an image of a lower resolution, and gives its logits in the full one.
-
-    Averages of factor×factor pixels go in, logits are interpolated: 1/factor² of the cost, and a receptive field factor
-    times as wide.  The factor is 1, 2, 4 or 8, so that tiles of a large image fit onto its grid.
-
-    >>> Shrunk(UNet(3, 2, (4, 8)), 2)(torch.zeros(1, 3, 17, 31)).shape
-    torch.Size([1, 2, 17, 31])
-    """
-
-    def __init__(self, network: UNet, factor: int = 2):
-        super().__init__()
-        check_settings("Shrunk", 1, 1, (1,), factor=(factor, (1, 2, 4, 8)))
-        self.down = nn.AvgPool2d(factor, ceil_mode=True)
-        self.network = network
-        self.up = nn.Upsample(scale_factor=factor, mode="bilinear")
-
-    def forward(self, x: Tensor) -> Tensor:
-        check_input("Shrunk", x, self.network.in_channels)
-        return self.up(self.network(self.down(x)))[..., : x.shape[2], : x.shape[3]]
-
-
 class ImageClassifier(nn.Module):
-    """One class for the whole image: a U-Net's encoder, mean over the map, dense layer; (B, C, H, W) → (B, K).
-
-    >>> ImageClassifier(UNet(3, 2, (4, 8)), num_classes=5)(torch.zeros(2, 3, 17, 31)).shape
-    torch.Size([2, 5])
-    """
+    """One class for the whole image: a U-Net's encoder, mean over the map, dense layer; (B, C, H, W) → (B, K)."""
 
     def __init__(self, unet: UNet, num_classes: int):
         super().__init__()

@@ -5,14 +5,12 @@ convolution of kernel k, stride s, padding p, dilation d reads the positions o·
 transposed one the i with i·s − p ≤ o ≤ i·s − p + (k−1)·d.  The record is walked backwards to the image; where branches
 meet, their ranges are joined.  What is not known here reads all of its input; normalisation counts as pixel by pixel.
 
-Sources: Dumoulin and Visin, 2016 (arXiv:1603.07285); Araujo et al., 2019 (doi:10.23915/distill.00021);
-effective receptive field: Luo et al., 2016 (arXiv:1701.04128).
+Sources: Dumoulin and Visin, 2016 (arXiv:1603.07285); Araujo et al., 2019 (doi:10.23915/distill.00021).
 """
 
 import copy
 import math
 from collections import namedtuple
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -30,26 +28,24 @@ POINTWISE = ("hardswish", "hardsigmoid", "prelu_kernel", "alias", "detach", "to_
 Stage = namedtuple("Stage", "inputs channels height width")  # a box of the drawn U: channels in, and the map put out
 
 
-def count_parameters(model: nn.Module, *, biases: bool = True) -> int:
-    """Number of trainable parameters, with or without the biases."""
-    wanted = (p for name, p in model.named_parameters() if biases or not name.endswith("bias"))
-    return sum(p.numel() for p in wanted if p.requires_grad)
+def count_parameters(model: nn.Module) -> int:
+    """Number of trainable parameters."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def parameters_by_formula(model: nn.Module, *, biases: bool = True) -> int:
+def parameters_by_formula(model: nn.Module) -> int:
     """Number of parameters, from the settings of the layers alone; `InputError` for a layer without a formula."""
     total = 0
     for layer in (module for module in model.modules() if list(module.parameters(recurse=False))):
         if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d)):
-            outputs = layer.out_channels
-            weights = math.prod(layer.kernel_size) * layer.in_channels * outputs // layer.groups
+            outputs, each = layer.out_channels, math.prod(layer.kernel_size) * layer.in_channels // layer.groups
         elif isinstance(layer, nn.Linear):
-            outputs, weights = layer.out_features, layer.in_features * layer.out_features
+            outputs, each = layer.out_features, layer.in_features
         elif isinstance(layer, (nn.BatchNorm2d, nn.GroupNorm)):
-            outputs = weights = layer.num_channels if isinstance(layer, nn.GroupNorm) else layer.num_features
+            outputs, each = layer.num_channels if isinstance(layer, nn.GroupNorm) else layer.num_features, 1
         else:
             raise InputError(f"There is no formula for the parameters of a {type(layer).__name__}; add it here.")
-        total += weights + (outputs if biases and layer.bias is not None else 0)
+        total += outputs * (each + (layer.bias is not None))
     return total
 
 
@@ -60,18 +56,14 @@ Layer = namedtuple("Layer", "name kind output_shape parameters multiply_adds rec
 def layer_table(model: nn.Module, input_shape: tuple[int, ...]) -> list[Layer]:
     """Rows for all convolutions, poolings and dense layers, in the order in which they run on (B, C, H, W).
 
-    The parameters of a normalisation are counted in the row of the layer before it; those of a layer that runs twice,
-    in its first row.
-
-    >>> layer_table(nn.Conv2d(1, 4, 3, padding=1), (1, 1, 8, 8))[0].multiply_adds  # 8·8 pixels · 4·1·3·3
-    2304
+    A normalisation has its parameters in the row of the layer before it; those of a layer that runs twice count once.
     """
     record = Record(model, input_shape)
     names = {module: name or type(module).__name__ for name, module in record.model.named_modules()}
     rows, counted = list[Layer](), set[nn.Module]()
-    for position, step in enumerate(record.steps):
-        layer, shape = step.layer, tuple(step.output.shape)
-        parameters = 0 if layer is None or layer in counted else count_parameters(layer)
+    for number, layer in record.layers.items():
+        step, shape = record.steps[number], tuple(record.steps[number].output.shape)
+        parameters = 0 if layer in counted else count_parameters(layer)
         counted.add(layer)
         kind, weight = type(layer).__name__, getattr(layer, "weight", None)
         if isinstance(layer, ROWS_OF_THEIR_OWN) or (parameters and not rows):
@@ -79,7 +71,7 @@ def layer_table(model: nn.Module, input_shape: tuple[int, ...]) -> list[Layer]:
             # An output value reads the whole kernel; in a transposed convolution, an input value meets it.
             values = math.prod(step.input_shape if isinstance(layer, nn.ConvTranspose2d) else shape)
             products = values * weight[0].numel() if weight is not None and weight.ndim > 1 else 0
-            seen = record.field(position), tuple(map(float, step.stride)), 4 * math.prod(shape)
+            seen = record.field(number), tuple(map(float, step.stride)), 4 * math.prod(shape)
             rows.append(Layer(names[layer], kind, shape, parameters, products, *seen))
         elif parameters:
             rows[-1] = rows[-1]._replace(kind=f"{rows[-1].kind} + {kind}", parameters=rows[-1].parameters + parameters)
@@ -113,9 +105,7 @@ def stages(model: nn.Module, input_shape: tuple[int, ...]) -> list[Stage]:
 
 
 def receptive_field(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Height and width, in pixels of the image, of the largest receptive field of all pixels of the first output.
-
-    By formula: padding counts, so it may be larger than the image.
+    """Height and width, in pixels of the image, of the largest field of all pixels of the first output, with padding.
 
     >>> receptive_field(nn.Sequential(nn.Conv2d(1, 1, 3), nn.MaxPool2d(2), nn.Conv2d(1, 1, 3)), (1, 1, 32, 32))
     (8, 8)
@@ -140,32 +130,17 @@ def output_stride(model: nn.Module, input_shape: tuple[int, ...]) -> tuple[float
 def pixel_field(
     model: nn.Module, input_shape: tuple[int, ...], pixel: tuple[int, int] | None = None
 ) -> tuple[int, int, int, int]:
-    """First row, first column, last row, last column that one output pixel, default the middle one, can depend on.
-
-    By formula: where the field reaches beyond the image, into the padding, so do these numbers.
-
-    >>> pixel_field(nn.Conv2d(1, 1, 3, stride=2, padding=1), (1, 1, 32, 32), (0, 5))
-    (-1, 9, 1, 11)
-    """
+    """Top, left, bottom, right of what an output pixel, default the middle one, sees of the image and its padding."""
     record = Record(model, input_shape)
     (tops, bottoms), (lefts, rights) = (record.ranges(record.last, axis) for axis in (0, 1))
     row, column = pixel or (len(tops) // 2, len(lefts) // 2)
     return int(tops[row]), int(lefts[column]), int(bottoms[row]), int(rights[column])
 
 
-# Output position o reads the input positions ⌈(step·o + first) / parts⌉ … ⌊(step·o + last) / parts⌋.
+# Output position o reads the input positions ⌈(step·o + first) / parts⌉ … ⌊(step·o + last) / parts⌋
 Window = namedtuple("Window", "step first last parts", defaults=(1, 0, 0, 1))
-
-
-@dataclass
-class Step:
-    """One operation: the maps that it reads (by id) through windows along both axes, and the map that it writes."""
-
-    sources: list[tuple[int, list[Window]]]
-    output: Tensor
-    stride: tuple[Fraction, ...]
-    input_shape: tuple[int, ...]
-    layer: Any = None
+# One operation: the maps that it reads (by id), each with its windows along both axes, and the map that it writes
+Step = namedtuple("Step", "sources output stride input_shape")
 
 
 class Record(TorchDispatchMode):
@@ -176,12 +151,12 @@ class Record(TorchDispatchMode):
         self.model = copy.deepcopy(model).cpu().eval()
         image = torch.zeros(input_shape).to(next(self.model.parameters(), torch.zeros(())))
         self.steps = [Step([], image, (Fraction(1), Fraction(1)), ())]
-        self._writers = {id(image): self.steps[0]}  # last step of each map; it keeps it alive, so the id stays unique
+        self.layers = dict[int, nn.Module]()  # of the steps that belong to one, by number
+        self._writers = {id(image): 0}  # last step of each map; it keeps it alive, so the id stays unique
         for leaf in (module for module in self.model.modules() if not list(module.children())):
             leaf.register_forward_hook(self._name_step)
         with self, torch.no_grad():
-            output = _tensors(self.model(image))[0]
-        self.last = max((number for number, step in enumerate(self.steps) if step.output is output), default=0)
+            self.last = self._writers.get(id(_tensors(self.model(image))[0]), 0)
         if not self.last:
             raise InputError("The output cannot be followed back to the image: no float tensor is made from it.")
 
@@ -212,15 +187,15 @@ class Record(TorchDispatchMode):
         written = [y for y in _tensors(result) if maps and y.is_floating_point()]  # not the indices of pooling
         for y in written[:1] if "norm" in name else written:  # not the means and deviations
             sources = [(id(x), _windows(function, args, kwargs or {}, x, y)) for x in maps]
-            moves = [[j * Fraction(w.step, w.parts) for j, w in zip(self._writers[n].stride, ws)] for n, ws in sources]
-            self.steps.append(Step(sources, y, tuple(max(axis) for axis in zip(*moves)), tuple(maps[0].shape)))
-            self._writers[id(y)] = self.steps[-1]
+            strides = [self.steps[self._writers[source]].stride for source, _ in sources]
+            moves = [[j * Fraction(w.step, w.parts) for j, w in zip(js, ws)] for js, (_, ws) in zip(strides, sources)]
+            self._writers[id(y)] = len(self.steps)
+            self.steps.append(Step(sources, y, tuple(map(max, zip(*moves))), tuple(maps[0].shape)))
         return result
 
     def _name_step(self, layer: nn.Module, _inputs: Any, result: Any) -> None:
-        step = self._writers.get(id(_tensors(result)[0]))
-        if step and step.layer is None:
-            step.layer = layer
+        if (number := self._writers.get(id(_tensors(result)[0]))) is not None:
+            self.layers.setdefault(number, layer)
 
 
 def _windows(function: Any, args: Any, kwargs: Any, x: Tensor, y: Tensor) -> list[Window]:
@@ -240,17 +215,15 @@ def _windows(function: Any, args: Any, kwargs: Any, x: Tensor, y: Tensor) -> lis
         if call.get("transposed"):
             return [Window(1, p - span, p, s) for s, p, span in settings]
         return [Window(s, -p, span - p) for s, p, span in settings]
-    if name == "pixel_unshuffle":
-        return [Window(call["downscale_factor"], 0, call["downscale_factor"] - 1)] * 2
-    if name == "pixel_shuffle":
-        return [Window(1, 1 - call["upscale_factor"], 0, call["upscale_factor"])] * 2
-    if name in ("upsample_nearest2d", "upsample_bilinear2d") and not call.get("align_corners"):
-        # By p/q input pixels an output pixel: ⌊o·p/q⌋, or the two around (o + ½)·p/q − ½.
-        ratios = [Fraction(b, a).as_integer_ratio() for b, a in zip(before, after)]
-        if all(s is None or b * s == a for b, a, s in zip(before, after, (call["scales_h"], call["scales_w"]))):
-            if name == "upsample_nearest2d":
-                return [Window(p, 1 - q, 0, q) for p, q in ratios]
-            return [Window(2 * p, p - 3 * q + 1, p + q - 1, 2 * q) for p, q in ratios]
+    ratios = [Fraction(b, a).as_integer_ratio() for b, a in zip(before, after)]  # p/q input pixels an output pixel
+    if name in ("pixel_shuffle", "pixel_unshuffle"):
+        return [Window(p, 1 - q, p - 1, q) for p, q in ratios]
+    scales = call.get("scales_h"), call.get("scales_w")
+    is_exact = all(s is None or b * s == a for b, a, s in zip(before, after, scales))
+    if name == "upsample_nearest2d" and is_exact:  # ⌊o·p/q⌋
+        return [Window(p, 1 - q, 0, q) for p, q in ratios]
+    if name == "upsample_bilinear2d" and is_exact and not call["align_corners"]:  # the two around (o + ½)·p/q − ½
+        return [Window(2 * p, p - 3 * q + 1, p + q - 1, 2 * q) for p, q in ratios]
     if name == "slice":
         start, _, step = slice(call["start"], call["end"], call["step"]).indices(x.shape[call["dim"]])
         return [Window(step, start, start) if call["dim"] % x.ndim == x.ndim - n else Window() for n in (2, 1)]
@@ -285,11 +258,10 @@ def receptive_field_measured(model: nn.Module, input_shape: tuple[int, ...], *, 
 def effective_receptive_field(model: nn.Module, images: Tensor) -> Tensor:
     """How much each pixel of images (B, C, H, W) counts for the middle output pixel y: mean |∂y / ∂x|, (H, W), sum 1.
 
-    y is the sum over the channels of the raw output, in eval mode (after a softmax it would always be 1).
+    y is the sum over the channels of the raw output, in eval mode.  Luo et al., 2016 (arXiv:1701.04128).
     """
-    device = next((p.device for p in model.parameters()), images.device)
-    field = _gradient(model, images.to(device)).abs().mean(dim=(0, 1))
-    return (field / field.sum()).cpu()
+    field = _gradient(model, images).abs().mean(dim=(0, 1)).cpu()
+    return field / field.sum()
 
 
 def effective_size(field: Tensor) -> float:
@@ -298,8 +270,8 @@ def effective_size(field: Tensor) -> float:
 
 
 def _gradient(model: nn.Module, images: Tensor) -> Tensor:
-    """Gradient (B, C, H, W) of the middle output pixel, the sum of its channels."""
-    images = images.detach().requires_grad_()
+    """Gradient (B, C, H, W) of the middle output pixel, the sum of its channels, on the model's device."""
+    images = images.detach().to(next((p.device for p in model.parameters()), images.device)).requires_grad_()
     output = _tensors(copy.deepcopy(model).eval()(images.clone()))[0]  # a model may change its input in place
     if output.ndim > 2:
         output = output[..., output.shape[-2] // 2, output.shape[-1] // 2]

@@ -5,8 +5,8 @@ value paints one copy of the kernel, s pixels after the one before.  By its rows
 s − 1 zeros between its values.  The zeros add copies of the spectrum at the frequencies k/s; what the filter leaves of
 them is the checkerboard.  The kernel of bilinear interpolation has a zero at each k/s.
 
-Sources: Dumoulin and Visin, 2016 (arXiv:1603.07285), chapter 4;  Odena, Dumoulin and Olah, 2016
-(doi:10.23915/distill.00003), checkerboard;  Long, Shelhamer and Darrell, 2015 (arXiv:1411.4038), bilinear kernels.
+Sources: Dumoulin and Visin, 2016 (arXiv:1603.07285), chapter 4; Odena, Dumoulin and Olah, 2016
+(doi:10.23915/distill.00003); Long, Shelhamer and Darrell, 2015 (arXiv:1411.4038).
 """
 
 import torch
@@ -20,19 +20,12 @@ def convolution_matrix(kernel: Tensor, stride: int, length: int) -> Tensor:
     >>> convolution_matrix(torch.tensor([1.0, 2.0]), stride=2, length=4).tolist()
     [[1.0, 2.0, 0.0, 0.0], [0.0, 0.0, 1.0, 2.0]]
     """
-    k = len(kernel)
-    matrix = kernel.new_zeros((length - k) // stride + 1, length)
-    for row in range(len(matrix)):
-        matrix[row, row * stride : row * stride + k] = kernel
-    return matrix
+    free = length - len(kernel)
+    return torch.stack([F.pad(kernel, (before, free - before)) for before in range(0, free + 1, stride)])
 
 
 def transposed_matrix(kernel: Tensor, stride: int, length: int) -> Tensor:
-    """The matrix ((n − 1)·s + k, n) of a 1-D transposed convolution: column i holds the kernel from row i·s on.
-
-    >>> transposed_matrix(torch.tensor([1.0, 2.0, 3.0]), stride=2, length=2).tolist()
-    [[1.0, 0.0], [2.0, 0.0], [3.0, 1.0], [0.0, 2.0], [0.0, 3.0]]
-    """
+    """The matrix ((n − 1)·s + k, n) of a 1-D transposed convolution: column i holds the kernel from row i·s on."""
     return convolution_matrix(kernel, stride, (length - 1) * stride + len(kernel)).T
 
 
@@ -68,27 +61,21 @@ def bilinear_kernel(factor: int) -> Tensor:
     return torch.outer(linear_kernel(factor), linear_kernel(factor))
 
 
-def bilinear_upsampling(
-    channels: int, factor: int, *, padding: int | None = None, trainable: bool = True
-) -> nn.ConvTranspose2d:
+def bilinear_upsampling(channels: int, factor: int, *, padding: int | None = None) -> nn.ConvTranspose2d:
     """A transposed convolution, a kernel each channel, that starts as interpolation: (B, C, H, W) → (B, C, f·H, f·W).
 
-    Equal to `F.interpolate(x, scale_factor=f, mode="bilinear")` but in the outer ⌈(f − 1)/2⌉ pixels: there
-    `F.interpolate` repeats the value at the frame, and a transposed convolution finds nothing beyond it.  `padding`
-    rows and columns are cut off at each side; default ⌈(f − 1)/2⌉, which leaves f·H.
+    Equal to `F.interpolate(x, scale_factor=f, mode="bilinear")` but in the outer ⌈(f − 1)/2⌉ pixels, where that repeats
+    the value at the frame.  `padding` is cut off at each side; default ⌈(f − 1)/2⌉, which leaves f·H.
     """
     kernel, padding = bilinear_kernel(factor), factor // 2 if padding is None else padding
     layer = nn.ConvTranspose2d(channels, channels, len(kernel), factor, padding, groups=channels, bias=False)
     layer.weight.data.copy_(kernel.expand_as(layer.weight))
-    return layer.requires_grad_(trainable)
+    return layer
 
 
 def interpolate_by_convolution(x: Tensor, factor: int) -> Tensor:
-    """Bilinear interpolation (B, C, H, W) → (B, C, f·H, f·W) as a transposed convolution, equal at the frame as well.
-
-    The values at the frame are repeated once before it, and what they add outside is cut off after it.
-    """
-    layer = bilinear_upsampling(x.shape[1], factor, padding=factor // 2 + factor, trainable=False)
+    """Bilinear interpolation (B, C, H, W) → (B, C, f·H, f·W) as a transposed convolution of a repeated frame."""
+    layer = bilinear_upsampling(x.shape[1], factor, padding=factor // 2 + factor).requires_grad_(False)
     return layer.to(x.device, x.dtype)(F.pad(x, (1, 1, 1, 1), mode="replicate"))
 
 
@@ -104,9 +91,9 @@ def overlap_counts(kernel: int, stride: int, length: int) -> Tensor:
 def checkerboard(x: Tensor, stride: int) -> float:
     """How much of a map (B, C, H, W) only depends on where a pixel lies in its s×s cell: 0 nothing, 1 all of it.
 
-    std(m_p) / rms(x), where m_p is the mean over all pixels of phase p = (row mod s, column mod s), for each channel
-    over the batch; what is beyond a multiple of s is left out.  For a transposed convolution of a constant map it is
-    the part of the kernel's response on the copies of the spectrum, √(Σ_{k≠0} |K(k/s)|² / Σ_k |K(k/s)|²).
+    std(m_p) / rms(x), m_p the mean over the pixels of phase p = (row mod s, column mod s), for each channel over the
+    batch.  For a transposed convolution of a constant map it is the part of the kernel's response on the copies of the
+    spectrum, √(Σ_{k≠0} |K(k/s)|² / Σ_k |K(k/s)|²).
 
     >>> checkerboard(torch.tensor([[[[1.0, 0.0, 1.0, 0.0]]]]).expand(1, 1, 4, 4), stride=2)  # half of its energy
     0.707...

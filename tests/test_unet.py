@@ -132,6 +132,6 @@ def test_a_stem_has_the_channels_of_its_squares_and_gives_every_size_back(stem):
     model, plain = UNet(2, 3, (4, 4, 4), stem=stem).eval(), UNet(2, 3, (4, 4, 4))
     # first convolution 9·4 weights for each further channel, head 4 weights and a bias for each further logit
     more = 2 * (stem**2 - 1) * 9 * 4 + 3 * (stem**2 - 1) * (4 + 1)
-    assert count_parameters(model) == count_parameters(plain) + more and f"stem={stem}" in repr(model)
+    assert count_parameters(model) == count_parameters(plain) + more
     for height, width in itertools.product(range(1, 11), range(1, 11)):
         assert model(torch.zeros(1, 2, height, width)).shape == (1, 3, height, width)

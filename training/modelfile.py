@@ -15,14 +15,14 @@ import json
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.export.passes import move_to_device_pass
 
 from checks import InputError, reason_of
 from networks.inspection import Record, reach
@@ -38,8 +38,7 @@ _SIZES = ((1, 64, 96), (2, 101, 77), (1, 193, 129), (1, 50, 128), (3, 17, 8), (1
 Floats = Sequence[float]  # one for each channel
 
 
-@dataclass(frozen=True)
-class Card:
+class Card(NamedTuple):
     """What a program must know to use a model."""
 
     class_names: tuple[str, ...]  # class 0 first; a model with one output channel has two classes
@@ -49,8 +48,7 @@ class Card:
     light: tuple[float, ...] = (0, 0, 1, 1)  # of the normalised training images: least and largest mean, and std
 
 
-@dataclass(frozen=True)
-class ExportedModel:
+class ExportedModel(NamedTuple):
     """A model read back from its file."""
 
     card: Card
@@ -74,9 +72,9 @@ def save(
     path = Path(path)
     network = copy.deepcopy(model).cpu().float().eval().to(memory_format=torch.contiguous_format)
     program, buffer = _trace(network, len(mean)), io.BytesIO()
-    card = _make_card(network, mean, std, class_names, dataset)
+    card = json.dumps(_make_card(network, mean, std, class_names, dataset)._asdict())
     with _quiet():
-        torch.export.save(program, buffer, extra_files={CARD: json.dumps(asdict(card))})
+        torch.export.save(program, buffer, extra_files={CARD: card})
     with replacing(path) as part:
         part.write_bytes(buffer.getbuffer())
         difference = _difference(load(part), network)
@@ -156,8 +154,6 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> ExportedModel:
         with _quiet():
             program = torch.export.load(io.BytesIO(content), extra_files=files)
             if torch.device(device).type != "cpu":
-                from torch.export.passes import move_to_device_pass
-
                 program = move_to_device_pass(program, device)
         entries: dict[str, Any] = json.loads(files[CARD])
         entries |= {name: tuple(value) for name, value in entries.items() if isinstance(value, list)}
@@ -202,9 +198,6 @@ def margin_of(model: nn.Module, channels: int) -> int | None:
 
     None, so an image must stay whole: a normalisation over the image (GroupNorm, …), an operation that reads all of it
     (its reach grows with the image) or that `inspection` cannot read, or steps that the `GRID` does not hold.
-
-    >>> margin_of(nn.Conv2d(1, 1, 3, padding=1), 1), margin_of(nn.GroupNorm(1, 4), 4)
-    (1, None)
     """
     for module in model.modules():  # BatchNorm in eval mode has the numbers of the training, not of the image
         is_norm = type(module).__module__.endswith((".batchnorm", ".instancenorm", ".normalization"))

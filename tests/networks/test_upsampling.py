@@ -46,9 +46,8 @@ def test_repeating_the_frame_makes_the_whole_map_equal(factor, height, width, se
     torch.testing.assert_close(upsampling.interpolate_by_convolution(x, factor), expected, **ROUNDING)
 
 
-def test_bilinear_upsampling_is_trainable_or_not():
+def test_bilinear_upsampling_is_trainable():
     assert count_parameters(upsampling.bilinear_upsampling(3, 4)) == 3 * 8 * 8
-    assert count_parameters(upsampling.bilinear_upsampling(3, 4, trainable=False)) == 0
     layer = upsampling.bilinear_upsampling(2, 2)
     layer(torch.ones(1, 2, 3, 3)).sum().backward()
     assert (layer.weight.grad > 0).all()
