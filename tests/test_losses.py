@@ -213,6 +213,20 @@ def test_cross_entropy_and_dice_in_one_pass_are_their_sum(C):
     torch.testing.assert_close(gradients[:2], gradients[2:])
 
 
+def test_a_straight_through_skeleton_gives_the_same_value_and_a_gradient_that_points_the_same_way():
+    target = line().repeat(1, 3, 1)
+    logits = certain(target, 2, margin=1.5) + torch.randn(
+        1, 2, *target.shape[1:], generator=torch.Generator().manual_seed(1)
+    )
+    found = []
+    for straight in (False, True):
+        value = soft_cldice_loss(leaf := logits.clone().requires_grad_(), target, straight_through=straight)
+        found.append((value, torch.autograd.grad(value, leaf)[0].flatten()))
+    (exact, gradient), (straight, other) = found
+    torch.testing.assert_close(straight, exact)
+    assert not torch.equal(gradient, other) and F.cosine_similarity(gradient, other, dim=0) > 0.5
+
+
 def test_cldice_does_not_see_width_but_needs_iterations_for_it():
     assert soft_cldice_loss(certain(line(wide=2), 2), line()).item() == pytest.approx(0)
     # A false alarm 5 pixels wide.  With too few iterations it has no centre line, and nothing seems wrong;
