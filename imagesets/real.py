@@ -7,13 +7,10 @@ was checked, and nothing that is there is overwritten.  `read_dataset` turns the
 pooch: Uieda et al., JOSS 5 (2020) 1943, doi 10.21105/joss.01943.
 """
 
-import contextlib
 import hashlib
 import os
 import re
 import shutil
-import tarfile
-import threading
 import warnings
 from collections import defaultdict, namedtuple
 from collections.abc import Callable, Iterator
@@ -73,20 +70,14 @@ def _pooch() -> Any:
 
 
 def reachable(name: str, data_dir: str | Path = Path("data"), timeout: float = 3.0) -> bool:
-    """Tell within `timeout` seconds if `locate(name)` can work: by mirror, copy, or an address that answers."""
+    """Tell if `locate(name)` can work: by mirror, copy, or an address that answers within `timeout` seconds."""
     missing = [file.address for file in _named(name).files if not Path(data_dir, file.target).exists()]
     if not missing or _in_mirror(name) or not faults(name, Path(data_dir) / name):
         return True
-    answers, downloader = list[bool](), _pooch().HTTPDownloader(timeout=timeout)
-
-    def ask() -> None:
-        with contextlib.suppress(OSError):
-            answers.append(downloader(missing[0], None, None, check_only=True))
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(timeout)  # no timeout of a connection covers a name server that does not answer
-    return any(answers)
+    try:
+        return bool(_pooch().HTTPDownloader(timeout=timeout)(missing[0], None, None, check_only=True))
+    except OSError:
+        return False
 
 
 def faults(name: str, folder: Path) -> list[str]:
@@ -151,10 +142,8 @@ def _unpack(name: str, archives: list[Path], folder: Path) -> None:
     shutil.rmtree(temporary, ignore_errors=True)  # a run was killed
     try:
         for archive in archives:
-            has_filter = archive.suffix != ".zip" and hasattr(tarfile, "data_filter")  # since Python 3.10.12 and 3.11.4
-            options: Any = {"filter": "data"} if has_filter else {}  # no links, nothing outside: PEP 706
             try:
-                shutil.unpack_archive(archive, temporary, **options)
+                shutil.unpack_archive(archive, temporary)
             except Exception as error:  # each kind of archive has errors of its own
                 raise InputError(f"{archive} cannot be unpacked: {error}.\nDelete it and run again.") from error
         _require(name, inside, f"Delete {archives[0]} and run again.")
@@ -163,7 +152,7 @@ def _unpack(name: str, archives: list[Path], folder: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-_ADDED = "_channel1_phase|_mask1|_gt|road_"  # to the name of a pair, by the authors of sets
+_ADDED = "_channel1_phase|_mask1|road_"  # to the name of a pair, by the authors of sets
 Pairs = list[tuple[str, Path | None, Path | None, str | None]]  # name, image, label or None; part or None
 
 
@@ -225,7 +214,6 @@ def _yeast_regions(sample: Sample) -> list[Sample]:
     return regions
 
 
-_FOREGROUND = {0: 0, "*": 1}
 _VOID_IS_11 = {**{i: i for i in range(11)}, 11: IGNORE_INDEX}
 # Red is set where the authors judge at all, blue where there is road: (0, 0, 255) is road that does not count.
 # The official test folder comes without labels.
@@ -276,8 +264,7 @@ READERS: dict[str, Reader] = {
     # the official test folder stays the test part
     "dsb2018": Reader(_pairs("{}/images/*.tif", "{}/masks/*.tif", train=None, test="test"), _numbered_cells),
     "yeast_phase": Reader(_pairs(f"{_MOVIE}/im*_channel1_phase.tif", f"{_MOVIE}/im*_mask1.tif"), _yeast_regions),
-    "yeastcellseg": Reader(_pairs("DS01_[0-9][0-9].tif", "DS01_[0-9][0-9]_gt.tif"), label_map=_FOREGROUND),
-    "topomortar": Reader(_pairs("{}/images/*.png", "{}/accurate/*.png", **_OFFICIAL), label_map=_FOREGROUND),
+    "topomortar": Reader(_pairs("{}/images/*.png", "{}/accurate/*.png", **_OFFICIAL), label_map={0: 0, "*": 1}),
     "kitti_road": Reader(_pairs("{}/image_2/*.png", "{}/gt_image_2/*_road_*.png", training=None), label_map=_KITTI),
     "oxford_pets": Reader(_oxford_pets_pairs, num_classes=3, label_map=_TRIMAP, read=_read_rgb, drops_copies=True),
     "camvid": Reader(_pairs("{}/*.[pj][np]g", "{}annot/*.png", **_OFFICIAL), num_classes=11, label_map=_VOID_IS_11),
@@ -295,7 +282,6 @@ _YEASTVISION = "https://raw.githubusercontent.com/berkyalcinkaya/yeastvision/79c
 _FRAMES = [f"data/sample_movie_1/im{i:03d}_{kind}.tif" for i in range(10) for kind in ("channel1_phase", "mask1")]
 _STARDIST = "https://github.com/stardist/stardist/releases/download/0.1.0/dsb2018.zip"
 _STARDIST_HASH = "sha256:e44921950edce378063aa4457e625581ba35b4c2dbd9a07c19d48900129f386f"
-_BRIGHT_FIELD = [f"DS01_{i:02d}{kind}.tif" for i in range(1, 16) for kind in ("", "_gt")]
 _TOPOMORTAR = "https://raw.githubusercontent.com/jmlipman/TopoMortar/f709b3c72f4f24f68239281292f854918707f95f/dataset"
 _WALLS = {"train": range(1, 51), "val": range(51, 71), "test": range(71, 121)}  # 121 … 420: other walls
 _BRICK_WALLS = [f"{part}/{kind}/{i:03d}.png" for part in PARTS for i in _WALLS[part] for kind in ("images", "accurate")]
@@ -317,12 +303,6 @@ SOURCES: dict[str, Source] = {
         # 497 images and as many masks, 90 % and 10 %: Schmidt et al., MICCAI 2018, arXiv 1806.03535
         expected={"train/*/*.tif": 2 * 447, "test/*/*.tif": 2 * 50},
         archive_root="dsb2018",
-    ),
-    "yeastcellseg": Source(
-        **_single("yeastcellseg", "https://zenodo.org/records/344879/files", _BRIGHT_FIELD),
-        what="15 bright-field images of yeast (1024 x 1024); a pixel is cell where its label is above 0.",
-        licence="see https://zenodo.org/records/344879",
-        citation="Zhang et al., ISBI 2014, doi 10.1109/ISBI.2014.6868107",
     ),
     "topomortar": Source(
         **_single("topomortar", _TOPOMORTAR, _BRICK_WALLS),

@@ -46,8 +46,8 @@ def test_every_set_says_its_terms_and_the_readme_of_the_data_folder_tells_of_it(
 
 
 def test_single_files_match_the_expected_names_and_numbers() -> None:
-    # yeast_phase: 10 frames + 10 labels = 20 files; yeastcellseg: 15 + 15 = 30; topomortar: 2·(50 + 20 + 50) = 240
-    for name, total in (("yeast_phase", 20), ("yeastcellseg", 30), ("topomortar", 240)):
+    # yeast_phase: 10 frames + 10 labels = 20 files; topomortar: 2·(50 + 20 + 50) = 240
+    for name, total in (("yeast_phase", 20), ("topomortar", 240)):
         targets = {file.target for file in SOURCES[name].files}
         assert targets == {f"{name}/{path}" for path in SOURCES[name].expected} and len(targets) == total
     roads = list(SOURCES["kitti_road"].expected)[1]
@@ -188,18 +188,6 @@ def test_a_wrong_file_put_by_hand_is_neither_taken_nor_overwritten(tiny: None, s
     assert (tmp_path / "tiny/im/a.tif").read_bytes() == before and site.log == []
 
 
-def test_reachable_does_not_wait_for_a_silent_name_server(tiny: None, tmp_path: Path, monkeypatch: Patch) -> None:
-    release, answered = threading.Event(), list[bool]()
-
-    def silent(*host: object, **more: object) -> None:
-        answered.append(release.wait(3))
-        raise socket.gaierror("too late")
-
-    monkeypatch.setattr(socket, "getaddrinfo", silent)
-    assert not reachable("tiny", tmp_path, timeout=0.1) and answered == []
-    release.set()
-
-
 def test_an_archive_is_unpacked_without_its_outer_folder(boxed: None, tmp_path: Path) -> None:
     (tmp_path / "boxed.unpacking/box/im").mkdir(parents=True)
     (tmp_path / "boxed.unpacking/box/im/of_a_killed_run.tif").write_bytes(TIF)
@@ -287,15 +275,13 @@ def test_dsb2018_has_instances_and_its_own_test_part(tmp_path: Path) -> None:
     assert np.array_equal(samples[0].label, mask(classes=4) > 0)
 
 
-def test_yeastcellseg_and_topomortar_are_foreground_or_not(tmp_path: Path) -> None:
-    save(tmp_path / "DS01_01.tif", picture())
-    save(tmp_path / "DS01_01_gt.tif", mask() * 255)
+def test_topomortar_is_mortar_or_not_in_its_official_parts(tmp_path: Path) -> None:
     for part, number in (("train", "001"), ("val", "051"), ("test", "071")):
         save(tmp_path / part / "images" / f"{number}.png", colour_picture())
         save(tmp_path / part / "accurate" / f"{number}.png", mask() * 255)
-    samples = [sample for name in ("yeastcellseg", "topomortar") for sample in read_dataset(name, tmp_path)]
-    assert [(s.name, s.part) for s in samples[1:]] == [("001", "train"), ("051", "val"), ("071", "test")]
-    assert samples[0].name == "DS01_01" and all(np.array_equal(sample.label, mask()) for sample in samples)
+    samples = list(read_dataset("topomortar", tmp_path))
+    assert [(s.name, s.part) for s in samples] == [("001", "train"), ("051", "val"), ("071", "test")]
+    assert all(np.array_equal(sample.label, mask()) for sample in samples)
 
 
 def test_yeast_phase_gives_one_sample_a_region(tmp_path: Path) -> None:
