@@ -10,9 +10,9 @@ from imagesets.scenes import pet_scene
 from imagesets.yeast import Scene
 
 PINNED = [  # scene, mean colour, share of every class
-    (0, [105.17, 85.12, 63.27], [0.5401, 0.3492, 0.1107]),
-    (1, [76.7, 77.94, 51.32], [0.784, 0.1284, 0.0876]),
-    (2, [118.61, 92.52, 63.69], [0.6532, 0.2428, 0.1039]),
+    (0, [135.16, 108.54, 82.23], [0.6415, 0.251, 0.1075]),
+    (1, [83.06, 82.75, 54.03], [0.7837, 0.1261, 0.0902]),
+    (2, [121.19, 89.75, 57.93], [0.6344, 0.2732, 0.0925]),
 ]
 
 
@@ -58,4 +58,4 @@ def test_no_colour_gives_the_pet_away(scenes: list[Scene]) -> None:
     code = image[..., 0] * 64 + image[..., 1] * 8 + image[..., 2]
     pet, rest = (np.bincount(code[label == c], minlength=512) for c in (1, 0))
     choices = [pet > factor * rest for factor in (0.2, 0.3, 0.4, 0.6, 1)]
-    assert max(pet[chosen].sum() / (pet.sum() + rest[chosen].sum()) for chosen in choices) < 0.55  # measured 0.38
+    assert max(pet[chosen].sum() / (pet.sum() + rest[chosen].sum()) for chosen in choices) < 0.55  # measured 0.35
