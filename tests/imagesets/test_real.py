@@ -109,7 +109,7 @@ def sealed(monkeypatch: Patch) -> None:
 
 
 def register(monkeypatch: Patch, name: str, *files: RemoteFile, expected: dict[str, int], root: str = "") -> None:
-    monkeypatch.setitem(SOURCES, name, Source("A test.", "none", "nobody", files, expected, root))
+    monkeypatch.setitem(SOURCES, name, Source("none", "nobody", files, expected, root))
 
 
 @pytest.fixture
@@ -149,7 +149,7 @@ def test_a_file_is_fetched_once_if_need_be_in_three_tries(tiny: None, site: Site
         assert locate("tiny", tmp_path, say=said.append) == tmp_path / "tiny"
     assert names(tmp_path) == ["tiny/im/a.tif"] and site.log == ["/a.tif"] * 3
     assert (tmp_path / "tiny/im/a.tif").read_bytes() == TIF
-    assert len(said) == 2 and "Licence: none" in said[0] and "cite: nobody" in said[0]
+    assert len(said) == 2 and "licence none; please cite nobody" in said[0]
     assert said[1] == "tiny: fetching 1 file(s) from 127.0.0.1"
 
 
@@ -234,7 +234,7 @@ def test_the_mirror_wins_and_is_only_read(tiny: None, site: Site, tmp_path: Path
         assert locate("tiny", tmp_path / "data", say=said.append) == tmp_path / "mirror" / "tiny"
     assert reachable("tiny", tmp_path / "data")
     assert names(tmp_path) == site.log == []
-    assert len(said) == 2 and "Licence" in said[0] and "mirror" in said[1]
+    assert len(said) == 2 and "licence" in said[0] and "mirror" in said[1]
     assert str(tmp_path) not in "".join(said)  # no path of this machine in a notebook
 
 
