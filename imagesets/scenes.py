@@ -46,12 +46,12 @@ _Thing = namedtuple("_Thing", "kind x z width length height")
 def street_scene(rng: Generator, height: int = 256, width: int = 256) -> Scene:
     """Draw a street: image (H, W, 3), label 0 sky, 1 building, 2 green, 3 road, 4 pavement, 5 car, 255 void."""
     street = _Street(rng, height, width)
-    things = _layout(street)
-    _paint_sky(street)
-    _paint_ground(street, things)
-    painters = {BUILDING: _paint_building, TREE: _paint_tree, CAR: _paint_car}
+    things = street.layout()
+    street.paint_sky()
+    street.paint_ground(things)
+    painters = {BUILDING: street.paint_building, TREE: street.paint_tree, CAR: street.paint_car}
     for thing in sorted(things, key=lambda thing: (thing.kind != BUILDING, -thing.z)):  # the near ones last
-        painters[thing.kind](street, thing)
+        painters[thing.kind](thing)
     if rng.random() < 0.5:  # the bonnet of the own car
         y, x = np.ogrid[: 1 : height * 1j, -1 : 1 : width * 1j]
         deep = y - rng.uniform(0.88, 0.96) - rng.uniform(0.03, 0.1) * x**2
@@ -133,113 +133,106 @@ class _Street:
         self.image[box][where] = haze + (np.broadcast_to(colour, (*where.shape, 3))[where] - haze) * clear
         self.label[box][where] = number
 
+    def layout(self) -> list[_Thing]:
+        """Place houses, trees and cars along both sides of the road."""
+        rng, wide, town, things = self.rng, self.wide, self.town, []
+        for side, walk in zip((-1, 1), self.walks):
+            facade = wide / 2 + walk + self.bend + rng.uniform(0.3, 3 if town else 12) + side * self.start
+            z = 2.0
+            while z < 110:
+                length = rng.uniform(7, 18)
+                if rng.random() < (0.8 if town else 0.3):
+                    x, high = side * (facade + 6 + rng.uniform(0, 1.5)), rng.uniform(4, 15 if town else 7)
+                    things.append(_Thing(BUILDING, x, z, 12, length, high))
+                z += length + rng.integers(2) * rng.uniform(0, 6)
+            for z in rng.uniform(6, 70, rng.poisson(3 if town else 7)):
+                x, high = side * self.centre(z) + wide / 2 + rng.uniform(0.8, 3 if town else 14), rng.uniform(2.5, 8)
+                things.append(_Thing(TREE, side * min(x, facade), z, high * rng.uniform(0.4, 0.75), 0, high))
+            for z in rng.uniform(5, 14) + 11 * np.arange(rng.integers(1, 6)):
+                x = self.centre(z) + side * (wide / 4 if rng.random() < 0.5 else wide / 2 + rng.uniform(-0.6, 0.7))
+                things.append(_Thing(CAR, x, z, 1.8, 4, rng.uniform(1.4, 1.9)))
+        return things
 
-def _layout(street: _Street) -> list[_Thing]:
-    """Place houses, trees and cars along both sides of the road."""
-    rng, wide, town, things = street.rng, street.wide, street.town, []
-    for side, walk in zip((-1, 1), street.walks):
-        facade = wide / 2 + walk + street.bend + rng.uniform(0.3, 3 if town else 12) + side * street.start
-        z = 2.0
-        while z < 110:
-            length = rng.uniform(7, 18)
-            if rng.random() < (0.8 if town else 0.3):
-                x, high = side * (facade + 6 + rng.uniform(0, 1.5)), rng.uniform(4, 15 if town else 7)
-                things.append(_Thing(BUILDING, x, z, 12, length, high))
-            z += length + rng.integers(2) * rng.uniform(0, 6)
-        for z in rng.uniform(6, 70, rng.poisson(3 if town else 7)):
-            x, high = side * street.centre(z) + wide / 2 + rng.uniform(0.8, 3 if town else 14), rng.uniform(2.5, 8)
-            things.append(_Thing(TREE, side * min(x, facade), z, high * rng.uniform(0.4, 0.75), 0, high))
-        for z in rng.uniform(5, 14) + 11 * np.arange(rng.integers(1, 6)):
-            x = street.centre(z) + side * (wide / 4 if rng.random() < 0.5 else wide / 2 + rng.uniform(-0.6, 0.7))
-            things.append(_Thing(CAR, x, z, 1.8, 4, rng.uniform(1.4, 1.9)))
-    return things
+    def paint_sky(self) -> None:
+        rng, shape = self.rng, self.label.shape
+        rise = np.clip(self.y / self.y[0], 0, 1)[..., None]  # 0 at the horizon … 1
+        self.image[:] = 0.86 - rise * self.sun * np.array((0.54, 0.34, 0.02))
+        cloud = np.clip(1.2 * soft_noise(rng, shape, (shape[0] / 15, shape[1] / 8)) + rng.uniform(-1, 0.4), 0, 1)
+        self.image += 0.8 * cloud[..., None] * (rng.uniform(0.8, 0.98) - self.image)
+        ridge = rng.uniform(0.01, 0.08) * (1 + 0.6 * soft_noise(rng, (1, shape[1]), (1, shape[1] / 15)))
+        self.paint(np.s_[:, :], self.y > -ridge, pick_colour(rng, LEAVES), TREE, 100)  # woods far away
 
+    def paint_ground(self, things: list[_Thing]) -> None:
+        rng, top = self.rng, int(np.searchsorted(self.y[:, 0], 0.004))  # a row above would be half a kilometre away
+        box, z = np.s_[top:, :], self.eye / self.y[top:]  # (h, 1)
+        x = z * self.x  # (h, W)
+        off = x - self.centre(z)  # metres to the right of the middle of the road
+        out = np.abs(off) - self.wide / 2  # and beside the road
+        road, paved = out < 0, out < np.where(off < 0, *self.walks)
+        half = 0.07 + 0.0008 * z  # far lines are drawn wider, or they would vanish
+        dashes = (np.abs(off) < half) & (z / rng.uniform(6, 10) % 1 < 0.5) & (rng.random() < 0.75)
+        marks = dashes | (np.abs(out + 0.35) < half) & (rng.random() < 0.5)
+        asphalt = rng.uniform(0.32, 0.54) + rng.normal(0, 0.012, 3)
+        slabs = asphalt * rng.choice((0.75, 1.3)) + rng.normal(0, 0.02, 3)
+        colours = np.array([asphalt, [rng.uniform(0.7, 0.95)] * 3, slabs, 1.2 * pick_colour(rng, LEAVES)], np.float32)
+        joints = ((off % 0.8 < 0.07) | (z % 0.8 < 0.05)) & (z < 22)
+        blades = 0.2 * soft_noise(rng, x.shape, (3, 1.3))
+        gain = 1 + 0.03 * self.rough[box] + np.select([road, paved], [0, -0.25 * joints], blades)
+        gain *= (1 + 0.2 * self.sun) * (1 - self._shadows(things, x, z))
+        colour = colours[np.select([marks, road, paved], [1, 0, 2], 3)] * gain[..., None]
+        self.paint(box, np.ones(x.shape, dtype=bool), colour, ROAD, z)
+        self.label[box] = np.select([road, paved], [ROAD, PAVEMENT], TREE)
 
-def _paint_sky(street: _Street) -> None:
-    rng, shape = street.rng, street.label.shape
-    rise = np.clip(street.y / street.y[0], 0, 1)[..., None]  # 0 at the horizon … 1
-    street.image[:] = 0.86 - rise * street.sun * np.array((0.54, 0.34, 0.02))
-    cloud = np.clip(1.2 * soft_noise(rng, shape, (shape[0] / 15, shape[1] / 8)) + rng.uniform(-1, 0.4), 0, 1)
-    street.image += 0.8 * cloud[..., None] * (rng.uniform(0.8, 0.98) - street.image)
-    ridge = rng.uniform(0.01, 0.08) * (1 + 0.6 * soft_noise(rng, (1, shape[1]), (1, shape[1] / 15)))
-    street.paint(np.s_[:, :], street.y > -ridge, pick_colour(rng, LEAVES), TREE, 100)  # woods far away
+    def _shadows(self, things: list[_Thing], x: ndarray, z: ndarray) -> ndarray:
+        """Return how dark the shadows on the ground are: ellipses, as wide and long as what throws them."""
+        dark, reach = np.zeros_like(x), self.rng.uniform(0.4, 1.2)
+        for thing in things:
+            strength, move = (0.85, 0.2) if thing.kind == CAR else (0.55 * (self.sun > 0), reach * thing.height)
+            wide, deep = (thing.width + move) / 2, 0.1 + max(0.6 * thing.length, 0.3 * thing.width)
+            q = ((x - thing.x - 0.6 * self.side * move) / wide) ** 2 + ((z - thing.z - thing.length / 2) / deep) ** 2
+            dark = np.maximum(dark, strength * np.clip(3 - 3 * q, 0, 1))
+        return dark
 
+    def paint_building(self, thing: _Thing) -> None:
+        """Paint the wall that looks along the street and the one that looks across it, with rows of windows."""
+        rng, inner = self.rng, thing.x - np.sign(thing.x) * thing.width / 2
+        wall, glass = pick_colour(rng, WALLS), pick_colour(rng, GLASS)
+        storey, bay = rng.uniform((2.7, 1.6), (3.5, 3.2))
+        ends, sides = (thing.z, thing.z + thing.length), (thing.x - thing.width / 2, thing.x + thing.width / 2)
+        lit = 1.2 if np.sign(inner) == self.side else 0.7  # a wall on this side looks to the sun
+        for xs, zs, light in ((sides, ends[:1] * 2, 0.88), ((inner, inner), ends, lit)):
+            box, x, z, height = self.face(xs, zs, thing.height)
+            pane = (np.abs((x + z) / bay % 1 - 0.5) < 0.25) & (np.abs(height / storey % 1 - 0.55) < 0.25)
+            gain = (1 + 0.05 * self.rough[box]) * (1 + self.sun * (light - 1))
+            colour = np.where(pane[..., None], glass, wall) * gain[..., None]
+            self.paint(box, (height > 0) & (height < thing.height), colour, BUILDING, z)
 
-def _paint_ground(street: _Street, things: list[_Thing]) -> None:
-    rng, top = street.rng, int(np.searchsorted(street.y[:, 0], 0.004))  # a row above would be half a kilometre away
-    box, z = np.s_[top:, :], street.eye / street.y[top:]  # (h, 1)
-    x = z * street.x  # (h, W)
-    off = x - street.centre(z)  # metres to the right of the middle of the road
-    out = np.abs(off) - street.wide / 2  # and beside the road
-    road, paved = out < 0, out < np.where(off < 0, *street.walks)
-    half = 0.07 + 0.0008 * z  # far lines are drawn wider, or they would vanish
-    dashes = (np.abs(off) < half) & (z / rng.uniform(6, 10) % 1 < 0.5) & (rng.random() < 0.75)
-    marks = dashes | (np.abs(out + 0.35) < half) & (rng.random() < 0.5)
-    asphalt = rng.uniform(0.32, 0.54) + rng.normal(0, 0.012, 3)
-    slabs = asphalt * rng.choice((0.75, 1.3)) + rng.normal(0, 0.02, 3)
-    colours = np.array([asphalt, [rng.uniform(0.7, 0.95)] * 3, slabs, 1.2 * pick_colour(rng, LEAVES)], np.float32)
-    joints = ((off % 0.8 < 0.07) | (z % 0.8 < 0.05)) & (z < 22)
-    blades = 0.2 * soft_noise(rng, x.shape, (3, 1.3))
-    gain = 1 + 0.03 * street.rough[box] + np.select([road, paved], [0, -0.25 * joints], blades)
-    gain *= (1 + 0.2 * street.sun) * (1 - _shadows(street, things, x, z))
-    colour = colours[np.select([marks, road, paved], [1, 0, 2], 3)] * gain[..., None]
-    street.paint(box, np.ones(x.shape, dtype=bool), colour, ROAD, z)
-    street.label[box] = np.select([road, paved], [ROAD, PAVEMENT], TREE)
+    def paint_tree(self, thing: _Thing) -> None:
+        rng, high = self.rng, thing.height
+        leaf, low = pick_colour(rng, LEAVES), rng.uniform(0.05, 0.35) * high
+        sides = thing.x - 0.8 * thing.width, thing.x + 0.8 * thing.width
+        box, x, _, height = self.face(sides, (thing.z, thing.z), 1.2 * high)
+        trunk = (np.abs(x - thing.x) < 0.035 * high) & (height < (high + low) / 2) & (height > 0)
+        self.paint(box, trunk, np.array((0.24, 0.18, 0.13), np.float32), TREE, thing.z)
+        u, v = (x - thing.x) / thing.width * 1.8, (2 * height - high - low) / (high - low)
+        crown = (np.hypot(u, v) + 0.12 * self.rough[box] < 1) & (height > 0)
+        light = 0.85 + 0.3 * v - 0.22 * self.sun * self.side * u + 0.15 * self.rough[box]
+        self.paint(box, crown, leaf * np.clip(light, 0.25, 2)[..., None] * (1 + 0.3 * self.sun), TREE, thing.z)
 
-
-def _shadows(street: _Street, things: list[_Thing], x: ndarray, z: ndarray) -> ndarray:
-    """Return how dark the shadows on the ground are: ellipses, as wide and long as what throws them."""
-    dark, reach = np.zeros_like(x), street.rng.uniform(0.4, 1.2)
-    for thing in things:
-        strength, move = (0.85, 0.2) if thing.kind == CAR else (0.55 * (street.sun > 0), reach * thing.height)
-        wide, deep = (thing.width + move) / 2, 0.1 + max(0.6 * thing.length, 0.3 * thing.width)
-        q = ((x - thing.x - 0.6 * street.side * move) / wide) ** 2 + ((z - thing.z - thing.length / 2) / deep) ** 2
-        dark = np.maximum(dark, strength * np.clip(3 - 3 * q, 0, 1))
-    return dark
-
-
-def _paint_building(street: _Street, thing: _Thing) -> None:
-    """Paint the wall that looks along the street and the one that looks across it, with rows of windows."""
-    rng, inner = street.rng, thing.x - np.sign(thing.x) * thing.width / 2
-    wall, glass = pick_colour(rng, WALLS), pick_colour(rng, GLASS)
-    storey, bay = rng.uniform((2.7, 1.6), (3.5, 3.2))
-    ends, sides = (thing.z, thing.z + thing.length), (thing.x - thing.width / 2, thing.x + thing.width / 2)
-    lit = 1.2 if np.sign(inner) == street.side else 0.7  # a wall on this side looks to the sun
-    for xs, zs, light in ((sides, ends[:1] * 2, 0.88), ((inner, inner), ends, lit)):
-        box, x, z, height = street.face(xs, zs, thing.height)
-        pane = (np.abs((x + z) / bay % 1 - 0.5) < 0.25) & (np.abs(height / storey % 1 - 0.55) < 0.25)
-        gain = (1 + 0.05 * street.rough[box]) * (1 + street.sun * (light - 1))
-        colour = np.where(pane[..., None], glass, wall) * gain[..., None]
-        street.paint(box, (height > 0) & (height < thing.height), colour, BUILDING, z)
-
-
-def _paint_tree(street: _Street, thing: _Thing) -> None:
-    rng, high = street.rng, thing.height
-    leaf, low = pick_colour(rng, LEAVES), rng.uniform(0.05, 0.35) * high
-    sides = thing.x - 0.8 * thing.width, thing.x + 0.8 * thing.width
-    box, x, _, height = street.face(sides, (thing.z, thing.z), 1.2 * high)
-    trunk = (np.abs(x - thing.x) < 0.035 * high) & (height < (high + low) / 2) & (height > 0)
-    street.paint(box, trunk, np.array((0.24, 0.18, 0.13), np.float32), TREE, thing.z)
-    u, v = (x - thing.x) / thing.width * 1.8, (2 * height - high - low) / (high - low)
-    crown = (np.hypot(u, v) + 0.12 * street.rough[box] < 1) & (height > 0)
-    light = 0.85 + 0.3 * v - 0.22 * street.sun * street.side * u + 0.15 * street.rough[box]
-    street.paint(box, crown, leaf * np.clip(light, 0.25, 2)[..., None] * (1 + 0.3 * street.sun), TREE, thing.z)
-
-
-def _paint_car(street: _Street, thing: _Thing) -> None:
-    """Paint the side of a car and, before it, the end that we see."""
-    lamp = (0.75, 0.08, 0.06) if thing.x > street.centre(thing.z) else (0.95, 0.93, 0.8)  # tail or head lamps
-    colours = np.array([pick_colour(street.rng, PAINTS), GLASS[0], lamp, (0.06, 0.06, 0.06)], np.float32)  # 3 tyre
-    inner, sides = thing.x - np.sign(thing.x) * 0.9, (thing.x - 0.9, thing.x + 0.9)
-    box, _, z, height = street.face((inner, inner), (thing.z, thing.z + thing.length), 0.6 * thing.height)
-    street.paint(box, height > 0.2, 0.7 * colours[0], CAR, z)
-    box, x, _, height = street.face(sides, (thing.z, thing.z), thing.height)
-    s, h = np.abs(x - thing.x) / 0.9, height / thing.height
-    outline = 1 - 0.4 * np.clip(h - 0.55, 0, 1)
-    tyres, lamps = (h < 0.16) & (s > 0.7), (h > 0.42) & (h < 0.56) & (s > 0.7)
-    code = np.select([(h > 0.6) & (h < 0.9) & (s < outline - 0.14), lamps, tyres], [1, 2, 3], 0)
-    where = (s < outline) & ((h > 0.14) | tyres) & (h > 0)
-    street.paint(box, where, colours[code] * (0.75 + 0.35 * h)[..., None], CAR, thing.z)
+    def paint_car(self, thing: _Thing) -> None:
+        """Paint the side of a car and, before it, the end that we see."""
+        lamp = (0.75, 0.08, 0.06) if thing.x > self.centre(thing.z) else (0.95, 0.93, 0.8)  # tail or head lamps
+        colours = np.array([pick_colour(self.rng, PAINTS), GLASS[0], lamp, (0.06, 0.06, 0.06)], np.float32)  # 3 tyre
+        inner, sides = thing.x - np.sign(thing.x) * 0.9, (thing.x - 0.9, thing.x + 0.9)
+        box, _, z, height = self.face((inner, inner), (thing.z, thing.z + thing.length), 0.6 * thing.height)
+        self.paint(box, height > 0.2, 0.7 * colours[0], CAR, z)
+        box, x, _, height = self.face(sides, (thing.z, thing.z), thing.height)
+        s, h = np.abs(x - thing.x) / 0.9, height / thing.height
+        outline = 1 - 0.4 * np.clip(h - 0.55, 0, 1)
+        tyres, lamps = (h < 0.16) & (s > 0.7), (h > 0.42) & (h < 0.56) & (s > 0.7)
+        code = np.select([(h > 0.6) & (h < 0.9) & (s < outline - 0.14), lamps, tyres], [1, 2, 3], 0)
+        where = (s < outline) & ((h > 0.14) | tyres) & (h > 0)
+        self.paint(box, where, colours[code] * (0.75 + 0.35 * h)[..., None], CAR, thing.z)
 
 
 def pet_scene(rng: Generator, height: int = 160, width: int = 160, species: str | None = None) -> Scene:
@@ -264,9 +257,8 @@ def pet_scene(rng: Generator, height: int = 160, width: int = 160, species: str 
     return Scene(photograph(rng, image), label)
 
 
-write_pets = writer(
-    "pets", VERSION, {f"{name}_{{:03}}.png": partial(pet_scene, species=name) for name in ("dog", "cat")}, 160, 160
-)
+_DOG_AND_CAT = {f"{name}_{{:03}}.png": partial(pet_scene, species=name) for name in ("dog", "cat")}
+write_pets = writer("pets", VERSION, _DOG_AND_CAT, 160, 160)
 
 
 def _body(
