@@ -179,8 +179,7 @@ def normalise_hdf5(source: str | Path, path: str | Path, *, standardise: bool = 
 
     Integers are first divided by the largest value of their dtype.  `mean` and `std`, kept as attributes, are those of
     all pixels of the *training* part: the others would leak into the model that they judge.  Where std = 0 it is 1.
-    With `standardise` they are those of each whole image itself, and NaN as attributes: brightness and contrast of an
-    image then say nothing, as with images of many microscopes and exposures.
+    With `standardise` they are those of each image itself (many microscopes and exposures), and NaN as attributes.
     """
     with open_hdf5(source) as raw, _writing(path) as file:
         images = raw["image"]
@@ -206,9 +205,7 @@ def normalise_hdf5(source: str | Path, path: str | Path, *, standardise: bool = 
 
 
 def normalise_image(image: np.ndarray, mean: ArrayLike, std: ArrayLike) -> np.ndarray:
-    """One image (H, W) or (H, W, C), uint8, uint16 or float, as float32 (C, H, W), (x − mean) / std per channel.
-
-    NaN stands for mean and std of the image itself.
+    """One image (H, W[, C]) as float32 (C, H, W), (x − mean) / std per channel; NaN stands for those of the image.
 
     >>> normalise_image(np.uint8([[7, 9]]), np.nan, np.nan).tolist()
     [[[-1.0, 1.0]]]
@@ -241,8 +238,7 @@ def _writing(path: str | Path) -> Iterator[Any]:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".") as folder:  # another kernel may build it, too
             temporary = Path(folder, "new.hdf5")
-            # Google Drive has no locks
-            with h5py.File(temporary, "w", userblock_size=SEAL_BYTES, locking=False) as file:
+            with h5py.File(temporary, "w", userblock_size=SEAL_BYTES, locking=False) as file:  # Google Drive has none
                 yield file
             with open(temporary, "r+b") as stream:
                 stream.write(_seal_of(temporary))
@@ -255,10 +251,7 @@ def _writing(path: str | Path) -> Iterator[Any]:
 
 @contextmanager
 def open_hdf5(path: str | Path) -> Iterator[Any]:
-    """Open a file of `build_hdf5` or `normalise_hdf5`; it must be there, sound (else `Damaged`), and of this version.
-
-    Where the system cannot read it (memory, rights, disk), also later in the block, an `InputError` tells its reason.
-    """
+    """Open a file of `build_hdf5` or `normalise_hdf5`: sound, else `Damaged`, and readable here, else `InputError`."""
     if not os.path.isfile(path):
         raise Damaged(f"{path} does not exist. Build it with data.prepare or build_hdf5.")
     try:

@@ -1,11 +1,9 @@
 """The usual folders of images and labels, known by the names in them; one line says what was recognised.
 
 Words in the names of folders say what lies in them (`images`, `trainannot`, `labelsTr`), and words at the ends of file
-names (`NAME_mask.png`) where folders do not.  So the course's own folder, pairs side by side, Pascal VOC, CVAT, CamVid,
-ADE20K, Cityscapes, nnU-Net and Cellpose follow one rule; the outlines of COCO and labelme are drawn.
-
-Sources: Everingham et al., 2010 (doi 10.1007/s11263-009-0275-4), Pascal VOC;  Cordts et al., 2016 (arXiv:1604.01685),
-Cityscapes;  Isensee et al., 2021 (doi 10.1038/s41592-020-01008-z), nnU-Net;  Lin et al., 2014 (arXiv:1405.0312), COCO.
+names (`NAME_mask.png`) where folders do not: one rule for the course's own folder, pairs side by side, CVAT, CamVid,
+ADE20K, Cellpose, Pascal VOC (doi 10.1007/s11263-009-0275-4), Cityscapes (arXiv:1604.01685) and nnU-Net (doi
+10.1038/s41592-020-01008-z).  The outlines of COCO (arXiv:1405.0312) and labelme are drawn.
 """
 
 import contextlib

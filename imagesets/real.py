@@ -1,10 +1,8 @@
 """Real data sets by name: brought here in the layout of their authors, then read as samples.
 
 `locate` looks in the mirror (the folder that the environment variable `SEGMENTATION_MIRROR` names; only read), in
-`data/NAME`, and then at the official address, which the table `SOURCES` names.  Nothing gets its final name before it
-was checked, and nothing that is there is overwritten.  `read_dataset` turns the folder into samples.
-
-pooch: Uieda et al., JOSS 5 (2020) 1943, doi 10.21105/joss.01943.
+`data/NAME`, and then, by pooch (doi 10.21105/joss.01943), at the address in `SOURCES`.  Nothing gets its final name
+before it was checked, and nothing that is there is overwritten.  `read_dataset` turns the folder into samples.
 """
 
 import hashlib

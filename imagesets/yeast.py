@@ -1,12 +1,10 @@
 """Synthetic phase-contrast pictures of yeast with exact labels: the data set that is there when no other is.
 
-The cells come first; the picture is computed from them, one function a step, in the order of the light.  A dead cell
-is dark, has no vacuole and almost no halo; its label is background.  Buds are dark too and the light is uneven, so no
-threshold separates living from dead.  Lengths are in pixels.
-
-Phase contrast: F. Zernike, Physica 9 (1942) 686, doi 10.1016/S0031-8914(42)80035-X; its optics as filters: Z. Yin et
-al., Med. Image Anal. 16 (2012) 1047, doi 10.1016/j.media.2011.12.006; square root against photon noise: F. J. Anscombe,
-Biometrika 35 (1948) 246, doi 10.1093/biomet/35.3-4.246.
+The picture is computed from the cells, one function a step, in the order of the light.  A dead cell is dark, has no
+vacuole and almost no halo; its label is background.  Buds are dark too and the light is uneven, so no threshold
+separates living from dead.  Lengths are in pixels.  Sources: Zernike, 1942 (doi 10.1016/S0031-8914(42)80035-X), phase
+contrast; Yin et al., 2012 (doi 10.1016/j.media.2011.12.006), its optics as filters; Anscombe, 1948 (doi
+10.1093/biomet/35.3-4.246), square root against photon noise.
 """
 
 import itertools
@@ -66,10 +64,9 @@ def yeast_scene(rng: Generator, height: int = 256, width: int = 256) -> YeastSce
 
 
 def writer(kind: str, version: int, scenes: dict[str, Any], number: int, side: int = 256) -> Callable[..., Path]:
-    """Return what writes a set as PNG into a folder, a sub-folder for each array of its scenes.
+    """Return what writes a set as PNG into a folder, which is kept if it holds this very set, and refused otherwise.
 
-    `scenes` {name with {} for the number: what draws it (rng, height, width)} take turns.  Image i depends on `seed`, i
-    and the size only.  A folder that holds this very set is kept, another is refused.
+    `scenes` {name with {} for the number: what draws it (rng, height, width)} take turns, by (seed, number) alone.
     """
 
     def write(folder: Path, num_images: int = number, seed: int = 0, height: int = side, width: int = side) -> Path:
@@ -190,8 +187,8 @@ def _yeast_debris(rng: Generator, shape: tuple[int, int]) -> ndarray:
 def _phase_contrast(phase: ndarray, defocus: float) -> ndarray:
     """Return the amplitude |wave| behind Zernike's microscope, 1 in the empty medium.
 
-    The direct light (low frequencies of exp(i phase)) is dimmed and shifted by a quarter wave, the diffracted rest is
-    not; they meet again: thick parts turn dark, the blur of the direct light is the halo.
+    The direct light (low frequencies of exp(i phase)) is dimmed and shifted by a quarter wave, then meets the rest:
+    thick parts turn dark, the blur of the direct light is the halo.
     """
     halo_width, sharpness, transmission = 5.1, 0.234, 0.07  # pixels, cycles a pixel, fraction: fitted
     squared = scipy.fft.fftfreq(phase.shape[0])[:, None] ** 2 + scipy.fft.fftfreq(phase.shape[1]) ** 2
