@@ -137,24 +137,21 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         shapes = dataset.shapes if dataset.crop is None else [(dataset.crop, dataset.crop)] * len(dataset)
         draws = [(time, i) for time in range(repeats) for i in range(len(shapes))]
         self._groups = [[draw for draw in draws if shapes[draw[1]] == one] for one in sorted(set(shapes))]
-        self.dropped = sum(self._drops_one(group) for group in self._groups)
-
-    def _drops_one(self, group: list[tuple[int, int]]) -> bool:
-        return self.shuffle and len(group) > self.batch_size and len(group) % self.batch_size == 1
+        drops = [shuffle and len(group) > batch_size and len(group) % batch_size == 1 for group in self._groups]
+        self._used, self.dropped = [len(group) - drop for group, drop in zip(self._groups, drops)], sum(drops)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return sum(-(-len(group) // self.batch_size) for group in self._groups) - self.dropped
+        return sum(-(-used // self.batch_size) for used in self._used)
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         rng = np.random.default_rng([self.seed, self.epoch])
         batches: list[list[tuple[int, int]]] = []
-        for group in self._groups:
-            order = [group[i] for i in rng.permutation(len(group))] if self.shuffle else group
-            order = order[:-1] if self._drops_one(group) else order
-            batches += [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+        for group, used in zip(self._groups, self._used):
+            order = [group[i] for i in rng.permutation(len(group))[:used]] if self.shuffle else group
+            batches += [order[i : i + self.batch_size] for i in range(0, used, self.batch_size)]
         for number in rng.permutation(len(batches)) if self.shuffle else range(len(batches)):
             yield [(self.epoch * self.repeats + time, index) for time, index in batches[number]]
 
@@ -189,8 +186,7 @@ def prepare(
     """
     source = str(source)
     folder = source_folder(source, Path(data_dir), say)
-    is_known = source in READERS  # not the name: a folder of yours may be called like a data set
-    read = partial(read_dataset, source) if is_known else partial(read_folder, label_map=label_map)
+    read = partial(read_dataset, source) if source in READERS else partial(read_folder, label_map=label_map)
     num_classes = NUM_CLASSES.get(source) if num_classes is None else num_classes
     code = identity(read=read, build=[build_hdf5, normalise_hdf5], changes=list(changes))
     made_by = _sha256([code, num_classes, seed, _folder_state(folder)])
@@ -198,8 +194,8 @@ def prepare(
     name = source if source in NAMES else f"{folder.resolve().name[:40]}_{_sha256(folder.resolve())[:8]}"
     known = {key: text for key, text in identity(changes=list(changes)).items() if not text.startswith("unknown")}
     name += f"_{_sha256(known)[:8]}" if changes else ""
-    kind = "standardised" if standardise else "normalised"
-    plain, normalised = Path(data_dir, f"{name}.hdf5"), Path(data_dir, f"{name}_{kind}.hdf5")
+    plain = Path(data_dir, f"{name}.hdf5")
+    normalised = plain.with_stem(f"{name}_{'standardised' if standardise else 'normalised'}")
     if not _is_current(plain, made_by):
         line = f"Building {plain}: it is missing or damaged, or settings, code or files have changed."
         if num_classes is None or source not in NAMES:
