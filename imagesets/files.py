@@ -204,11 +204,14 @@ def _decode_with_pillow(path: Path, start: bytes) -> Stored:
                 raise _refused(path, f"holds {count} pictures", "save each as a file of its own")
             opened.verify()  # the checksums of a PNG; without them a flipped bit gives another mask, without a word
         with Image.open(path, formats=FORMATS) as opened:
-            clear, upright = opened.info.get("transparency"), ImageOps.exif_transpose(opened)  # a camera may be turned
+            clear, is_turned = opened.info.get("transparency"), opened.getexif().get(ORIENTATION, 1) != 1
+            upright = ImageOps.exif_transpose(opened)  # cameras store a turned image and a note to turn it back
             numbers, mode, has_alpha = np.array(upright), upright.mode, "A" in upright.getbands()
             shown = np.array(upright.convert({"P": "RGB", "PA": "RGBA", "CMYK": "RGB", "1": "L"}.get(mode, mode)))
     bits, colours = (start[24], start[25]) if is_png else (8, 0)  # both stand in the header
     if bits == 16 and colours != 0:  # of which Pillow reads 8
+        if is_turned:
+            raise _refused(path, "is stored turned (EXIF orientation)", "open it and save it upright")
         numbers = shown = imagecodecs.png_decode(path.read_bytes())
         has_alpha = shown.shape[2] in (2, 4)
     elif bits in (2, 4) and colours == 0:  # a grey value, which Pillow spreads over 0 … 255

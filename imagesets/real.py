@@ -113,7 +113,7 @@ def _fetch(name: str, data_dir: Path, say: Callable[[str], object]) -> None:
     fetcher = _pooch().create(data_dir, "", **options)
     for target, address in addresses.items():
         try:
-            fetcher.fetch(target, downloader=_download)
+            fetcher.fetch(target)
         except (OSError, ValueError) as error:  # what pooch raises for a connection is an OSError, too
             by_hand = f"save the address as {data_dir / target} (SOURCES[{name!r}].files lists all)"
             raise InputError(
@@ -123,13 +123,6 @@ def _fetch(name: str, data_dir: Path, say: Callable[[str], object]) -> None:
     if archives:
         _unpack(name, archives, folder)
     _require(name, folder, "Move away what does not belong there, then run again.")
-
-
-def _download(address: str, temporary: str, _: Any) -> None:
-    _pooch().HTTPDownloader(timeout=20)(address, temporary, None)
-    with open(temporary, "rb") as stream:
-        if stream.read(1) == b"<":
-            raise ValueError("a web page came instead of the file")
 
 
 def _unpack(name: str, archives: list[Path], folder: Path) -> None:

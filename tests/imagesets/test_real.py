@@ -160,7 +160,6 @@ def test_a_file_is_fetched_once_if_need_be_in_three_tries(tiny: None, site: Site
         pytest.param("tiny", Page(code=404), "404", id="404"),
         pytest.param("tiny", Page(code=503), "503", id="503"),
         pytest.param("bare", Page(TIF, missing=5000), "IncompleteRead", id="cut off"),
-        pytest.param("bare", Page(b"<html>Log in"), "a web page came instead of the file", id="login page"),
     ],
 )
 def test_a_file_that_is_not_the_right_one_in_three_tries_never_gets_its_name(name, bad, reason, tiny, site, tmp_path):
