@@ -4,8 +4,7 @@ A street is laid out in metres and seen through a pinhole camera: a point at hei
 seen at the slopes x / z and (eye − h) / z.  Neither brightness nor place tells the classes apart, which are CamVid's
 (Brostow et al., 2009, doi 10.1016/j.patrec.2008.04.005).  An animal, its classes as in the Oxford pets (Parkhi et al.,
 2012, doi 10.1109/CVPR.2012.6248092), is a set of balls swept along lines, frayed by noise like fur; what lies around it
-is made in the same way and of the same colours.  Its lengths are about half its body; y points down, it looks right.
-Pictures are float32 (H, W, 3) between 0 and 1 until `photograph` turns them into bytes.
+is made in the same way and of the same colours.  Pictures are float32 (H, W, 3), 0 … 1, until `photograph` makes bytes.
 """
 
 import math
@@ -239,7 +238,7 @@ def pet_scene(rng: Generator, height: int = 160, width: int = 160, species: str 
     """Draw a "cat", a "dog" or any: image (height, width, 3); label 0 background, 1 pet, 2 a 5 pixel band between."""
     shape, light = (height, width), np.array((-0.75, rng.uniform(-0.5, 0.5), 0.62), dtype=np.float32)
     image = _background(rng, shape, light)
-    (head_y, head_x, size, turn), parts = _pet(rng, rng.random() < 0.5 if species is None else species == "cat")
+    parts = _pet(rng, rng.random() < 0.5 if species is None else species == "cat")
     ends, radius, flip = parts[:, :4].reshape(-1, 2, 2), parts[:, 4:6, None], 1 - 2 * int(rng.integers(2))
     low, high = (ends - radius).min(axis=(0, 1)), (ends + radius).max(axis=(0, 1))
     scale = rng.uniform(0.7, 1.25) * min(shape / (high - low))  # pixels a length; a large one is not all in the picture
@@ -248,8 +247,9 @@ def pet_scene(rng: Generator, height: int = 160, width: int = 160, species: str 
     fray = rng.uniform(0.3, 0.9) / scale
     furry_y, furry_x = (c + fray * (soft_noise(rng, shape, 2) + soft_noise(rng, shape, 5)) for c in (y, x))
     seen, fur = _body(rng, furry_y, furry_x, parts, FUR, light, scale)
-    for up, side in ((-0.1, -0.42), (-0.1, 0.42), (0.25, 0)):  # eyes and nose, in radii of the head
-        fur[np.hypot(y - head_y - up * size, x - head_x - (side + 0.4 * turn) * size) < 0.13 * size] = 0.05
+    head_y, head_x, _, _, size, *_ = parts[0]
+    for up, side in ((-0.1, -0.42), (-0.1, 0.42), (0.25, 0)):  # eyes and nose
+        fur[np.hypot(y - head_y - up * size, x - head_x - (side + 0.2) * size) < 0.13 * size] = 0.05
     image *= 1 - 0.5 * np.exp(-(((y - parts[:, 2].max()) / 0.2) ** 2) - (x / 0.8) ** 2)[..., None]  # its shadow
     image[seen] = fur[seen]
     inside, outside = (ndimage.distance_transform_edt(where) for where in (seen, ~seen))
@@ -283,44 +283,26 @@ def _body(
     return seen, _surface(rng, seen.shape, colours) * bright[..., None]
 
 
-def _pet(rng: Generator, cat: bool) -> tuple[tuple[float, ...], ndarray]:
-    """An animal, standing or sitting: y, x, radius of its head and how far it is turned; its parts, as for `_body`."""
-    fat = rng.uniform(0.85, 1.15)
-    parts: list[tuple[float, ...]]
-    if rng.random() < 0.5:  # standing, seen from its side
-        head, (y, x) = (-0.5, 0.78, 0.28, rng.uniform(0.2, 0.7)), (-0.1, -0.7)
-        parts = [(0, -0.5, -0.03, 0.42, 0.25 * fat, 0.28 * fat, 0), (-0.05, 0.45, -0.38, 0.72, 0.22, 0.17, 0)]
-        foot = rng.uniform(0.4, 0.9)
-        for leg, near in ((0.4, 0.05), (0.52, -0.12), (-0.52, 0.05), (-0.4, -0.12)):
-            parts += [(0.1, leg, foot, leg + rng.normal(0.03, 0.1), 0.13, 0.07, near)]
-    else:  # sitting, seen from the front
-        turn = rng.uniform(-0.6, 0.6)
-        head, (y, x) = (-0.52, 0.05 * turn, 0.32, turn), (0.75, 0.45 - 0.9 * rng.integers(2))
-        parts = [(0.55, 0, 0, 0, 0.38 * fat, 0.25 * fat, 0), (0, 0, -0.3, 0, 0.25, 0.2, 0.02)]
-        for side in (-1, 1):
-            parts += [(0.62, 0.27 * side * fat, 0.9, 0.38 * side * fat, 0.22, 0.09, 0.05)]
-            parts += [(0.1, 0.14 * side, 0.88, 0.16 * side, 0.12, 0.085, 0.2)]
-    angle, curl, away = rng.uniform(-0.4, 1.1), rng.uniform(-0.1, 0.25), np.sign(x)
-    for thick in np.geomspace(0.08, 0.05, 6 if cat else 4):  # the tail, from pieces that turn more and more
-        end_y, end_x, angle = y - 0.14 * np.sin(angle), x + 0.14 * np.cos(angle) * away, angle + curl
-        parts.append((y, x, end_y, end_x, thick, 0.93 * thick, -0.05))
-        y, x = end_y, end_x
-    moved = np.array(parts)
-    moved[:, :4] += rng.normal(0, 0.02, (len(moved), 4))
-    return head, np.vstack([moved, _head(rng, *head, cat)])
+# Parts of an animal as `_body` takes them, first the skull; y points down, it looks right, half its body is about 1
+_STANDING = [(-0.5, 0.74, -0.5, 0.82, 0.28, 0.28, 0.25), (-0.42, 0.95, -0.4, 1.0, 0.15, 0.1, 0.45)]  # and the muzzle
+_STANDING += [(0, -0.5, -0.03, 0.42, 0.25, 0.28, 0), (-0.05, 0.45, -0.38, 0.72, 0.22, 0.17, 0)]  # belly and neck
+_STANDING += [(0.1, x, 0.65, x, 0.13, 0.07, near) for x, near in ((0.4, 0), (0.55, -0.1), (-0.55, 0), (-0.4, -0.1))]
+_STANDING += [(-0.1, -0.7, -0.4, -1, 0.08, 0.07, 0), (-0.4, -1, -0.8, -1.1, 0.07, 0.05, 0)]  # the tail
+_SITTING = [(-0.5, -0.03, -0.5, 0.03, 0.32, 0.32, 0.25), (-0.4, 0, -0.37, 0.05, 0.15, 0.1, 0.5)]
+_SITTING += [(0.55, 0, 0, 0, 0.38, 0.25, 0), (0, 0, -0.3, 0, 0.25, 0.2, 0)]
+_SITTING += [(0.1, 0.14 * side, 0.88, 0.16 * side, 0.12, 0.09, 0.2) for side in (-1, 1)]
+_SITTING += [(0.62, 0.27 * side, 0.9, 0.38 * side, 0.22, 0.09, 0.05) for side in (-1, 1)]
+_SITTING += [(0.75, 0.35, 0.7, 0.7, 0.08, 0.07, 0), (0.7, 0.7, 0.4, 0.9, 0.07, 0.05, 0)]
 
 
-def _head(rng: Generator, y: float, x: float, size: float, turn: float, cat: bool) -> ndarray:
-    """Return skull, muzzle and ears (4, 7): a cat's are pointed, a dog's hang or stand, and its muzzle is long."""
-    (long, low), hangs = rng.uniform(0.2, (0.6, 0.7)), rng.random() < 0.6
-    if cat:
-        muzzle = 0.3, 0.5 * turn - 0.18, 0.3, 0.5 * turn + 0.18, 0.36, 0.36, 0.75
-        ear = -0.5, 0.6, -1.35, 0.85, 0.42, 0.06, -0.5
-    else:
-        muzzle = 0.2, 0.4 * turn, 0.25 + 0.4 * long, (0.5 + long) * turn, 0.5, 0.36, 0.8
-        ear = (-0.55, 0.8, low, 1.12, 0.22, 0.3, 0.2) if hangs else (-0.5, 0.6, -1.3, 0.75, 0.36, 0.08, -0.5)
-    ears = [np.array(ear) * (1, side, 1, side, 1, 1, 1) + (0, 0.1 * turn, 0, 0.1 * turn, 0, 0, 0) for side in (-1, 1)]
-    return size * np.array([(0, -0.06, 0, 0.06, 1, 1, 0), muzzle, *ears]) + (y, x, y, x, 0, 0, 0.25)
+def _pet(rng: Generator, cat: bool) -> ndarray:
+    """Return the parts of an animal that stands, seen from its side, or sits, seen from the front; cats' ears point."""
+    parts = np.array(_STANDING if rng.random() < 0.5 else _SITTING)
+    parts[:, :4] += rng.normal(0, 0.03, (len(parts), 4))
+    y, x, _, _, size, *_ = parts[0]
+    ear = (-0.5, 0.6, -1.35, 0.85, 0.42, 0.06, 0) if cat else (-0.55, 0.8, rng.uniform(-1, 0.7), 1.1, 0.25, 0.3, 0.5)
+    ears = [size * np.array(ear) * (1, side, 1, side, 1, 1, 1) + (y, x, y, x, 0, 0, 0) for side in (-1, 1)]
+    return np.vstack([parts, ears])
 
 
 def _background(rng: Generator, shape: tuple[int, int], light: ndarray) -> ndarray:

@@ -10,9 +10,9 @@ from imagesets.scenes import pet_scene
 from imagesets.yeast import Scene
 
 PINNED = [  # scene, mean colour, share of every class
-    (0, [135.16, 108.54, 82.23], [0.6415, 0.251, 0.1075]),
-    (1, [83.06, 82.75, 54.03], [0.7837, 0.1261, 0.0902]),
-    (2, [121.19, 89.75, 57.93], [0.6344, 0.2732, 0.0925]),
+    (0, [101.83, 86.0, 69.26], [0.6616, 0.2386, 0.0998]),
+    (1, [89.5, 88.91, 63.69], [0.7533, 0.1473, 0.0995]),
+    (2, [138.49, 101.79, 64.77], [0.7248, 0.1869, 0.0883]),
 ]
 
 
@@ -58,4 +58,4 @@ def test_no_colour_gives_the_pet_away(scenes: list[Scene]) -> None:
     code = image[..., 0] * 64 + image[..., 1] * 8 + image[..., 2]
     pet, rest = (np.bincount(code[label == c], minlength=512) for c in (1, 0))
     choices = [pet > factor * rest for factor in (0.2, 0.3, 0.4, 0.6, 1)]
-    assert max(pet[chosen].sum() / (pet.sum() + rest[chosen].sum()) for chosen in choices) < 0.55  # measured 0.35
+    assert max(pet[chosen].sum() / (pet.sum() + rest[chosen].sum()) for chosen in choices) < 0.55  # measured 0.37
