@@ -25,6 +25,8 @@ from imagesets.files import FRACTIONS, BadFiles, Problem, Sample, list_values, r
 
 VERSION = 4  # raise it when the content of the files changes: older ones are built again
 SEAL_BYTES = 512  # the smallest user block
+# 300 nuclei images as float32, a chunk each, take 17 MB in place of 95, and 0.2 s to read
+GZIP: Any = {"compression": "gzip", "compression_opts": 1}
 MARK = b"segmentation "  # how the seal begins: without it a file is not ours
 FILLS = (-9999, -32767, -32768, -99999)  # in maps of the earth these stand for "no data", beside ±1e30 and more
 FAR = 10  # ranges of the other numbers: an edge of the image is not so far away, but a number without a meaning is
@@ -169,7 +171,7 @@ def _write_sample(file: Any, key: str, sample: Sample) -> dict[str, str]:
     """Write the arrays of a sample, and return the hash of each."""
     arrays, hashes = {"image": sample.image, "label": sample.label.astype(np.uint8), **sample.extras}, {}
     for group, array in arrays.items():
-        _write_array(file, f"{group}/{key}", array)
+        file.create_dataset(f"{group}/{key}", data=array, chunks=array.shape, **GZIP)
         hashes[group] = hashlib.sha256(f"{array.dtype.str} {array.shape}".encode() + array.tobytes()).hexdigest()
     return hashes
 
@@ -195,7 +197,8 @@ def normalise_hdf5(source: str | Path, path: str | Path, *, standardise: bool = 
         if standardise:
             mean, std = np.full_like(mean, np.nan), np.full_like(std, np.nan)
         for key in images:
-            _write_array(file, f"image/{key}", normalise_image(images[key][()], mean, std))
+            image = normalise_image(images[key][()], mean, std)
+            file.create_dataset(f"image/{key}", data=image, chunks=image.shape, **GZIP)
             file["image"][key].attrs.update(images[key].attrs)
         for group in raw.keys() - {"image"}:
             raw.copy(group, file)
@@ -221,11 +224,6 @@ def _scaled(image: np.ndarray) -> np.ndarray:
     """An image (H, W) or (H, W, C) as float64 (C, H, W), integers scaled to 0 … 1."""
     largest = 1 if image.dtype.kind == "f" else np.iinfo(image.dtype).max
     return np.ascontiguousarray(np.moveaxis(np.atleast_3d(image), -1, 0)) / np.float64(largest)
-
-
-def _write_array(file: Any, key: str, array: np.ndarray) -> None:
-    # gzip level 1, one chunk: 300 nuclei images as float32 take 17 MB in place of 95, and 0.2 s to read
-    file.create_dataset(key, data=array, chunks=array.shape, compression="gzip", compression_opts=1)
 
 
 @contextmanager

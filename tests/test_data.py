@@ -91,7 +91,7 @@ def test_datasets_of_one_part_share_one_copy_of_the_arrays_and_free_it(tmp_path)
         images[0][:] = 0
     others = [SegmentationDataset(path, "val"), SegmentationDataset(path, "train", maps=("weights",))]
     assert not any(np.shares_memory(images[0], dataset._arrays[0][0]) for dataset in others)
-    kept = weakref.ref(many[0]._arrays)
+    kept = weakref.ref(images[0])
     del many, images
     gc.collect()
     assert kept() is None
