@@ -70,8 +70,7 @@ class Comparison:
         elif image.dtype.kind == "f" and not np.isfinite(image).all():
             yield "has NaN or Inf in the image", "find out where they come from, and replace them"
         elif image.dtype.kind == "f" and (fill := fill_value(image)) is not None:
-            advice = "replace it, for example by the mean of the others, and give these pixels the label 255"
-            yield f"has {fill:g} in the image, which seems to stand for 'no data'", advice
+            yield f"has {fill:g} in the image, which seems to stand for 'no data'", "replace it, and label it 255"
         for name, array in {"label": label, **sample.extras}.items():
             if array.shape != image.shape[:2]:
                 yield f"has an image of size {image.shape[:2]}, {name} has {array.shape}", "export it again"

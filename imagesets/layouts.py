@@ -262,8 +262,7 @@ def _by_role(layout: Layout, paths: Sequence[Path]) -> dict[str, Found]:
     for path, (role, key) in places.items():
         if path.suffix.lower() not in IMAGE_SUFFIXES:
             if role and path.suffix.lower() not in files.SIDE_CARS:
-                advice = "move it to another place, or save it as PNG or TIFF"
-                layout.problem(path, f"is none of {', '.join(IMAGE_SUFFIXES)}", advice)
+                layout.problem(path, f"is none of {', '.join(IMAGE_SUFFIXES)}", "move it away, or save it as PNG")
         elif named and not role:
             layout.leave(path)
         else:
@@ -273,8 +272,7 @@ def _by_role(layout: Layout, paths: Sequence[Path]) -> dict[str, Found]:
             same = found[role].setdefault((*key[:-1], key[-1][:-5]) if is_channel else key, [])
             if same and not is_channel:
                 other = same[0].name if same[0].parent == path.parent else files.short_name(same[0])
-                advice = "rename one of the two, or delete it"
-                layout.problem(path, f"and {other} have one name before the suffix", advice)
+                layout.problem(path, f"and {other} have one name before the suffix", "rename or delete one of them")
             same.append(path)
     return found
 
@@ -360,8 +358,7 @@ def _coco(layout: Layout, paths: Sequence[Path], tables: Tables) -> None:
             drawn = _coco_shapes(each.get("segmentation"))
             shapes[each["image_id"]] += [(names[each["category_id"]], shape) for shape in drawn]
             if not drawn:
-                found = f"has no outline but a box or packed runs, annotation {each.get('id')}"
-                layout.problem(path, found, "save its outline as a polygon, or delete it")
+                layout.problem(path, f"has a box or packed runs, annotation {each.get('id')}", "save it as a polygon")
         words = (WORDS.get(word, "") for word in re.split("[^a-z]+", path.stem))  # instances_train2017
         part = _place(path, layout.folder)[1][0] or next((word for word in words if word in PARTS), "")
         for image in table["images"]:
