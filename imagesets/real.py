@@ -147,10 +147,7 @@ Pairs = list[tuple[str, Path | None, Path | None, str | None]]  # name, image, l
 
 
 def read_dataset(name: str, root: str | Path) -> Iterator[Sample]:
-    """Yield the samples of a named set from `root`, its folder in the official layout (`locate`).
-
-    Where masks number the cells, the numbers come as the map `instances`.  A final `InputError` lists all problems.
-    """
+    """Yield the samples of a named set from `root` (`locate`), cells by number in the map `instances`; problems come last."""
     _named(name)
     reader = READERS[name]
     pairs = reader.find_pairs(Path(root))
