@@ -147,7 +147,7 @@ Pairs = list[tuple[str, Path | None, Path | None, str | None]]  # name, image, l
 
 
 def read_dataset(name: str, root: str | Path) -> Iterator[Sample]:
-    """Yield the samples of a named set from `root` (`locate`), cells by number in the map `instances`; problems come last."""
+    """Yield the samples of a set from its folder `root`; numbered cells are the map `instances`, problems come last."""
     _named(name)
     reader = READERS[name]
     pairs = reader.find_pairs(Path(root))
