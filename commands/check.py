@@ -4,9 +4,7 @@
     python3 run.py check FOLDER --classes 3      labels 0, 1, 2, and 255 for what is ignored
     python3 run.py check FOLDER --map 0=0,255=1  the class of each value in the masks; a colour is written 255-0-255=1
 
-Each problem comes with what to do; then classes, sizes, copies, a picture, and whether a tiny network can learn one
-batch (https://karpathy.github.io/2019/04/25/recipe): if it learns the labels of other images as well as the right ones,
-they may not belong to the images.
+Each problem comes with what to do; then classes, sizes, copies, and a picture: do the labels belong to the images?
 """
 
 import contextlib
@@ -16,11 +14,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import numpy as np
-import torch
-from torch import Tensor
 
 import plots
 from checks import IGNORE_INDEX, InputError, printable
@@ -30,16 +25,10 @@ from imagesets.files import LabelMap, Problem, Sample, parse_map
 from imagesets.hdf5 import Comparison
 from imagesets.layouts import Layout, read_folder, recognise
 from imagesets.real import READERS, read_dataset
-from learner import Learner, set_seed
-from losses import cross_entropy
-from unet import UNet
 
 NUM_EXAMPLES = 8
 SHOWN = 20  # files of one kind of problem
 RARE = 0.01  # share of the pixels below which a class is hard to learn
-SIDE, TRIES, STEPS, WIDTHS = 64, 8, 40, (8, 16)  # of the one batch
-LEARNT = 0.1  # share of the loss that is left: this can only be learnt from the images
-RATIO = 0.93  # measured: 0.07 … 0.87 in nine sets; 15 of 22 with labels of other images or upside down are above
 
 
 @dataclass
@@ -120,55 +109,6 @@ def describe(report: Report) -> list[str]:
     return lines + [f"Look at     class {k} has {shares[k]:.2%} of the pixels: is --classes right?" for k in rare]
 
 
-class OneBatch(NamedTuple):
-    """The loss late in training as a share of that of a constant guess: with the labels, and with exchanged ones."""
-
-    share: float
-    exchanged: float
-
-    def __str__(self) -> str:
-        if np.isnan(self.share):
-            return "these labels have one class only: there is nothing to learn."
-        fits = self.share < max(LEARNT, RATIO * self.exchanged)
-        text = "a tiny network learns it" if fits else "WARNING: labels and images may not belong together"
-        return f"{text}: {self.share:.0%} of the loss is left; with exchanged labels {self.exchanged:.0%}."
-
-
-def one_batch(samples: Sequence[Sample], seed: int = 0) -> tuple[Tensor, Tensor]:
-    """One crop of each sample, where classes are mixed: images (B, C, H, W) standardised, targets (B, H, W) int64."""
-    rng = np.random.default_rng(seed)
-    H, W = (min(SIDE, *(sample.label.shape[axis] for sample in samples)) for axis in (0, 1))
-    crops, labels = list[np.ndarray](), list[np.ndarray]()
-    for sample in samples:
-        places = rng.integers(0, np.subtract(sample.label.shape, (H, W)) + 1, (TRIES, 2))
-        squares = [np.s_[top : top + H, left : left + W] for top, left in places]
-        best = max(squares, key=lambda square: _entropy(sample.label[square]))
-        crops.append(np.moveaxis(np.atleast_3d(sample.image[best]), -1, 0))
-        labels.append(sample.label[best])
-    images = np.stack(crops)
-    mean, std = images.mean((0, 2, 3), keepdims=True), images.std((0, 2, 3), keepdims=True)
-    return torch.tensor((images - mean) / np.where(std > 0, std, 1)).float(), torch.tensor(np.stack(labels)).long()
-
-
-def _entropy(label: np.ndarray) -> float:
-    """Entropy in nats of the classes: the smallest cross-entropy of a guess that is the same for every pixel."""
-    counts = np.unique(label[label != IGNORE_INDEX], return_counts=True)[1]
-    probs = counts / max(counts.sum(), 1)
-    return float(-(probs * np.log(probs)).sum())
-
-
-def learn_one_batch(images: Tensor, targets: Tensor, num_classes: int, seed: int = 0) -> OneBatch:
-    """Train a tiny network on one batch, and two more with labels of other images in it; NaN if of one class only."""
-    chance, shares = _entropy(targets.numpy()) or float("nan"), []
-    settings: dict[str, Any] = {"lr": 0.02, "schedule": "constant", "precision": "float32", "verbose": False}
-    for shift in range(3):
-        set_seed(seed)
-        model, batches = UNet(images.shape[1], num_classes, WIDTHS), [(images, targets.roll(shift, 0))]
-        late = Learner(model, cross_entropy, batches, **settings).fit(STEPS)[STEPS // 2 :]  # one step differs by chance
-        shares.append(float(np.mean([row["train_loss"] for row in late])) / chance)
-    return OneBatch(shares[0], float(np.mean(shares[1:])))
-
-
 def main(arguments: Sequence[str]) -> int:
     """What `run.py check` does; 1 if there are problems."""
     parser = ArgumentParser("run.py check", description=__doc__, formatter_class=RawTextHelpFormatter)
@@ -188,6 +128,4 @@ def main(arguments: Sequence[str]) -> int:
         plots.contact_sheet(images, labels, names, classes or [f"class {k}" for k in range(report.num_classes)])
         plots.save(options.picture)
         print(f"Picture     {options.picture}: image, label, and the label drawn on the image", flush=True)
-    if len(report.examples) > 1:
-        print(f"One batch   {learn_one_batch(*one_batch(report.examples), report.num_classes)}")
     return 1 if report.problems else 0

@@ -1,16 +1,13 @@
-"""check: all problems at once, each with a file and an advice; labels of other images are noticed."""
+"""check: all problems at once, each with a file and an advice."""
 
 import os
-from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from commands.check import OneBatch, describe, examine, learn_one_batch, main, one_batch
-from imagesets.files import Sample
-from tests.data_helpers import blobs, content, make_folder, mask, picture, refused, save
+from commands.check import describe, examine, main
+from tests.data_helpers import content, make_folder, mask, picture, refused, save
 
 
 def test_a_folder_with_problems_is_told_all_of_them_and_left_as_it_is(tmp_path, monkeypatch, capsys):
@@ -25,7 +22,7 @@ def test_a_folder_with_problems_is_told_all_of_them_and_left_as_it_is(tmp_path, 
     out = capsys.readouterr().out
     assert out.startswith("my set: 8 sound pairs, 3 problems")
     assert "add one, or take this file away:\n    images/alone.png: has no label" in out
-    for line in ("    labels/jpeg.jpg: is a JPEG", "    soft: has ", "--map 0=0,255=1", "a tiny network learns it: "):
+    for line in ("    labels/jpeg.jpg: is a JPEG", "    soft: has ", "--map 0=0,255=1", "Picture     data_check.png: "):
         assert line in out
     with Image.open(tmp_path / "data_check.png") as sheet:
         assert sheet.width > sheet.height > 300
@@ -88,33 +85,3 @@ def test_a_missing_folder_is_one_problem_and_many_of_one_kind_are_counted(tmp_pa
         save(tmp_path / "images" / f"alone{number}.png", picture(number))
     text = "\n".join(describe(examine(tmp_path)))
     assert "… and 10 more" in text and text.count("has no label") == 20
-
-
-def test_right_labels_are_learnt_with_some_pixels_ignored_and_those_of_other_images_are_noticed():
-    samples = [replace(s, label=np.where(np.arange(48) < 6, 255, s.label).astype(np.uint8)) for s in blobs(channels=3)]
-    right = learn_one_batch(*one_batch(samples), 2)
-    assert right.share < 0.1 < right.exchanged and "a tiny network learns it" in str(right)
-    samples = blobs()
-    wrong = [replace(sample, label=other.label) for sample, other in zip(samples, samples[1:] + samples[:1])]
-    assert "may not belong together" in str(learn_one_batch(*one_batch(wrong), 2))
-    for share, exchanged, said in ((0.05, 0.05, "learns it"), (0.5, 0.6, "learns it"), (0.4, 0.4, "WARNING")):
-        assert said in str(OneBatch(share, exchanged))
-
-
-def test_the_batch_has_unit_deviation_one_size_and_both_classes():
-    samples = blobs(4, 64)
-    small = Sample("small", np.full((20, 90), 9, np.uint16), np.eye(20, 90, dtype=np.uint8))
-    images, targets = one_batch([*samples, small])
-    assert (images.shape, images.dtype) == ((5, 1, 20, 64), torch.float32)
-    assert (targets.shape, targets.dtype) == ((5, 20, 64), torch.int64)
-    assert abs(images.mean()) < 1e-6 and images.std(unbiased=False) == pytest.approx(1)
-    assert all(set(target.unique().tolist()) == {0, 1} for target in targets)
-
-
-def test_a_sound_folder_of_one_class_has_nothing_to_learn(tmp_path, capsys):
-    for number in range(4):
-        save(tmp_path / "images" / f"{number}.png", picture(number))
-        save(tmp_path / "labels" / f"{number}.png", np.zeros((6, 8), np.uint8))
-    assert main([str(tmp_path), "--picture", str(tmp_path / "x.png")]) == 0
-    out = capsys.readouterr().out
-    assert "4 sound pairs, 0 problems" in out and "there is nothing to learn" in out and (tmp_path / "x.png").exists()
