@@ -10,6 +10,7 @@ import contextlib
 import copy
 import ctypes
 import math
+import os
 import platform
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -28,7 +29,6 @@ from networks import inspection
 from training import checkpoint, parallel
 from training.modelfile import GRID, margin_of, predict_tiled
 
-VERSION = 3  # of the state in a checkpoint
 TILE = 1024  # side of the pieces, in pixels, that large images are cut into
 SCHEDULES = ("cosine", "constant")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
@@ -46,7 +46,7 @@ def set_seed(seed: int) -> None:
 def pick_device() -> torch.device:
     """The fastest device at hand: an NVIDIA GPU, Apple's GPU, or the CPU."""
     if torch.cuda.is_available():
-        return torch.device("cuda")
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))  # torchrun gives each process its own
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
@@ -88,7 +88,7 @@ class Learner:
     ):
         if schedule not in SCHEDULES or precision not in PRECISIONS:
             raise InputError(f"Learner: {schedule=}, {precision=}; choose one of {SCHEDULES} and of {PRECISIONS}.")
-        self.device = parallel.local_device(torch.device(device) if device is not None else pick_device())
+        self.device = torch.device(device) if device is not None else pick_device()
         self.model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.loss, self.train_loader, self.val_loader = loss, train_loader, val_loader
         self.lr, self.weight_decay, self.schedule, self.augment = lr, weight_decay, schedule, augment
@@ -217,13 +217,10 @@ class Learner:
         losses = torch.stack([loss for loss, _ in done]).cpu()
         finite = torch.stack(parallel.gathered([losses])).isfinite().all(dim=0)
         if not finite.all():
-            step += int(finite.int().argmin())
-            names = ", ".join(_image_names(self.train_loader, step)[:16])
-            text = (
-                f"The loss became NaN or infinite in epoch {epoch + 1}, step {step + 1}; the weights before it stay.\n"
-            )
-            text += f"Use a smaller learning rate (now {self.lr:.2g}), or look at the images and labels"
-            raise FloatingPointError(text + (f" of this batch: {names}." if names else "."))
+            place = f"epoch {epoch + 1}, step {step + int(finite.int().argmin()) + 1}"
+            text = f"The loss is NaN or infinite in {place}; the weights before it stay."
+            advice = f"Use a smaller learning rate (now {self.lr:.2g}), or look at the images and labels."
+            raise FloatingPointError(f"{text}\n{advice}")
 
     def _lr_factor(self, progress: float, one_step: float) -> float:
         if self.schedule == "constant":
@@ -241,7 +238,7 @@ class Learner:
             return "bfloat16" if torch.cuda.get_device_capability(self.device)[0] >= 8 else "float16"
         if self.device.type != "cpu":
             return "float32"
-        before, chosen = _copy_to_cpu(self._learnt().state_dict()), self.number_format
+        before = _copy_to_cpu(self._learnt().state_dict())
         batch: Batch = self._to_device(next(iter(self.train_loader)))
         if self.augment is not None:  # may change shapes
             batch = self.augment(*batch, generator=torch.Generator().manual_seed(self.seed))
@@ -255,7 +252,6 @@ class Learner:
                     began = time.process_time()  # what other programs take does not count
                     self._backward(part, GradScaler("cpu", enabled=False))
                     seconds[name] = time.process_time() - began
-        self.number_format = chosen
         self.model.zero_grad(set_to_none=True)
         self._learnt().load_state_dict(before)
         return min(seconds, key=lambda name: seconds[name])
@@ -292,10 +288,7 @@ class Learner:
 
     def _read(self) -> tuple[dict[str, Any] | None, str]:
         """The state in the folder, None without a usable one, and a sentence on what is wrong with it."""
-        state, note = checkpoint.load(self.folder) if self.folder is not None else (None, "")
-        if state is not None and state.get("version") != VERSION:
-            return None, f"{note}Another version of the program wrote the checkpoint: started over. "
-        return state, note
+        return checkpoint.load(self.folder) if self.folder is not None else (None, "")
 
     def _find_state(self, epochs: int) -> tuple[dict[str, Any], str]:
         """The state to start from (a new one, or that of an interrupted run) and what to say about it."""
@@ -305,12 +298,12 @@ class Learner:
             note, before = "", self._settings | same
         else:
             state, note = self._read()
-            before = state["settings"] if state is not None else settings
+            before = state.get("settings", {}) if state is not None else settings
         if changed := checkpoint.changed(before, settings):
             state, note = None, f"{note}changed since then: {changed}: started over. "
         if state is None:
             chosen = self.fastest_precision() if self.precision == "auto" else self.precision
-            state = {"version": VERSION, "settings": settings, "number_format": chosen, "epochs": epochs, "epoch": 0}
+            state = {"settings": settings, "number_format": chosen, "epochs": epochs, "epoch": 0}
             state |= {"history": [], "best_score": -math.inf, "learnt": self._initial, "best": self._initial}
             self._state = None
         elif self._state is None:
@@ -363,29 +356,29 @@ class Learner:
         if flips:
             views = [self.predict(images.flip(axes), tile=tile).flip(axes) for axes in ((), (2,), (3,), (2, 3))]
             return torch.stack(views).mean(dim=0)
-        return self._by_tiles(self._probs, images, tile)
+
+        def probs(part: Tensor) -> Tensor:
+            return two_or_more(self._forward(self.model, *self._to_device([part]))).float().softmax(dim=1).cpu()
+
+        return self._by_tiles(probs, images, tile)
 
     def _by_tiles(self, forward: Callable[[Tensor], Tensor], images: Tensor, tile: int = TILE) -> Tensor:
         """`forward` of the images: all at once, else one by one, else in ever smaller tiles, as the memory allows."""
-        at_once, tile, margin = len(images), min(tile, max(images.shape[2:])), None
-        while True:
-            if margin is None and max(images.shape[2:]) > tile:
-                margin = margin_of(self.model, images.shape[1])
+        largest = max(images.shape[2:])
+        tiles = [min(tile, largest)]
+        while tiles[-1] > 2 * GRID:
+            tiles.append(tiles[-1] // 2)
+        for at_once, side in [(len(images), tiles[0]), *((1, side) for side in tiles)]:
+            margin = margin_of(self.model, images.shape[1]) if side < largest else None
             try:
                 parts = images.split(at_once)
-                return torch.cat([predict_tiled(forward, part, tile=tile, margin=margin) for part in parts])
+                return torch.cat([predict_tiled(forward, part, tile=side, margin=margin) for part in parts])
             except (RuntimeError, MemoryError) as error:
                 if not memory_is_full(error):
                     raise
             _keep_memory(1 << 25, 1 << 26)  # else the heap keeps what the convolutions of a tile need
-            if at_once == 1 and (tile <= 2 * GRID or (margin is None and max(images.shape[2:]) > tile)):
-                size = f"one image of {images.shape[2]} × {images.shape[3]} pixels, not even by tiles"
-                raise InputError(f"The memory of {self.device} does not hold {size}.\nTake a smaller model or image.")
-            at_once, tile = 1, tile if at_once > 1 else tile // 2
-
-    def _probs(self, images: Tensor) -> Tensor:
-        (images,) = self._to_device([images])
-        return two_or_more(self._forward(self.model, images)).float().softmax(dim=1).cpu()
+        size = f"one image of {images.shape[2]} × {images.shape[3]} pixels, not even by tiles"
+        raise InputError(f"The memory of {self.device} does not hold {size}.\nTake a smaller model or image.")
 
     def explain(self, input_shape: tuple[int, ...] | None = None) -> None:
         """Print the layer table of the model and draw its U, for (B, C, H, W); default one image of the training."""
@@ -414,14 +407,6 @@ def _scores(done: list[tuple[Tensor, Tensor]]) -> Row:
     pixels = counts.sum(dim=(1, 2))
     loss = (losses.double() * pixels).sum() / pixels.sum()
     return {"loss": float(loss)} | metrics.scores(counts.sum(dim=0))
-
-
-def _image_names(loader: Any, step: int) -> list[str]:
-    """The names of the images in batch number `step` of the loader's epoch; nothing where they have none."""
-    names, batches = getattr(getattr(loader, "dataset", None), "names", None), getattr(loader, "batch_sampler", None)
-    if names is None or batches is None:
-        return []
-    return [names[draw[1] if isinstance(draw, tuple) else draw] for draw in list(batches)[step]]
 
 
 def _keep_memory(largest: int, in_all: int) -> None:

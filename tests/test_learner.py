@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +10,6 @@ from torch import nn
 from checks import InputError
 from learner import Learner
 from losses import TopologyLoss, cross_entropy
-from training import checkpoint
 from unet import UNet
 
 
@@ -111,17 +109,6 @@ def test_other_settings_start_over_and_say_which(tmp_path, capsys, change):
     other = make(tmp_path, verbose=True, **change)
     other.fit(1)
     assert len(other.history) == 1 and "changed since then: " in capsys.readouterr().out
-
-
-def test_a_checkpoint_of_an_older_version_is_one_sentence_and_a_new_start(tmp_path, capsys):
-    checkpoint.save(tmp_path, {"settings": make().settings(), "epoch": 3, "model": {}})
-    learner = make(tmp_path, verbose=True)
-    with pytest.raises(InputError, match="Another version"):
-        learner.restore()
-    assert [row["epoch"] for row in learner.fit(2)] == [1, 2]
-    out = capsys.readouterr().out
-    assert out.startswith("Another version of the program wrote the checkpoint: started over. epoch 1/2")
-    assert "2 epochs in" in out.splitlines()[-1]
 
 
 def test_the_best_epoch_is_left_in_the_model(monkeypatch):
@@ -359,16 +346,6 @@ def test_what_cannot_be_compared_is_trained_anew_and_named(tmp_path, capsys):
     out = capsys.readouterr().out
     assert out.count("train_loader.stream (generator: cannot be compared): started over") == 2  # lines
     assert [row["epoch"] for row in learner.history] == [1, 2]
-
-
-def test_the_images_of_the_bad_batch_are_named():
-    learner, count = make(val=False), itertools.count()
-    learner.train_loader = Batches(*discs(), 2, shuffle=False)
-    learner.train_loader.batch_sampler = [[0, 1], [2, 3]]
-    learner.train_loader.dataset = SimpleNamespace(names=("ant", "bee", "cat", "dog"))
-    learner.loss = lambda logits, target: cross_entropy(logits, target) * (float("inf") if next(count) == 1 else 1)
-    with pytest.raises(FloatingPointError, match="step 2(?s:.*) of this batch: cat, dog"):
-        learner.fit(1)
 
 
 FULL = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate many bytes.")

@@ -71,11 +71,6 @@ def rank() -> int:
     return dist.get_rank() if world_size() > 1 else 0
 
 
-def local_device(device: torch.device) -> torch.device:
-    """The GPU that belongs to this process, where there are several."""
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0"))) if device == torch.device("cuda") else device
-
-
 def shared(batch: Sequence[Tensor]) -> list[Tensor]:
     """The part of a batch that belongs to this process: every W-th image."""
     return [tensor[rank() :: world_size()] for tensor in batch]
@@ -117,28 +112,27 @@ def together(model: nn.Module, device: torch.device) -> nn.Module:
     return DistributedDataParallel(nn.SyncBatchNorm.convert_sync_batchnorm(model), device_ids=[device.index])
 
 
-def fit_all(learners: Iterable[Any], epochs: int | Sequence[int]) -> None:
+def fit_all(learners: Iterable[Any], epochs: int) -> None:
     """Call `fit` of every `Learner`; on a CPU under Linux side by side in forked processes, if they have folders."""
     learners = list(learners)
-    runs = list(zip(learners, [epochs] * len(learners) if isinstance(epochs, int) else epochs, strict=True))
     cores = torch.get_num_threads()
-    waiting = [run for run in runs if run[0].folder is not None and run[0].device.type == "cpu"]
-    new = [learner for learner, _ in waiting if not learner.folder.exists()]
-    if sys.platform == "linux" and min(cores, len(waiting)) > 1 and "WORLD_SIZE" not in os.environ:
-        _fit_in_processes(waiting, cores)
+    waiting = [learner for learner in learners if learner.folder is not None and learner.device.type == "cpu"]
+    new = [learner for learner in waiting if not learner.folder.exists()]
+    if sys.platform == "linux" and min(cores, len(waiting)) > 1:
+        _fit_in_processes(waiting, epochs, cores)
         for learner in new:
             learner.is_trained_here = True  # it will be found in its folder, but not from another day
-    for learner, length in runs:
-        learner.fit(length)  # takes up what was trained; a lost process costs time only
+    for learner in learners:
+        learner.fit(epochs)  # takes up what was trained; a lost process costs time only
 
 
-def _fit_in_processes(waiting: list[tuple[Any, int]], cores: int) -> None:
+def _fit_in_processes(waiting: list[Any], epochs: int, cores: int) -> None:
     """Start the runs one by one, as many at a time as there are cores, and wait for all of them."""
-    running = dict[BaseProcess, list[str]]()  # each with its processor time
+    fork, running = multiprocessing.get_context("fork"), dict[BaseProcess, list[str]]()  # each with its processor time
     try:
         while waiting or running:
             while waiting and len(running) < cores:
-                started = multiprocessing.get_context("fork").Process(target=_fit, args=waiting.pop(0), daemon=True)
+                started = fork.Process(target=_fit, args=(waiting.pop(0), epochs), daemon=True)
                 started.start()
                 running[started] = []
             all_quiet = not wait([process.sentinel for process in running], timeout=IDLE)
