@@ -7,7 +7,7 @@ import inspect
 import io
 import textwrap
 from collections.abc import Mapping, Sequence
-from itertools import cycle, islice
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import PIL.Image
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
+from matplotlib.colors import ListedColormap, to_rgba_array
 from matplotlib.patches import Patch, Rectangle
 
 from checks import IGNORE_INDEX, printable
@@ -31,8 +31,8 @@ LABEL_LINE = {"outline of the label": (SKY, "-")}
 FIELD_LINES = {"theoretical field": (VERMILION, "--"), "effective field": (ORANGE, "-")}
 MAX_BYTES = 150_000  # of a picture, if it can be: there are some fifty in the notebook
 Array = np.ndarray
+Names = Sequence[str]
 Rows = Sequence[Mapping[str, Any]]
-Measured = tuple[Sequence[float], tuple[float, float]]  # the numbers; mean, half the width of its interval
 
 
 def use_style() -> None:
@@ -153,7 +153,7 @@ def show_image(ax: Axes, image: Array, title: str = "", **options: Any) -> Axes:
     ax.imshow(image, interpolation="nearest", **options)
     ax.set(xticks=[], yticks=[])
     ax.spines[:].set(visible=True, linewidth=0.5)
-    ax.set_title(title, fontsize=9)
+    ax.set_title(title, fontsize=9, parse_math=False)  # a file name may hold $
     return ax
 
 
@@ -178,16 +178,17 @@ def show_errors(ax: Axes, image: Array, target: Array, prediction: Array, title:
 
 def overlay(image: Array, label: Array) -> Array:
     """The image (H, W) or (H, W, C) with its classes on it: uint8 (H, W, 3), half of a colour inside, all on edges."""
-    colours = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for c in CLASS_COLOURS], np.uint8)
-    H, W = label.shape
-    image = np.atleast_3d(image)[..., : 3 if np.ndim(image) == 3 and image.shape[2] >= 3 else 1]
-    low, high = np.percentile(image[:: max(H // 1024, 1), :: max(W // 1024, 1)], (0.5, 99.5))
+    image = np.atleast_3d(image)
+    image = image[..., : 3 if image.shape[2] >= 3 else 1]
+    step = max(max(label.shape) // 1024, 1)
+    low, high = np.percentile(image[::step, ::step], (0.5, 99.5))
     shown = np.clip((image - np.float32(low)) * np.float32(255 / max(high - low, 1e-9)), 0, 255).astype(np.uint8)
     shown = np.repeat(shown, 3 // shown.shape[2], axis=2)
     is_object = (label > 0) & (label != IGNORE_INDEX)
     padded, is_edge = np.pad(label, 1, mode="edge"), np.zeros(label.shape, bool)
     for beside in (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:]):
         is_edge |= is_object & (beside != label)
+    colours = (255 * to_rgba_array(CLASS_COLOURS)[:, :3]).round().astype(np.uint8)
     paint = colours[label % len(colours)]
     shown[is_object] = shown[is_object] // 2 + paint[is_object] // 2
     shown[is_edge] = paint[is_edge]
@@ -254,12 +255,11 @@ def dots(ax: Axes, values: Mapping[str, Sequence[float]], xlabel: str) -> Axes:
 
 def show_pooling(axes: Sequence[Axes], before: Array, pooled: Array, indices: Array, restored: Array) -> Sequence[Axes]:
     """2×2 pooling: the map (H, W) with its winners, pooled (H/2, W/2), repeated, and unpooled by the flat indices."""
-    scale = {"vmin": before.min(), "vmax": before.max()}
-    show_image(axes[0], before, "before pooling, maxima dotted", **scale)
+    maps = before, pooled, np.kron(pooled, np.ones((2, 2))), np.ma.masked_equal(restored, 0)
+    titles = "before pooling, maxima dotted", "2×2 max pooled", "without indices: repeated", "unpooled (blue: zero)"
+    for ax, array, title in zip(axes, maps, titles):
+        show_image(ax, array, title, vmin=before.min(), vmax=before.max())
     axes[0].plot(indices % before.shape[1], indices // before.shape[1], ".", color=ORANGE, markersize=3)
-    show_image(axes[1], pooled, "2×2 max pooled", **scale)
-    show_image(axes[2], np.kron(pooled, np.ones((2, 2))), "without indices: repeated", **scale)
-    show_image(axes[3], np.ma.masked_equal(restored, 0), "unpooled (blue: zero)", **scale)
     axes[3].set_facecolor(SKY)
     return axes
 
@@ -276,15 +276,11 @@ def show_receptive_field(ax: Axes, image: Array, field: Array, box: Sequence[int
     return ax
 
 
-def contact_sheet(
-    images: Sequence[Array], labels: Sequence[Array], names: Sequence[str], classes: Sequence[str]
-) -> Array:
+def contact_sheet(images: Sequence[Array], labels: Sequence[Array], names: Names, classes: Names) -> Array:
     """Draw samples two in a row, each as image, label, and outlines on the image, in the colours of the `classes`."""
     axes = grid(-(-len(images) // 2), 6).reshape(-1, 3)
     for row, image, label, name in zip(axes, images, labels, names):
-        show_image(row[0], image)
-        name = printable(name if len(name) < 20 else f"{name[:18]}…")
-        row[0].set_title(name, fontsize=9, parse_math=False)  # a file name may hold $
+        show_image(row[0], image, printable(name if len(name) < 20 else f"{name[:18]}…"))
         show_classes(row[1], label, num_classes=min(len(classes), len(CLASS_COLOURS)))
         show_image(row[2], image)
         for number in np.unique(label[(label > 0) & (label < len(CLASS_COLOURS))]).tolist():
@@ -297,71 +293,65 @@ def contact_sheet(
 
 def draw_unet(stages: Sequence[Any], *, input_channels: int, num_classes: int, skip: str, upsampling: str) -> Axes:
     """Draw the U from the maps of its blocks (`inspection.stages`): height = size of the map, width ~ channels."""
-    depth = (len(stages) - 1) // 2
+    depth = len(stages) // 2
     _, ax = plt.subplots(figsize=(9, 0.8 + 0.72 * (depth + 1)))
-    ends = []  # left, right, middle
-    for index, stage in enumerate(stages):
-        level = min(index, 2 * depth - index)
-        width, height = 0.12 * np.log2(stage.channels + 1), 0.72 * 0.8**level
-        x, y, colour = 1.25 * index, -float(level), SKY if index <= depth else ORANGE
-        ax.add_patch(Rectangle((x - width / 2, y), width, height, facecolor=colour, edgecolor=BLACK, linewidth=0.8))
-        channels = f"{stage.inputs} → " * (skip == "concat" and index > depth) + f"{stage.channels}"
-        ax.text(x, y + height + 0.02, channels, ha="center", va="bottom", fontsize=9, fontweight="bold")
-        ax.text(x, y - 0.02, f"{stage.height}×{stage.width}", ha="center", va="top", fontsize=8)
-        ends.append((x - width / 2, x + width / 2, y + height / 2))
-    links = {"concat": ["skip: concatenation"], "sum": ["short-cut: sum"]}.get(skip, [])
+    level = depth - np.abs(np.arange(len(stages)) - depth)
+    x, y, height = 1.25 * np.arange(len(stages)), -1.0 * level, 0.72 * 0.8**level
+    width = 0.12 * np.log2([stage.channels + 1 for stage in stages])
+    fill = [SKY] * (depth + 1) + [ORANGE] * depth
+    ax.bar(x, height, width, bottom=y, color=fill, edgecolor=BLACK, linewidth=0.8)
+    for k, stage in enumerate(stages):
+        channels = f"{stage.inputs} → " * (skip == "concat" and k > depth) + f"{stage.channels}"
+        ax.text(x[k], y[k] + height[k] + 0.02, channels, ha="center", va="bottom", fontsize=9, fontweight="bold")
+        ax.text(x[k], y[k] - 0.02, f"{stage.height}×{stage.width}", ha="center", va="top", fontsize=8)
+    links = [] if skip == "none" else [f"skip: {skip}"]
     links += ["pooling indices"] * (upsampling == "unpool")
-    ways = [(VERMILION if k < depth else GREEN, *pair) for k, pair in enumerate(zip(ends, ends[1:]))]
-    ways += [(GREY, *pair) for pair in zip(ends[:depth], ends[:depth:-1])] if links else []
-    for colour, (_, right, y), (left, _, end) in ways:
-        ax.annotate("", (left, end), (right, y), arrowprops={"arrowstyle": "-|>", "color": colour})
-    ax.text(ends[0][0] - 0.12, 0.36, f"image\nchannels: {input_channels}", ha="right", va="center", fontsize=9)
-    ax.text(ends[-1][1] + 0.12, 0.36, f"1×1 →\n{num_classes} logits", ha="left", va="center", fontsize=9)
-    words = {SKY: "encoder: two 3×3 convolutions", ORANGE: "decoder: the same", VERMILION: "2×2 max pooling"}
-    words |= {GREEN: f"up ×2: {upsampling}"} | ({GREY: " + ".join(links)} if links else {})
-    handles = [Patch(color=colour, label=label) for colour, label in words.items()]
-    ax.legend(handles=handles, loc="lower center", ncols=3, fontsize=9, bbox_to_anchor=(0.5, -0.2))
-    ax.set(xlim=(-1.4, 1.25 * 2 * depth + 1.4), ylim=(-depth - 0.3, 1.1))
+    ways = [(VERMILION if k < depth else GREEN, k, k + 1) for k in range(2 * depth)]
+    ways += [(GREY, k, 2 * depth - k) for k in range(depth) if links]
+    left, right, middle = x - width / 2, x + width / 2, y + height / 2
+    for colour, start, end in ways:
+        style = {"arrowstyle": "-|>", "color": colour}
+        ax.annotate("", (left[end], middle[end]), (right[start], middle[start]), arrowprops=style)
+    ax.text(left[0] - 0.12, 0.36, f"image\nchannels: {input_channels}", ha="right", va="center", fontsize=9)
+    ax.text(right[-1] + 0.12, 0.36, f"1×1 →\n{num_classes} logits", ha="left", va="center", fontsize=9)
+    words = {"encoder: two 3×3 convolutions": SKY, "decoder: the same": ORANGE, "2×2 max pooling": VERMILION}
+    words |= {f"up ×2: {upsampling}": GREEN} | ({" + ".join(links): GREY} if links else {})
+    legend(ax, words)
+    ax.set(xlim=(-1.4, x[-1] + 1.4), ylim=(-depth - 0.3, 1.1))
     ax.set_title("Bold: channels of each block's output (decoder: of its input → output); below: size of the map")
     ax.axis("off")
     return ax
 
 
-_STATES: dict[str, dict[str, Any]] = {  # of the trials of a search; pruned ones were stopped early
-    "complete": {"marker": "o", "linestyle": "", "color": BLUE, "markersize": 5},
-    "pruned": {"marker": "o", "linestyle": "", "color": BLUE, "markersize": 4, "markerfacecolor": "none", "alpha": 0.6},
-    "failed": {"marker": "x", "linestyle": "", "color": BLACK, "markersize": 5},
-}
-
-
-def _labelled(ax: Axes, *, loc: Any = "best", **labels: Any) -> Axes:
-    ax.set(**labels)
-    ax.legend(fontsize=8, loc=loc)
-    return ax
+# Marker of the trials of a search, and how it is filled; pruned ones were stopped early
+_STATES = {"complete": ("o", "full"), "pruned": ("o", "none"), "failed": ("x", "full")}
 
 
 def range_curve(ax: Axes, rows: Rows, smooth: Sequence[float], limits: Sequence[float], default: float) -> Axes:
     """Range test: the loss of each step over its learning rate, smoothed, and the suggested range as a band."""
     rates = [row["lr"] for row in rows]
-    ax.axvspan(*limits, color=SKY, alpha=0.25, linewidth=0, label=f"searched: {limits[0]:g} … {limits[1]:g}")
+    ax.axvspan(*limits, color=SKY, alpha=0.25, linewidth=0, label="searched: {:g} … {:g}".format(*limits))
     ax.plot(rates, [row["train_loss"] for row in rows], color=GREY, linewidth=0.8, label="each step")
     ax.plot(rates, smooth, color=BLUE, linewidth=2, label="median of 9 steps")
     ax.axvline(default, color=VERMILION, linestyle="--", linewidth=1, label=f"default: {default:g}")
-    top = 1.3 * max(smooth[: max(len(smooth) // 2, 1)])
-    return _labelled(ax, xscale="log", xlabel="learning rate", ylabel="training loss", ylim=(0, top))
+    top = 1.3 * max(smooth[: len(smooth) // 2])
+    ax.set(xscale="log", xlabel="learning rate", ylabel="training loss", ylim=(0, top))
+    ax.legend(fontsize=8)
+    return ax
 
 
 def history(ax: Axes, rows: Rows, best: Sequence[float], startup: int) -> Axes:
     """Scores in the order of the trials, and the best so far; the first `startup` trials were random."""
-    for state, style in _STATES.items():
+    for state, (marker, fill) in _STATES.items():
         if points := [(row["trial"], row["score"]) for row in rows if row["state"] == state]:
+            style: dict[str, Any] = {"color": BLUE, "marker": marker, "fillstyle": fill, "linestyle": ""}
             ax.plot(*zip(*points), label=f"{state} ({len(points)})", **style)
     ax.step([row["trial"] for row in rows], best, where="post", color=VERMILION, linewidth=1.5, label="best so far")
-    if startup < len(rows):
-        ax.axvline(startup - 0.5, color=GREY, linestyle=":", linewidth=1)
-        ax.text(startup, 0.3, "TPE →", fontsize=8, color=GREY, transform=ax.get_xaxis_transform())
-    ax.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
-    return _labelled(ax, loc="lower right", xlabel="trial", ylabel="validation mean IoU")
+    ax.axvline(startup - 0.5, color=GREY, linestyle=":", linewidth=1)
+    ax.text(startup, 0.3, "TPE →", fontsize=8, color=GREY, transform=ax.get_xaxis_transform())
+    ax.set(xlabel="trial", ylabel="validation mean IoU")
+    ax.legend(fontsize=8, loc="lower right")
+    return ax
 
 
 def slices(ax: Axes, rows: Rows, factor: str, means: Sequence[Any], names: Sequence[str] = ()) -> Axes:
@@ -369,9 +359,10 @@ def slices(ax: Axes, rows: Rows, factor: str, means: Sequence[Any], names: Seque
     rng = np.random.default_rng(0)
     for row in rows:
         x = list(names).index(str(row[factor])) + rng.uniform(-0.18, 0.18) if names else row[factor]
-        ax.plot(x, row["score"], **_STATES.get(row["state"], _STATES["failed"]))
-    for place, mean, half in means:
-        ax.errorbar(place, mean, half, fmt="_", color=VERMILION, markersize=14, capsize=4, markeredgewidth=2, zorder=5)
+        marker, fill = _STATES[row["state"]]
+        ax.plot(x, row["score"], color=BLUE, marker=marker, fillstyle=fill)
+    place, mean, half = zip(*means)
+    ax.errorbar(place, mean, half, fmt="_", color=VERMILION, markersize=14, capsize=4, markeredgewidth=2, zorder=5)
     if names:
         ax.set_xticks(range(len(names)), names)
     else:
@@ -380,10 +371,10 @@ def slices(ax: Axes, rows: Rows, factor: str, means: Sequence[Any], names: Seque
     return ax
 
 
-def confirmed(ax: Axes, values: Mapping[str, Measured], xlabel: str, first_colour: int = 0) -> Axes:
-    """One row a candidate: a dot for each seed, and beside them the mean with half the width of its interval."""
-    colours = islice(cycle(PALETTE), first_colour, None)
-    for row, ((numbers, (mean, half)), colour) in enumerate(zip(values.values(), colours)):
+def confirmed(ax: Axes, values: Mapping[str, Any], xlabel: str, first_colour: int = 0) -> Axes:
+    """One row a candidate: (scores of its seeds, (mean, half the width of its interval)) as dots and a bar."""
+    for row, (numbers, (mean, half)) in enumerate(values.values()):
+        colour = PALETTE[(row + first_colour) % len(PALETTE)]
         ax.plot(numbers, [row - 0.12] * len(numbers), "o", color=colour, alpha=0.6, markersize=4)
         ax.errorbar(mean, row + 0.15, xerr=half, fmt="|", color=colour, markersize=10, capsize=4, markeredgewidth=2)
     ax.set_yticks(range(len(values)), list(values))

@@ -86,13 +86,11 @@ def judge_discs(parts: Sequence[Part], threshold: float | None, candidates: Iter
 
     own = max(candidates, key=lambda cut: metrics.f1_per_class(counts(validation, cut))[1].item())
     found = counts(test, own if threshold is None else threshold)
-    return {
-        **{"accuracy": metrics.accuracy(found), "mean IoU": metrics.mean_iou(found)},
-        **{"F1 rare": metrics.f1_per_class(found)[1].item(), "MCC": metrics.matthews(found)},
-        "precision": metrics.precision_per_class(found)[1].item(),
-        "recall": metrics.recall_per_class(found)[1].item(),
-        "F1, own threshold": metrics.f1_per_class(counts(test, own))[1].item(),
-    }
+    one_class = {"F1 rare": metrics.f1_per_class, "precision": metrics.precision_per_class}
+    one_class |= {"recall": metrics.recall_per_class}
+    scores = {"accuracy": metrics.accuracy(found), "mean IoU": metrics.mean_iou(found), "MCC": metrics.matthews(found)}
+    scores |= {name: score(found)[1].item() for name, score in one_class.items()}
+    return scores | {"F1, own threshold": metrics.f1_per_class(counts(test, own))[1].item()}
 
 
 def judge_network(learner: Learner, prevalence: float, seed: int) -> Scores:
@@ -148,18 +146,15 @@ def judge(pred: defects.Map) -> dict[str, float]:
     match, parts = objects.match_objects(table), objects.partition(table)
     counts = objects.topology_counts(pred, TRUTH)
     return {
-        "pixel accuracy": metrics.accuracy(confusion),
-        "mean IoU": metrics.mean_iou(confusion),
+        "pixel accuracy": metrics.accuracy(confusion), "mean IoU": metrics.mean_iou(confusion),
         "Dice = F1 of the pixels": metrics.f1_per_class(confusion)[1].item(),
-        "boundary F1 within 1 px": borders.within(1).f1,
-        "Hausdorff 95 %, px": borders.hausdorff(),
+        "boundary F1 within 1 px": borders.within(1).f1, "Hausdorff 95 %, px": borders.hausdorff(),
         "clDice": objects.centre_lines(pred, TRUTH).cl_dice,
-        "F1 of the objects": match.f1,
-        "panoptic quality": match.panoptic_quality,
-        **{"ARAND": parts.arand, "VOI split, bits": parts.voi_split, "VOI merge, bits": parts.voi_merge},
+        "F1 of the objects": match.f1, "panoptic quality": match.panoptic_quality,
+        "ARAND": parts.arand, "VOI split, bits": parts.voi_split, "VOI merge, bits": parts.voi_merge,
         **{kind: getattr(counts, kind) for kind in ("merges", "splits", "spurious", "missed")},
-        **{"β0 error": counts.beta0_error, "β1 error": counts.beta1_error},
-    }
+        "β0 error": counts.beta0_error, "β1 error": counts.beta1_error,
+    }  # fmt: skip
 
 
 def with_map(loss: Loss, array: NDArray[np.floating]) -> Loss:
@@ -171,23 +166,17 @@ def bench_losses() -> dict[str, Loss]:
     """The losses on the bench, by name; add one of your own to see what it cares for."""
     depth = with_map(losses.boundary_loss, boundary.signed_distance(TRUTH)[1])
     centre_line = partial(losses.soft_cldice_loss, iterations=8)  # half the width of the closed ring
-    border = losses.BoundaryWeightedLoss()
+    border, topology = losses.BoundaryWeightedLoss(), partial(losses.TopologyLoss, strength=STRENGTH)
     return {
-        "cross-entropy (CE)": cross_entropy,
-        "class-weighted CE": balanced(float(TRUTH.mean())),
-        "focal": losses.focal_loss,
-        "Dice": losses.dice_loss,
-        "Tversky": losses.tversky_loss,
-        "border, stressed": with_map(border, NEAR),
-        "border, forgiven": with_map(border, FORGIVING),
+        "cross-entropy (CE)": cross_entropy, "class-weighted CE": balanced(float(TRUTH.mean())),
+        "focal": losses.focal_loss, "Dice": losses.dice_loss, "Tversky": losses.tversky_loss,
+        "border, stressed": with_map(border, NEAR), "border, forgiven": with_map(border, FORGIVING),
         "U-Net's gap weights": with_map(border, GAPS),
         "CE + Kervadec": losses.WeightedSum((1.0, cross_entropy), (0.1, depth)),
         "CE + soft-clDice": losses.WeightedSum((1.0, cross_entropy), (0.5, centre_line)),
-        "topology": TOPOLOGY,
-        "topology, strict": losses.TopologyLoss(strength=STRENGTH, strict=True),
-        "topology, margin 1": losses.TopologyLoss(strength=STRENGTH, margin=1.0),
+        "topology": TOPOLOGY, "topology, strict": topology(strict=True), "topology, margin 1": topology(margin=1.0),
         "border + topology": with_map(TOPOLOGY, NEAR),
-    }
+    }  # fmt: skip
 
 
 def as_logits(*maps: defects.Map) -> Tensor:

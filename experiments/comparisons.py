@@ -5,11 +5,9 @@
 
 With one seed all arms of a set share images, order, steps and number format.  Where an arm has no learning rate, short
 runs of seed 0 choose it by the loss of the validation images: their mean IoU still scatters, as rare classes come late.
-The epoch is that of highest validation mean IoU (`Learner.fit`).  A test part is opened for the final runs alone.
-Finished runs are kept in `runs/compare`, their rows in `figures/compare.csv` and `figures/compare_history.csv`.
+A test part is opened for the final runs alone.  Finished runs are kept in `runs/compare`, their rows in `figures`.
 """
 
-import json
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,9 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-import transforms
 from data import SegmentationDataset, make_loader, prepare, source_folder
-from experiments.statistics import Row, collect, provenance
+from experiments.statistics import Row, collect, kept, provenance
+from experiments.study import augment, unet
 from geometry.objects import boundary_distances, total
 from imagesets.changes import HalfOfTestValidates, PartsByName, Relabel, Resize
 from imagesets.files import Sample
@@ -33,24 +31,19 @@ from losses import cross_entropy
 from networks.baselines import FCN, ImageClassifier, PatchClassifier
 from networks.inspection import count_parameters, layer_table
 from networks.upsampling import checkerboard
-from training.checkpoint import identity, replacing
+from training.checkpoint import identity
 from unet import UNet
 
 RUNS, FIGURES, DATA = Path("runs/compare"), Path("figures"), Path("data")
 TABLES = {"rows": ("compare", 5), "history": ("compare_history", 6)}
 SCORES, FOLDS, PRECISION = ("loss", "accuracy", "mean_iou", "iou_1"), 5, "bfloat16"
 Make = Callable[[SegmentationDataset], nn.Module]
-
-
-def augment(*tensors: Tensor, generator: torch.Generator, symmetries: Sequence[int] = (0, 4)) -> Sequence[Tensor]:
-    """Left-right mirrors, or other symmetries; another brightness and contrast."""
-    images, *maps = transforms.random_symmetries(*tensors, generator=generator, symmetries=symmetries)
-    return transforms.random_intensity(images, gain=0.2, offset=0.2, generator=generator), *maps
+mirrored = partial(augment, symmetries=(0, 4), gain=0.2, hue=False)  # a street never stands on its head
 
 
 def middle_pixel(images: Tensor, target: Tensor, generator: torch.Generator) -> Sequence[Tensor]:
     """Patches of 126², and the class of the pixel in the middle of each, (B, 1, 1)."""
-    images, target = augment(images, target, generator=generator)
+    images, target = mirrored(images, target, generator=generator)
     return images, target[:, 63:64, 63:64]
 
 
@@ -66,14 +59,6 @@ def roads(seed: int, side: int = 256, changes: Sequence[Callable[[Sample], Sampl
 def much_road(sample: Sample) -> Sample:
     """One label for the whole image: is more than a sixth of it road?  (16.7 % is it in the median image.)"""
     return replace(sample, label=np.full_like(sample.label, sample.label.mean() > 1 / 6))
-
-
-def unet(train: SegmentationDataset, shrink: int = 1, **settings: Any) -> nn.Module:
-    """A U-Net with these settings, at full resolution or on averages of shrink² pixels."""
-    net = UNet(train.channels, train.num_classes, **settings)
-    if shrink == 1:
-        return net
-    return nn.Sequential(nn.AvgPool2d(shrink), net, nn.Upsample(scale_factor=shrink, mode="bilinear"))
 
 
 def head(train: SegmentationDataset) -> nn.Module:
@@ -104,45 +89,46 @@ class Recipe:
     batch: int
     repeats: int = 1
     crop: int | None = None
-    augment: Callable[..., Sequence[Tensor]] | None = augment
+    augment: Callable[..., Sequence[Tensor]] | None = mirrored
     schedule: str = "cosine"
     best_epoch: bool = True  # or the last one
     seeds: int = 3
 
 
-SMALL, WIDE = (8, 16, 32, 64), (8, 16, 32, 64, 128)
+WIDE = (8, 16, 32, 64, 128)
 STREETS = Recipe(lambda seed: prepare("camvid", DATA, changes=[Resize(128, 168)]), unet, None, epochs=20, batch=4)
-STREET_NETS: dict[str, Make] = {f"FCN-{stride}s": partial(fcn, stride=stride) for stride in (32, 16, 8)}
-STREET_NETS |= {"U-Net, concat": partial(unet, widths=WIDE)}
-STREET_NETS |= {"U-Net, sum": partial(unet, widths=(9, 18, 36, 72, 144), skip="sum")}
+STREET_NETS: dict[str, Make] = {
+    **{f"FCN-{stride}s": partial(fcn, stride=stride) for stride in (32, 16, 8)},
+    "U-Net, concat": partial(unet, widths=WIDE),
+    "U-Net, sum": partial(unet, widths=(9, 18, 36, 72, 144), skip="sum"),
+}
 PETS = Recipe(
     lambda seed: prepare("oxford_pets", DATA, changes=[HalfOfTestValidates(), Resize(128, 128)]),
     partial(unet, shrink=2), 1e-3, epochs=16, batch=16, augment=None, schedule="constant",
 )  # fmt: skip
 LINKS = Recipe(
     lambda seed: prepare(write_yeast(DATA / "yeast72", num_images=72, seed=1), DATA), unet, 5e-3,
-    epochs=10, batch=8, repeats=2, crop=128, augment=partial(augment, symmetries=range(8)),
+    epochs=10, batch=8, repeats=2, crop=128, augment=partial(mirrored, symmetries=range(8)),
 )  # fmt: skip
-LINK_NETS: dict[str, dict[str, Any]] = {"none": {"skip": "none"}, "indices": {"skip": "none", "upsampling": "unpool"}}
-LINK_NETS |= {"sum": {"skip": "sum"}, "concat": {}, "indices+concat": {"upsampling": "unpool"}}
+LINK_NETS: dict[str, dict[str, Any]] = {
+    "none": {"skip": "none"}, "indices": {"skip": "none", "upsampling": "unpool"}, "sum": {"skip": "sum"},
+    "concat": {}, "indices+concat": {"upsampling": "unpool"},
+}  # fmt: skip
 HEADS = Recipe(roads, head, 3e-3, epochs=25, batch=32, best_epoch=False, seeds=FOLDS)
-HEAD_FOLDS = {n: partial(roads, side=64, changes=[much_road], block=n) for n in (1, 12)}
 SETS = {
     "streets": {name: replace(STREETS, make=make) for name, make in STREET_NETS.items()},
     "roads": {s: Recipe(roads, partial(unet, skip=s, widths=WIDE), 5e-3, 6, batch=4) for s in ("concat", "none")},
     "pets": {"lr 1e-3": PETS, "lr 1e-4": replace(PETS, lr=1e-4)},
-    "links": {name: replace(LINKS, make=partial(unet, widths=SMALL, **s)) for name, s in LINK_NETS.items()},
+    "links": {name: replace(LINKS, make=partial(unet, widths=WIDE[:4], **s)) for name, s in LINK_NETS.items()},
     "heads": {
-        "neighbours in training": replace(HEADS, prepare=HEAD_FOLDS[1]),
-        "neighbours left out": replace(HEADS, prepare=HEAD_FOLDS[12]),
-        "the same, as they are": replace(HEADS, prepare=HEAD_FOLDS[12], augment=None),
+        name: replace(HEADS, prepare=partial(roads, side=64, changes=[much_road], block=block), augment=change)
+        for name, block, change in (
+            ("neighbours in training", 1, mirrored),
+            ("neighbours left out", 12, mirrored),
+            ("the same, as they are", 12, None),
+        )
     },
 }
-
-
-def file_of(set_name: str, arm: str, run: object) -> Path:
-    """Where the rows of a run are kept; its checkpoint lies in the folder of the same name."""
-    return RUNS / set_name / arm.replace(",", "").replace(" ", "-") / f"{run}.json"
 
 
 @torch.no_grad()
@@ -156,8 +142,8 @@ def judge(learner: Learner, path: Path, part: str) -> Row:
     """Scores of a part, with the F1 of borders within 2 pixels; nothing where it has no images."""
     if not SegmentationDataset(path, "train").parts[part]:
         return {}
-    images = SegmentationDataset(path, part)
-    pairs = ((learner.predict(images[i][0][None])[0].argmax(dim=0), images[i][1]) for i in range(len(images)))
+    images: Any = SegmentationDataset(path, part)
+    pairs = ((learner.predict(image[None])[0].argmax(dim=0), label) for image, label in images)
     borders = total(boundary_distances(*pair, instances=False).within(2) for pair in pairs)
     scores = learner.evaluate(make_loader(images, 8)) | {"images": len(images), "border_f1": borders.f1}
     return {f"{part}_{name}": scores[name] for name in ("images", *SCORES, "border_f1")}
@@ -167,29 +153,32 @@ def run_one(set_name: str, arm: str, seed: int, lr: float, stage: str = "final")
     """Train and judge unless that was done; its row.  In the stage "rate" a quarter of the epochs, and no test part."""
     recipe, final = SETS[set_name][arm], stage == "final"
     path, epochs = recipe.prepare(seed), recipe.epochs if final else recipe.epochs // 4
-    file = file_of(set_name, arm, seed if final else f"rate-{lr:g}")
+    run = f"{seed}" if final else f"rate-{lr:g}"
+    folder = RUNS / set_name / arm.replace(",", "").replace(" ", "-") / run
     train = SegmentationDataset(path, "train", crop=recipe.crop, seed=seed)
     loader = make_loader(train, recipe.batch, shuffle=True, seed=seed, repeats=recipe.repeats)
     val = make_loader(SegmentationDataset(path, "val"), 8) if recipe.best_epoch else None
     set_seed(seed)
-    options: dict[str, Any] = {"augment": recipe.augment, "schedule": recipe.schedule, "folder": file.with_suffix("")}
+    options: dict[str, Any] = {"augment": recipe.augment, "schedule": recipe.schedule, "folder": folder}
     options |= {"lr": lr, "seed": seed, "precision": PRECISION}
     learner = Learner(recipe.make(train), cross_entropy, loader, val, **options)
     settings = learner.settings() | identity(epochs=epochs, judged=[judge, patterns, final])
-    if file.exists() and (done := json.loads(file.read_text(encoding="utf-8")))["settings"] == settings:
-        return done["rows"][0]
-    learner.fit(epochs)
-    key: Row = {"set": set_name, "arm": arm, "stage": stage, "lr": lr, "seed": seed}
-    row = key | {"steps": epochs * len(loader), "batch": recipe.batch, "parameters": count_parameters(learner.model)}
-    layers = layer_table(learner.model, (1, train.channels, *train.shapes[0]))
-    row |= {"multiply_adds": sum(layer.multiply_adds for layer in layers), "precision": learner.number_format}
-    row |= {"seconds": sum(epoch["seconds"] for epoch in learner.history)} | provenance() | judge(learner, path, "val")
-    row |= judge(learner, path, "test") | patterns(learner, train.channels) if final else {}
-    names = [f"{part}_{name}" for part in ("train", "val") for name in SCORES]
-    history = [key | {name: epoch.get(name, "") for name in ("epoch", *names)} for epoch in learner.history]
-    with replacing(file) as part:
-        part.write_text(json.dumps({"settings": settings, "rows": [row], "history": history}), encoding="utf-8")
-    return row
+
+    def judged() -> Row:
+        learner.fit(epochs)
+        key: Row = {"set": set_name, "arm": arm, "stage": stage, "lr": lr, "seed": seed}
+        row = key | {"steps": epochs * len(loader), "batch": recipe.batch}
+        row |= {"parameters": count_parameters(learner.model)}
+        layers = layer_table(learner.model, (1, train.channels, *train.shapes[0]))
+        row |= {"multiply_adds": sum(layer.multiply_adds for layer in layers), "precision": learner.number_format}
+        row |= {"seconds": sum(epoch["seconds"] for epoch in learner.history)} | provenance()
+        row |= judge(learner, path, "val")
+        row |= judge(learner, path, "test") | patterns(learner, train.channels) if final else {}
+        names = ["epoch", *(f"{part}_{name}" for part in ("train", "val") for name in SCORES)]
+        history = [key | {name: epoch.get(name, "") for name in names} for epoch in learner.history]
+        return {"rows": [row], "history": history}
+
+    return kept(folder.with_name(f"{run}.json"), settings, judged)["rows"][0]
 
 
 def best_rate(set_name: str, arm: str) -> float:

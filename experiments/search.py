@@ -5,15 +5,14 @@ the scientific ones, a *fixed* factor has one value (Godbole et al., 2023, "Deep
 
 A *trial* is one training with its own values and seed: first the given ones, then random ones, then those that TPE
 proposes (Bergstra et al., 2011, NeurIPS 24).  After 1, 3, 9, … epochs only the best third of all trials that came so
-far goes on (ASHA, Li et al., 2020, arXiv:1810.05934).  The trial of a killed process is run once more.
+far goes on (ASHA, Li et al., 2020, arXiv:1810.05934).
 """
 
 import copy
-import itertools
 import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import numpy as np
 import torch
 
 from checks import InputError
+from experiments.statistics import Row
 from learner import Learner
 
 with warnings.catch_warnings():
@@ -30,7 +30,6 @@ with warnings.catch_warnings():
     from optuna.storages import RDBStorage, RetryHeartbeatStaleTrialCallback
     from optuna.trial import TrialState
 
-Row = dict[str, Any]
 Settings = dict[str, Any]
 Build = Callable[[Settings, int, Path | None], Learner]  # (settings, seed, folder) → a learner, not trained yet
 
@@ -41,29 +40,22 @@ ENDED = {TrialState.COMPLETE: "complete", TrialState.PRUNED: "pruned", TrialStat
 
 
 @dataclass(frozen=True)
-class LogRange:
-    """All numbers from `low` to `high`; equal ratios are equally likely."""
-
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.low:g} … {self.high:g}"
-
-
-@dataclass(frozen=True)
 class Factor:
-    """One hyper-parameter: its name, its role, its values (a tuple of them or a `LogRange`), and the reason."""
+    """One hyper-parameter: its name, its role, its values (or `log`: the ends of a logarithmic range), the reason."""
 
     name: str
     kind: str
-    values: tuple[Any, ...] | LogRange
+    values: tuple[Any, ...]
     why: str = ""
+    log: bool = False
+
+    def __str__(self) -> str:
+        return "{:g} … {:g}".format(*self.values) if self.log else ", ".join(map(str, self.values))
 
     def suggest(self, trial: optuna.Trial) -> Any:
         """The value of this factor in an Optuna trial."""
-        if isinstance(self.values, LogRange):
-            return trial.suggest_float(self.name, self.values.low, self.values.high, log=True)
+        if self.log:
+            return trial.suggest_float(self.name, *self.values, log=True)
         return trial.suggest_categorical(self.name, self.values)
 
 
@@ -74,35 +66,28 @@ def searched(factors: Sequence[Factor]) -> list[Factor]:
 
 def with_fixed(factors: Sequence[Factor], chosen: Mapping[str, Any]) -> Settings:
     """The chosen values and those of the fixed factors, in the order of the plan."""
-    return {f.name: chosen[f.name] if f.kind != "fixed" else f.values[0] for f in factors}  # type: ignore[index]
+    return {f.name: chosen[f.name] if f.kind != "fixed" else f.values[0] for f in factors}
 
 
 def spelled(factors: Sequence[Factor]) -> dict[str, str]:
     """The values of every factor as text: what must be the same for a search to be continued."""
-    return {f.name: ", ".join(map(str, f.values)) if isinstance(f.values, tuple) else str(f.values) for f in factors}
+    return {factor.name: str(factor) for factor in factors}
 
 
 def range_test(learner: Learner, steps: int = 80, low: float = 1e-6, high: float = 1.0) -> list[Row]:
     """Train a copy of the network with AdamW at lr_t = low·(high / low)^(t / (steps − 1)) (Smith, arXiv:1506.01186).
 
-    One row for each step, until the loss is not finite or three times what it was.
+    One row for each step, on one batch of the training, until the loss is not finite or three times what it was.
     """
     model, generator = copy.deepcopy(learner.model).train(), torch.Generator().manual_seed(learner.seed)
     optimizer = torch.optim.AdamW(model.parameters(), lr=low, weight_decay=learner.weight_decay)
     torch.manual_seed(learner.seed)  # dropout
     rows: list[Row] = []
-
-    def batches() -> Iterator[Any]:
-        for epoch in itertools.count():  # each in its own order
-            learner.train_loader.batch_sampler.set_epoch(epoch)
-            yield from learner.train_loader
-
-    for step, batch in zip(range(steps), batches()):
-        lr = low * (high / low) ** (step / (steps - 1))
+    for lr, batch in zip(np.geomspace(low, high, steps).tolist(), learner.train_loader):
         tensors = [tensor.to(learner.device) for tensor in batch]
         images, target, *maps = learner.augment(*tensors, generator=generator) if learner.augment else tensors
         loss = learner.loss(model(images), target, *maps)
-        rows.append({"step": step + 1, "lr": lr, "train_loss": loss.item()})
+        rows.append({"step": len(rows) + 1, "lr": lr, "train_loss": loss.item()})
         if not loss.item() <= 3 * rows[0]["train_loss"]:
             break
         optimizer.param_groups[0]["lr"] = lr
@@ -138,19 +123,15 @@ def _rounded(value: float, towards: Callable[[float], int]) -> float:
     return float(f"{towards(round(value / 10.0**exponent, 6))}e{exponent}")
 
 
-def open_study(storage: str | Path | None = None, name: str = "tuning") -> optuna.Study:
-    """The study of this name, new or as it was left: in memory (None), an SQLite file, or at a database's address."""
+def open_study(storage: Path, name: str) -> optuna.Study:
+    """The study of this name in an SQLite file, new or as it was left."""
     optuna.logging.set_verbosity(optuna.logging.CRITICAL)  # failures stand in the rows
-    kept, address = None, str(storage)
-    if storage is not None:
-        options: dict[str, Any] = {"pool_pre_ping": True}  # a trial may outlast a server's patience with a connection
-        if "://" not in address:
-            Path(storage).parent.mkdir(parents=True, exist_ok=True)
-            address, options = f"sqlite:///{storage}", {"connect_args": {"timeout": 60}}  # while another writes
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Optuna calls the heartbeat experimental
-            retry = RetryHeartbeatStaleTrialCallback(max_retry=1)
-            kept = RDBStorage(address, options, heartbeat_interval=HEARTBEAT, heartbeat_stale_trial_callback=retry)
+    storage.parent.mkdir(parents=True, exist_ok=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Optuna calls the heartbeat experimental
+        retry = RetryHeartbeatStaleTrialCallback(max_retry=1)
+        address = f"sqlite:///{storage}?timeout=60"  # seconds, while another process writes
+        kept = RDBStorage(address, heartbeat_interval=HEARTBEAT, heartbeat_stale_trial_callback=retry)
     return optuna.create_study(storage=kept, study_name=name, direction="maximize", load_if_exists=True)
 
 
@@ -176,24 +157,22 @@ def tune(
     new = spelled(factors) | {"epochs of a trial": str(epochs)}
     old = note(study, "plan", lambda: new)
     if changed := [f"{key}: {old.get(key)}, now {new.get(key)}" for key in old | new if old.get(key) != new.get(key)]:
-        what = f"Study {study.study_name!r} was begun with another plan ({changed[0]})"
-        raise InputError(f"{what}; give another name or storage.")
+        raise InputError(f"Study {study.study_name!r} was begun with another plan ({changed[0]}); give another name.")
     for start in starts:  # the first trials
         study.enqueue_trial(start, skip_if_exists=True)
     known = trial_rows(study)
-    seconds = 60 * minutes - sum(row["seconds"] for row in known)
-    deadline, left = time.monotonic() + seconds, trials - sum(row["state"] in ENDED.values() for row in known)
+    left = trials - sum(row["state"] in ENDED.values() for row in known)
+    seconds = max(60 * minutes - sum(row["seconds"] for row in known), 0)
+    deadline = time.monotonic() + seconds
     number = None if seed is None else seed + len(known)  # a search that goes on draws other numbers
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # experimental in Optuna 4; a liar proposes nothing that another process tries
         study.sampler = optuna.samplers.TPESampler(multivariate=True, constant_liar=True, seed=number)
     study.pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
-    study.optimize(
-        lambda trial: _train(trial, build, factors, epochs, deadline),
-        n_trials=max(left, 0), timeout=max(seconds, 0), gc_after_trial=torch.cuda.is_available(),
-        catch=(FloatingPointError, MemoryError, torch.OutOfMemoryError),  # any other is a bug
-        callbacks=[optuna.study.MaxTrialsCallback(trials, states=tuple(ENDED))],
-    )  # fmt: skip
+    enough = optuna.study.MaxTrialsCallback(trials, states=tuple(ENDED))
+    options: dict[str, Any] = {"catch": (FloatingPointError, MemoryError, torch.OutOfMemoryError)}  # others are bugs
+    options |= {"n_trials": max(left, 0), "timeout": seconds, "callbacks": [enough], "gc_after_trial": True}
+    study.optimize(lambda trial: _train(trial, build, factors, epochs, deadline), **options)
     return trial_rows(study)
 
 

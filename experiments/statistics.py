@@ -4,12 +4,11 @@ Sources: signed-rank test, Wilcoxon, 1945 (doi:10.2307/3001968), with ties at ze
 (doi:10.1080/01621459.1959.10501526); step-down correction, Holm, 1979 (Scandinavian Journal of Statistics 6, 65–70).
 """
 
-import contextlib
 import csv
 import itertools
 import json
 import subprocess
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +44,10 @@ def _number(text: str) -> Any:
 
 
 def write_table(path: Path, rows: Sequence[Row]) -> None:
-    """Write rows of equal columns to a .csv file, floats with five significant digits, so that tables stay small."""
+    """Write rows to a .csv file, floats with five significant digits, so that tables stay small; no value is blank."""
+    columns = dict.fromkeys(name for row in sorted(rows, key=len, reverse=True) for name in row)
     with replacing(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer = csv.DictWriter(file, list(columns), lineterminator="\n")
         writer.writeheader()
         for row in rows:
             writer.writerow({key: f"{value:.5g}" if isinstance(value, float) else value for key, value in row.items()})
@@ -56,28 +56,32 @@ def write_table(path: Path, rows: Sequence[Row]) -> None:
 def provenance() -> Row:
     """What a measured row came from: `machine`, its device, threads and PyTorch, and the `commit`, if git knows one."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-    place, commit = Path(__file__).parent, ""
-    with contextlib.suppress(OSError, subprocess.CalledProcessError):
-        command = ["git", "describe", "--always", "--dirty"]
-        commit = subprocess.run(command, cwd=place, capture_output=True, text=True, check=True).stdout.strip()
-    return {"machine": f"{device}; {torch.get_num_threads()} threads; torch {torch.__version__}", "commit": commit}
+    status, commit = subprocess.getstatusoutput(f'git -C "{Path(__file__).parent}" describe --always --dirty')
+    machine = f"{device}; {torch.get_num_threads()} threads; torch {torch.__version__}"
+    return {"machine": machine, "commit": "" if status else commit}
+
+
+def kept(file: Path, settings: Row, make: Callable[[], Row]) -> Row:
+    """What a run under these settings gave, from its file; else it is made, and kept there beside the settings."""
+    if file.exists() and (done := json.loads(file.read_text(encoding="utf-8")))["settings"] == settings:
+        return done
+    done = {"settings": settings} | make()
+    with replacing(file) as part:
+        part.write_text(json.dumps(done), encoding="utf-8")
+    return done
 
 
 def collect(runs: Path, figures: Path, tables: Mapping[str, tuple[str, int]]) -> None:
     """Bring the rows of all finished runs, `runs`/*/*/*.json, into the tables of `figures`, each row once.
 
-    `tables` says for each kind of rows the name of its .csv and how many of the first columns tell rows apart.  Rows of
-    other places stay unless they have columns that the new ones lack; what has no value is blank.
+    `tables` says for each kind of rows the name of its .csv and how many of the first columns tell rows apart.
     """
     with FileLock(runs / "tables.lock"):  # two processes may do a part each
         files = sorted(runs.glob("*/*/*.json"), key=lambda file: file.stat().st_mtime)
         done = [json.loads(file.read_text(encoding="utf-8")) for file in files]
         for kind, (table, keys) in tables.items():
-            rows = [row for run in done for row in run[kind]]
-            widest: Row = max(rows, key=len)
-            columns = dict.fromkeys(widest, "")
-            rows = [row for row in [*read_table(figures / f"{table}.csv"), *rows] if row.keys() <= columns.keys()]
-            merged = {tuple(row.values())[:keys]: columns | row for row in rows}
+            rows = [*read_table(figures / f"{table}.csv"), *(row for run in done for row in run[kind])]
+            merged = {tuple(row.values())[:keys]: row for row in rows}
             write_table(figures / f"{table}.csv", [merged[key] for key in sorted(merged)])
 
 
@@ -91,12 +95,9 @@ def scores_of(rows: Sequence[Row], candidate: str, column: str = "score") -> lis
     return [row[column] for row in sorted(rows, key=lambda row: row["seed"]) if row["candidate"] == candidate]
 
 
-def differences(rows: Sequence[Row], candidate: str, other: str, column: str = "score") -> list[float]:
+def differences(rows: Sequence[Row], candidate: str, other: str) -> list[float]:
     """Score of the candidate minus that of the other one, seed by seed: one seed gives both the same crops."""
-    seeds = [sorted(row["seed"] for row in rows if row["candidate"] == name) for name in (candidate, other)]
-    if seeds[0] != seeds[1]:
-        raise InputError(f"{candidate!r} has the seeds {seeds[0]}, {other!r} has {seeds[1]}; train the rest.")
-    return [a - b for a, b in zip(scores_of(rows, candidate, column), scores_of(rows, other, column))]
+    return [a - b for a, b in zip(scores_of(rows, candidate), scores_of(rows, other), strict=True)]
 
 
 def per_image(rows: Sequence[Row], column: str) -> dict[str, float]:
@@ -144,31 +145,27 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return p.tolist()
 
 
-def groups(rows: Sequence[Row], factor: str, bins: int = 4) -> dict[str, list[Row]]:
-    """The rows by their value of a factor; numbers of more than six values are split into equal parts."""
-    values = sorted({row[factor] for row in rows}, key=lambda value: (isinstance(value, str), value))
-    if len(values) <= 6 or isinstance(values[-1], str):
-        return {str(value): [row for row in rows if row[factor] == value] for value in values}
-    ordered = sorted(rows, key=lambda row: row[factor])
-    starts = [ordered[i][factor] for i in np.linspace(0, len(ordered), bins + 1).astype(int)[:-1]]
+def groups(rows: Sequence[Row], factor: str) -> dict[str, list[Row]]:
+    """The rows by their value of a factor; numbers of more than six values are split into four equal parts."""
+    values = sorted(row[factor] for row in rows)
+    if len({*values}) <= 6 or isinstance(values[0], str):
+        return {str(value): select(rows, **{factor: value}) for value in dict.fromkeys(values)}
+    starts = np.quantile(values, (0, 0.25, 0.5, 0.75), method="higher")
     ranges = itertools.pairwise([*starts, np.inf])  # equal values stay together
-    parts = ([row for row in ordered if low <= row[factor] < high] for low, high in ranges)
-    return {f"{part[0][factor]:.2g} … {part[-1][factor]:.2g}": part for part in parts if part}
+    parts = [[value for value in values if low <= value < high] for low, high in ranges]
+    return {f"{p[0]:.2g} … {p[-1]:.2g}": [row for row in rows if p[0] <= row[factor] <= p[-1]] for p in parts if p}
 
 
-def explained(rows: Sequence[Row], factor: str, score: str = "score", shuffles: int = 500) -> tuple[float, float]:
+def explained(rows: Sequence[Row], factor: str) -> tuple[float, float]:
     """The fraction of the variance that one factor explains, η² = Σ_groups n_g (mean_g − mean)² / Σ (score − mean)².
 
-    The second number is what a factor without any influence passes once in twenty times, found by shuffling the scores.
+    The second number is what a factor without any influence passes once in twenty times (analysis of variance): of n
+    scores in k groups, η² then has the distribution Beta((k − 1) / 2, (n − k) / 2).
     """
-    parts = [[row[score] for row in part] for part in groups(rows, factor).values()]
-    values = np.array([value for part in parts for value in part], dtype=float)
-    if len(values) < 3 or np.ptp(values) == 0:
+    parts = [[row["score"] for row in part] for part in groups(rows, factor).values()]
+    values = np.concatenate(parts)
+    if np.ptp(values) == 0:
         return 0.0, 1.0
-    membership = np.repeat(np.eye(len(parts)), [len(part) for part in parts], axis=0)  # (rows, groups)
-    rng = np.random.default_rng(0)
-    values -= values.mean()
-    drawn = np.stack([values, *(rng.permutation(values) for _ in range(shuffles))])
-    between = ((drawn @ membership) ** 2 / membership.sum(axis=0)).sum(axis=1)  # n_g·mean_g² = (Σ_g)² / n_g
-    shares = between / (values**2).sum()
-    return float(min(shares[0], 1.0)), float(np.quantile(shares[1:], 0.95))
+    between = sum(len(part) * (np.mean(part) - values.mean()) ** 2 for part in parts)
+    limit = stats.beta.ppf(0.95, (len(parts) - 1) / 2, (len(values) - len(parts)) / 2)
+    return float(between / (len(values) * values.var())), float(limit)

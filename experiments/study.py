@@ -4,18 +4,16 @@
     python3 run.py study --sets nuclei --losses ce topology --seeds 0 1
 
 A run is one network: a data set, a loss, a seed.  With one seed all losses share the first weights, crops, steps and
-learning rate.  The test images are judged at 0.5 and at the threshold that is best on the validation images; as they
-are and with the mean prediction for their 4 reflections (8 with transposition); and with and without small components
-and holes, under sizes that are best on the validation images too.  Finished runs are kept in `runs/study`, their rows
-in `figures`.  The sets `mortar…` are the walls at full resolution; each changes one thing of the first.
+learning rate.  The test images are judged at 0.5 and at the threshold that is best on the validation images; with 1, 4
+and 8 views; with and without what is smaller than sizes that are best on the validation images.  Finished runs are kept
+in `runs/study`, their rows in `figures`.
 """
 
-import functools
-import json
 import re
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +26,18 @@ import data
 import plots
 import transforms
 from checks import InputError
-from experiments.statistics import collect, provenance, select
+from experiments.statistics import Row, collect, kept, provenance, select
 from geometry.objects import choose_threshold, dice, judge, topology_row
-from geometry.topology import KINDS, CriticalRegions, critical_regions
+from geometry.topology import KINDS, critical_regions
 from imagesets.changes import WeightMap, separate_cells
 from imagesets.files import Sample
 from imagesets.yeast import write_yeast
 from learner import Learner, set_seed
 from losses import TopologyLoss, WeightedSum, cross_entropy, cross_entropy_dice, dice_loss, soft_cldice_loss
-from training.checkpoint import identity, replacing
+from training.checkpoint import identity
 from unet import UNet
 
 RUNS, FIGURES, DATA = Path("runs/study"), Path("figures"), Path("data")
-RULES = ("fixed", "validation")  # the threshold 0.5, or the one chosen; with "+cleaned" without small components
 SIZES = (0, 30, 60, 100, 150, 250, 400, 700)  # pixels: what is smaller is removed, or filled
 TABLES = {"rows": ("study", 5), "images": ("study_images", 6), "thresholds": ("study_thresholds", 5)}
 CURVE = ("threshold", "dice", "all_errors", "merges", "splits", "beta0_error", "beta1_error")
@@ -114,10 +111,9 @@ SETS = {
     ),
 }  # fmt: skip
 SETS["walls10"] = replace(SETS["walls"], changes=(ten_walls,), repeats=80, epochs=6)
-CHANGES: dict[str, dict[str, Any]] = {  # of "mortar", one at a time
-    "mortar_narrow": {"widths": (8, 16, 32, 64, 64)}, "mortar_still": {"zoom": 0.0}, "mortar_long": {"repeats": 68},
-}  # fmt: skip
-SETS |= {name: replace(SETS["mortar"], losses=("topology_cldice",), **change) for name, change in CHANGES.items()}
+_MORTAR = replace(SETS["mortar"], losses=("topology_cldice",))  # one thing is changed at a time
+SETS |= {"mortar_narrow": replace(_MORTAR, widths=(8, 16, 32, 64, 64)), "mortar_still": replace(_MORTAR, zoom=0.0)}
+SETS["mortar_long"] = replace(_MORTAR, repeats=68)
 
 
 def build(study_set: StudySet, weights: WeightMap | None = None) -> Path:
@@ -128,16 +124,27 @@ def build(study_set: StudySet, weights: WeightMap | None = None) -> Path:
     return data.prepare(source, DATA, changes=study_set.changes + ((weights,) if weights else ()))
 
 
-def augment(*tensors: torch.Tensor, generator: torch.Generator, zoom: float = 0.0) -> tuple[torch.Tensor, ...]:
-    """The eight symmetries, brightness and contrast, the hue of colour images; half of the batch turned and zoomed."""
+def augment(
+    *tensors: torch.Tensor, generator: torch.Generator, zoom: float = 0.0,
+    symmetries: Sequence[int] = range(8), gain: float = 0.3, hue: bool = True,
+) -> tuple[torch.Tensor, ...]:  # fmt: skip
+    """Symmetries, brightness and contrast, the hue of colour images; with `zoom` half of the batch is turned too."""
     if zoom:
         half, rest = zip(*(tensor.tensor_split([len(tensor) // 2]) for tensor in tensors))
         moved = transforms.random_affine(*half, generator=generator, zoom=zoom, stretch=0, shift=0.1)
         tensors = tuple(map(torch.cat, zip(moved, rest)))
-    images, *others = transforms.random_symmetries(*tensors, generator=generator)
-    if images.shape[1] == 3:
+    images, *others = transforms.random_symmetries(*tensors, generator=generator, symmetries=symmetries)
+    if hue and images.shape[1] == 3:
         images = transforms.random_hue(images, generator=generator)
-    return transforms.random_intensity(images, gain=0.3, offset=0.3, generator=generator), *others
+    return transforms.random_intensity(images, gain=gain, offset=gain, generator=generator), *others
+
+
+def unet(train: data.SegmentationDataset, shrink: int = 1, **settings: Any) -> nn.Module:
+    """A U-Net with these settings, at full resolution or on averages of shrink² pixels."""
+    net = UNet(train.channels, train.num_classes, **settings)
+    if shrink == 1:
+        return net
+    return nn.Sequential(nn.AvgPool2d(shrink), net, nn.Upsample(scale_factor=shrink, mode="bilinear"))
 
 
 def make_loss(name: str, study_set: StudySet, path: Path, steps: int) -> Callable[..., torch.Tensor]:
@@ -145,20 +152,17 @@ def make_loss(name: str, study_set: StudySet, path: Path, steps: int) -> Callabl
     if name not in LOSSES and not re.fullmatch(r"(topology|both):\d+(\.\d+)?", name):
         raise InputError(f"{name!r} is no loss of the study: {', '.join(LOSSES)}, topology:λ and both:λ (a number).")
     kind, _, strength = name.partition(":")
+    cldice = partial(soft_cldice_loss, iterations=3 if kind == "topology_cldice" else study_set.thickness)
     if kind in ("topology", "both", "topology_cldice"):
         topology = TopologyLoss(float(strength or study_set.strength), margin=1.0, warm_up=steps)
-        terms = [(0.5, functools.partial(soft_cldice_loss, iterations=3))] * (kind == "topology_cldice")
-        return WeightedSum((1.0, topology), (1.0, dice_loss), *terms)
+        return WeightedSum((1.0, topology), (1.0, dice_loss), *[(0.5, cldice)] * (kind == "topology_cldice"))
     if kind == "weighted_ce":
         labels = torch.from_numpy(np.concatenate([label.ravel() for label in labels_of(path, "train")]))
         weights = len(labels) / (2 * torch.bincount(labels, minlength=2)[:2])  # both classes get half of the loss
-        return functools.partial(cross_entropy, class_weight=weights)
-    if kind == "ce_dice":
-        return cross_entropy_dice
+        return partial(cross_entropy, class_weight=weights)
     if kind == "cldice":
-        cldice = functools.partial(soft_cldice_loss, iterations=study_set.thickness)
         return WeightedSum((1.0, cross_entropy_dice), (1.0, cldice))
-    return cross_entropy  # weighted, where the data hold weights
+    return cross_entropy_dice if kind == "ce_dice" else cross_entropy  # weighted, where the data hold weights
 
 
 def make_learner(set_name: str, loss_name: str, seed: int) -> tuple[Learner, Path]:
@@ -170,15 +174,10 @@ def make_learner(set_name: str, loss_name: str, seed: int) -> tuple[Learner, Pat
     loader = data.make_loader(dataset, study_set.batch, shuffle=True, seed=seed, repeats=study_set.repeats)
     loss = make_loss(loss_name, study_set, path, study_set.epochs * len(loader))
     set_seed(seed)
-    model: nn.Module = UNet(dataset.channels, 2, study_set.widths, stem=study_set.stem)
-    if (s := study_set.shrink) > 1:
-        model = nn.Sequential(nn.AvgPool2d(s), model, nn.Upsample(scale_factor=s, mode="bilinear"))
-    learner = Learner(
-        model, loss, loader, lr=study_set.lr, augment=functools.partial(augment, zoom=study_set.zoom), seed=seed,
-        precision="bfloat16",  # one for all losses
-        folder=file_of(set_name, loss_name, seed).with_suffix(""),
-    )  # fmt: skip
-    return learner, path
+    model = unet(dataset, study_set.shrink, widths=study_set.widths, stem=study_set.stem)
+    options: dict[str, Any] = {"augment": partial(augment, zoom=study_set.zoom), "precision": "bfloat16"}
+    options |= {"folder": file_of(set_name, loss_name, seed).with_suffix("")}
+    return Learner(model, loss, loader, lr=study_set.lr, seed=seed, **options), path
 
 
 def file_of(set_name: str, loss_name: str, seed: int) -> Path:
@@ -188,17 +187,16 @@ def file_of(set_name: str, loss_name: str, seed: int) -> Path:
 
 def predict(learner: Learner, path: Path, part: str, views: int) -> list[np.ndarray]:
     """Probability of class 1 of each image of a part; with 4 views the mean over its reflections, with 8 transposed."""
-    dataset = data.SegmentationDataset(path, part)
-    images = (dataset[i][0][None] for i in range(len(dataset)))
-    seen = ([image] if views < 8 else [image, image.mT] for image in images)
-    probs = ([learner.predict(view, flips=views > 1)[0, 1].numpy() for view in of_one] for of_one in seen)
+    images: Any = data.SegmentationDataset(path, part)
+    seen = ([image] if views < 8 else [image, image.mT] for image, _ in images)
+    probs = ([learner.predict(view[None], flips=views > 1)[0, 1].numpy() for view in of_one] for of_one in seen)
     return [np.mean([first, *(second.T for second in others)], axis=0) for first, *others in probs]
 
 
 def labels_of(path: Path, part: str) -> list[np.ndarray]:
     """The labels of all images of a part."""
-    images = data.SegmentationDataset(path, part)
-    return [images[i][1].numpy() for i in range(len(images))]
+    images: Any = data.SegmentationDataset(path, part)
+    return [label.numpy() for _, label in images]
 
 
 def cleaned(mask: np.ndarray, pieces: int, holes: int) -> np.ndarray:
@@ -221,72 +219,60 @@ def choose_sizes(guesses: list[np.ndarray], labels: list[np.ndarray]) -> tuple[i
     return pieces, min(SIZES, key=lambda size: errors(pieces, size))
 
 
-def _by_image(names: list[str], guesses: list[np.ndarray], truth: list[np.ndarray]) -> Iterator[dict[str, Any]]:
-    """The scores of `CURVE` of each image."""
-    for name, guess, label in zip(names, guesses, truth):
-        scores = {"dice": dice([guess], [label])} | topology_row([guess], [label])
-        yield {"image": name} | {column: scores[column] for column in CURVE[1:]}
-
-
-def run_one(set_name: str, loss_name: str, seed: int) -> None:
-    """Train, choose threshold and sizes, judge, and keep the rows, unless they are there already."""
-    study_set, file = SETS[set_name], file_of(set_name, loss_name, seed)
-    learner, path = make_learner(set_name, loss_name, seed)
+def run_one(set_name: str, loss_name: str, seed: int) -> Row:
+    """Train, choose threshold and sizes, judge, and keep the rows of `TABLES`, unless they are there already."""
+    study_set, (learner, path) = SETS[set_name], make_learner(set_name, loss_name, seed)
     judging = [predict, choose_threshold, choose_sizes, cleaned, judge, dice, topology_row]
     settings = learner.settings() | identity(epochs=study_set.epochs, views=study_set.views, judged=judging)
-    if file.exists() and json.loads(file.read_text())["settings"] == settings:
-        return
-    learner.fit(study_set.epochs)
-    images = data.SegmentationDataset(path, "test").names
-    truth, known = labels_of(path, "test"), labels_of(path, "val")
-    seconds, steps = sum(row["seconds"] for row in learner.history), len(learner.history) * len(learner.train_loader)
-    cost = {"steps": steps, "seconds": seconds, "precision": learner.number_format} | provenance()
-    done: dict[str, Any] = {"settings": settings, "rows": [], "images": [], "thresholds": []}
-    for views in study_set.views:
-        key = {"set": set_name, "loss": loss_name, "seed": seed, "views": views}
-        seen, probs = (predict(learner, path, part, views) for part in ("val", "test"))
-        best, curve = choose_threshold(seen, known)
-        done["thresholds"] += [key | {name: row[name] for name in CURVE} for row in curve]
-        for rule, threshold in zip(RULES, (0.5, best)):
-            guesses, chosen = [p > threshold for p in probs], choose_sizes([p > threshold for p in seen], known)
-            for name, sizes in ((rule, (0, 0)), (f"{rule}+cleaned", chosen)):
-                clean = [cleaned(guess, *sizes) for guess in guesses]
-                scores = judge(clean, truth, study_set.object_class)
-                del scores["hd95_images"]  # all of them: no test image of the study is without a border
-                tried = {"rule": name, "threshold": threshold} | dict(zip(("pieces", "holes_filled"), sizes))
-                done["rows"].append(key | tried | scores | cost)
-                if rule == "validation":
-                    done["images"] += [key | {"rule": name} | row for row in _by_image(images, clean, truth)]
-    with replacing(file) as part:
-        part.write_text(json.dumps(done), encoding="utf-8")
+
+    def judged() -> Row:
+        learner.fit(study_set.epochs)
+        names = data.SegmentationDataset(path, "test").names
+        truth, known = labels_of(path, "test"), labels_of(path, "val")
+        cost: Row = {"steps": len(learner.history) * len(learner.train_loader)}
+        cost |= {"seconds": sum(row["seconds"] for row in learner.history)}
+        cost |= {"precision": learner.number_format} | provenance()
+        done: Row = {kind: [] for kind in TABLES}
+        for views in study_set.views:
+            key = {"set": set_name, "loss": loss_name, "seed": seed, "views": views}
+            seen, probs = (predict(learner, path, part, views) for part in ("val", "test"))
+            best, curve = choose_threshold(seen, known)
+            done["thresholds"] += [key | {name: row[name] for name in CURVE} for row in curve]
+            for rule, threshold in (("fixed", 0.5), ("validation", best)):
+                guesses, chosen = [p > threshold for p in probs], choose_sizes([p > threshold for p in seen], known)
+                for name, sizes in ((rule, (0, 0)), (f"{rule}+cleaned", chosen)):
+                    clean = [cleaned(guess, *sizes) for guess in guesses]
+                    scores = judge(clean, truth, study_set.object_class)
+                    del scores["hd95_images"]  # all of them: no test image of the study is without a border
+                    tried = {"rule": name, "threshold": threshold} | dict(zip(("pieces", "holes_filled"), sizes))
+                    done["rows"].append(key | tried | scores | cost)
+                    for image, guess, label in zip(names, clean, truth) if rule == "validation" else ():
+                        scores = {"dice": dice([guess], [label])} | topology_row([guess], [label])
+                        own = {column: scores[column] for column in CURVE[1:]}
+                        done["images"].append(key | {"rule": name, "image": image} | own)
+        return done
+
+    return kept(file_of(set_name, loss_name, seed), settings, judged)
 
 
-def draw_examples(set_name: str, losses: tuple[str, str], seed: int = 0, side: int = 256) -> None:
-    """Three test images, cropped: the second loss lowered the errors of the first most, like the median, least.
-
-    Both at their own threshold; the runs must have been done here.
-    """
-    shown: dict[str, list[CriticalRegions]] = {}
-    for loss in losses:
-        learner, path = make_learner(set_name, loss, seed)
-        learner.fit(SETS[set_name].epochs)  # a finished run is only read
-        run = json.loads(file_of(set_name, loss, seed).read_text())
+def draw_examples(set_name: str, losses: tuple[str, str]) -> None:
+    """Three test images: the second loss lowered the errors of the first most, like the median, and least; seed 0."""
+    runs = [run_one(set_name, loss, 0) for loss in losses]
+    first, second = ([row["all_errors"] for row in select(run["images"], views=1, rule="validation")] for run in runs)
+    order = np.argsort(np.subtract(second, first), kind="stable")
+    plots.use_style()
+    axes = plots.grid(3, 2, size=3.6)
+    for column, loss, run in zip(axes.T, losses, runs):
+        learner, path = make_learner(set_name, loss, 0)
+        learner.restore()
         threshold = select(run["rows"], views=1, rule="validation")[0]["threshold"]
         images = data.SegmentationDataset(path, "test")
-        labels = [label[:side, :side] for label in labels_of(path, "test")]
-        guesses = [probs[:side, :side] > threshold for probs in predict(learner, path, "test", views=1)]
-        shown[loss] = [critical_regions(guess[None], label[None]) for guess, label in zip(guesses, labels)]
-    first, second = (np.array([found.severity.sum() for found in shown[loss]]) for loss in losses)
-    order = np.argsort(second - first, kind="stable")
-    plots.use_style()
-    axes = plots.grid(3, 3, size=2.6)
-    for row, place, index in zip(axes, ("most", "like the median", "least"), order[[0, len(order) // 2, -1]]):
-        photo = plots.photo(images[index][0].numpy(), images)[:, :side, :side]
-        plots.draw_contours(plots.show_image(row[0], photo, f"lowered {place}"), labels[index], plots.SKY, width=0.7)
-        for ax, loss in zip(row[1:], losses):
-            kinds = {kind: shown[loss][index].mask([kind])[0] for kind in KINDS}
-            text = f"{loss}: {shown[loss][index].severity.sum()} errors"
-            plots.show_regions(ax, photo, kinds, text)
+        for ax, index in zip(column, order[[0, len(order) // 2, -1]].tolist()):
+            image, label = (tensor.numpy() for tensor in images[index])
+            found = critical_regions(learner.predict(images[index][0][None])[:, 1].numpy() > threshold, label[None])
+            title = f"{images.names[index]}, {loss}: {found.severity.sum()} errors"
+            plots.show_regions(ax, plots.photo(image, images), {kind: found.mask([kind])[0] for kind in KINDS}, title)
+            plots.draw_contours(ax, label, plots.SKY, width=0.7)
     plots.legend(axes[0, 0], plots.REGION_COLOURS, plots.LABEL_LINE)
     plots.save(FIGURES / f"study_{set_name}.png")
 

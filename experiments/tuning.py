@@ -1,7 +1,7 @@
 """The tuning of section A1.2: a plan, a search that does exactly this plan, confirmation, and one look at the test set.
 
     python3 run.py tune --minutes 60                         # goes on where it stopped
-    python3 run.py tune --worker --storage ADDRESS           # one more process that only searches
+    python3 run.py tune --minutes 60 --worker                # one more process that only searches
 
 1. A range test of the default network gives the range of learning rates.
 2. Trials are searched for some minutes (`search.py`); their score is the mean IoU on the validation images.
@@ -9,17 +9,14 @@
    that scatter, and so too good (Cawley and Talbot, 2010, JMLR 11, 2079–2107).
 4. The candidate of highest mean in step 3, and the default, are judged on the test images, once.
 
-The tuning has parts of its own, cut from the set's training and validation images (`own_parts`): the set's test images
-are left for the networks that use the result.
+Its parts are cut from the training and validation images of a set, whose test images are left for those who use it.
 """
 
-import hashlib
 import itertools
-import json
 import time
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -29,14 +26,13 @@ import torch
 from checks import InputError
 from data import SegmentationDataset, make_loader, prepare
 from experiments import search as hpo
-from experiments.search import Build, Factor, LogRange, Row, Settings, searched, with_fixed
-from experiments.statistics import interval, provenance, read_table, scores_of, write_table
+from experiments.search import Build, Factor, Settings, searched, with_fixed
+from experiments.statistics import Row, interval, kept, provenance, read_table, scores_of, write_table
 from experiments.study import augment
 from imagesets.files import Sample
 from learner import Learner, pick_device, set_seed
 from losses import cross_entropy
 from metrics import confusion_matrix, mean_iou
-from training.checkpoint import replacing
 from unet import UNet
 
 RUNS, FIGURES, DATA = Path("runs/tuning"), Path("figures"), Path("data")
@@ -51,7 +47,7 @@ PLAN = [
     Factor("skip", "scientific", ("none", "sum", "concat"), "links from encoder to decoder"),
     Factor("norm", "nuisance", ("none", "batch", "group"), "changes which learning rates and batch sizes work"),
     Factor("batch", "nuisance", (1, 2, 4, 8, 16), "number of steps and noise of the gradient; goes with the step size"),
-    Factor("lr", "nuisance", LogRange(1e-4, 1e-1), "step size: the one that can spoil everything; range from the test"),
+    Factor("lr", "nuisance", (1e-4, 1e-1), "step size: can spoil everything; the range is that of the test", log=True),
     Factor("optimiser", "fixed", ("AdamW, cosine",), "a warm-up and a cosine, as everywhere in this notebook"),
     Factor("weight decay", "fixed", (1e-4,), "hardly matters in so short a training"),
     Factor("loss", "fixed", ("cross-entropy",), "losses are compared in A1.3, not here"),
@@ -63,13 +59,6 @@ DEFAULT: Settings = {"stem": 1, "width": 8, "levels": 4, "skip": "concat", "norm
 # An earlier search had ranges that ended at width 16 and batch 4, where its best trials lay; beyond them, first of all:
 _BEST: Settings = DEFAULT | {"stem": 2, "width": 16, "norm": "group", "batch": 4, "lr": 5e-4}
 EARLIER = (_BEST | {"width": 32}, _BEST | {"batch": 2}, _BEST | {"width": 32, "batch": 2}, _BEST)
-FIXED: Settings = {f.name: f.values[0] for f in PLAN if isinstance(f.values, tuple) and f.kind == "fixed"}
-
-
-def make_model(settings: Settings, channels: int, num_classes: int) -> UNet:
-    """The U-Net of some settings; labels and scores are always in full resolution."""
-    widths = [settings["width"] * 2**level for level in range(settings["levels"])]
-    return UNet(channels, num_classes, widths, **{name: settings[name] for name in ("stem", "skip", "norm")})
 
 
 def own_parts(sample: Sample) -> Sample | None:
@@ -77,43 +66,41 @@ def own_parts(sample: Sample) -> Sample | None:
     return None if sample.part == "test" else replace(sample, part="test" if sample.part == "val" else None)
 
 
-def builder(path: Path, precision: str = "float32", crops: int = FIXED["crops"]) -> Build:
+def builder(path: Path, precision: str = "float32") -> Build:
     """The function that makes the learner of a trial on one data set, which all of them share: train one at a time."""
-    val = make_loader(SegmentationDataset(path, "val"), 8)
-    train = SegmentationDataset(path, "train", crop=FIXED["crop"])
+    train, val = SegmentationDataset(path, "train"), make_loader(SegmentationDataset(path, "val"), 8)
 
     def build(settings: Settings, seed: int, folder: Path | None) -> Learner:
-        train.seed = seed
-        repeats = max(1, round(crops / len(train)))
+        train.seed, train.crop = seed, settings["crop"]
+        repeats = max(1, round(settings["crops"] / len(train)))
         loader = make_loader(train, settings["batch"], shuffle=True, seed=seed, repeats=repeats)
         set_seed(seed)
-        return Learner(
-            make_model(settings, train.channels, train.num_classes), cross_entropy, loader, val,
-            lr=settings["lr"], weight_decay=settings["weight decay"], augment=augment,
-            folder=folder, seed=seed, precision=precision, verbose=False,
-        )  # fmt: skip
+        widths = [settings["width"] * 2**level for level in range(settings["levels"])]
+        form = {name: settings[name] for name in ("stem", "skip", "norm")}  # labels and scores are in full resolution
+        model = UNet(train.channels, train.num_classes, widths, **form)
+        options: dict[str, Any] = {"lr": settings["lr"], "weight_decay": settings["weight decay"], "augment": augment}
+        options |= {"folder": folder, "seed": seed, "precision": precision, "verbose": False}
+        return Learner(model, cross_entropy, loader, val, **options)
 
     return build
 
 
 def search(
-    path: Path, storage: str | Path | None, *, name: str, minutes: float, trials: int = 1_000_000,
-    epochs: int = EPOCHS, seed: int | None = 0, crops: int = FIXED["crops"], steps: int = 80,
+    path: Path, storage: Path, name: str, *, minutes: float, trials: int, seed: int | None
 ) -> tuple[Any, list[Factor]]:  # fmt: skip
     """Steps 1 and 2, within the minutes: the study, and the plan with the range of learning rates that was tested."""
-    began = time.monotonic()
-    study = hpo.open_study(storage, name)
+    began, study = time.monotonic(), hpo.open_study(storage, name)
     fingerprint = SegmentationDataset(path, "val").fingerprint
     if hpo.note(study, "data", lambda: fingerprint) != fingerprint:
         raise InputError(f"The study {name!r} was begun with other images than {path}; give another name.")
-    plain = builder(path)(with_fixed(PLAN, DEFAULT), seed or 0, None)
-    low, high = hpo.suggested_range(hpo.note(study, "range test", lambda: hpo.range_test(plain, steps)))
+    plain = builder(path)(with_fixed(PLAN, DEFAULT) | {"crops": 100 * DEFAULT["batch"]}, seed or 0, None)
+    limits = hpo.suggested_range(hpo.note(study, "range test", lambda: hpo.range_test(plain)))
     starts = (DEFAULT, *EARLIER)
-    rates = LogRange(*(end(limit, *(s["lr"] for s in starts)) for end, limit in ((min, low), (max, high))))
-    factors = [replace(factor, values=rates) if factor.name == "lr" else factor for factor in PLAN]
-    build = builder(path, hpo.note(study, "precision", plain.fastest_precision), crops)
+    rates = [*limits, *(settings["lr"] for settings in starts)]
+    factors = [replace(f, values=(min(rates), max(rates))) if f.name == "lr" else f for f in PLAN]
+    build = builder(path, hpo.note(study, "precision", plain.fastest_precision))
     left = minutes - (time.monotonic() - began) / 60
-    hpo.tune(study, build, factors, epochs=epochs, minutes=left, trials=trials, starts=starts, seed=seed)
+    hpo.tune(study, build, factors, epochs=EPOCHS, minutes=left, trials=trials, starts=starts, seed=seed)
     return study, factors
 
 
@@ -124,90 +111,77 @@ def chosen_settings(factors: Sequence[Factor], rows: Sequence[Row]) -> dict[str,
     return {f"best {i}" if i else "default": with_fixed(factors, settings) for i, settings in enumerate(chosen)}
 
 
-def trained(build: Build, settings: Settings, seed: int, epochs: int, folder: Path) -> Learner:
-    """The learner of one run, trained, or read from its folder."""
-    text = json.dumps([dict(sorted(settings.items())), seed])
-    learner = build(settings, seed, folder / hashlib.sha256(text.encode()).hexdigest()[:12])
-    learner.fit(epochs)
-    return learner
-
-
-def confirm(build: Build, candidates: Candidates, *, epochs: int, seeds: Sequence[int], folder: Path) -> list[Row]:
+def confirm(build: Build, candidates: Candidates, *, seeds: Sequence[int], folder: Path) -> list[Row]:
     """Step 3: every candidate with every seed, as rows with candidate, seed, score (of its best epoch) and seconds."""
     rows = []
-    for seed, (name, settings) in itertools.product(seeds, candidates.items()):  # if cut off, all have the same seeds
-        history = trained(build, settings, seed, epochs, folder).history
-        best, seconds = max(row[hpo.SCORE] for row in history), sum(row["seconds"] for row in history)
-        rows.append({"candidate": name, "seed": seed, "score": best, "seconds": seconds})
+    for seed, (name, settings) in itertools.product(seeds, candidates.items()):
+        learner = build(settings, seed, folder / f"{name}-{seed}")
+        learner.fit(EPOCHS)
+        row = {"candidate": name, "seed": seed, "score": max(epoch[hpo.SCORE] for epoch in learner.history)}
+        rows.append(row | {"seconds": sum(epoch["seconds"] for epoch in learner.history)})
     return rows
 
 
-def final_test(
-    path: Path, build: Build, candidates: Candidates, *, epochs: int, seeds: Sequence[int], folder: Path
-) -> tuple[list[Row], list[Row]]:  # fmt: skip
-    """Step 4: rows of each run and each test image, made once, then read; `InputError` if asked for others later."""
+def final_test(path: Path, build: Build, candidates: Candidates, *, seeds: Sequence[int], folder: Path) -> Row:
+    """Step 4: `rows` of each run, `images` of each test image; made once, then read; `InputError` if not the same."""
     record, fingerprint = folder / "test-opened.json", SegmentationDataset(path, "test").fingerprint
-    asked = {"candidates": candidates, "seeds": list(seeds), "epochs": epochs, "data": fingerprint}
-    if record.exists():
-        found = json.loads(record.read_text(encoding="utf-8"))
-        if found["asked"] != json.loads(json.dumps(asked)):
+    asked = {"candidates": candidates, "seeds": list(seeds), "epochs": EPOCHS, "data": fingerprint}
+
+    def judged() -> Row:
+        if record.exists():
             raise InputError(f"The test set was opened before, for other candidates, seeds or data; see {record}.")
-        return found["rows"], found["images"]
-    rows, images = [], []
-    for (name, settings), seed in itertools.product(candidates.items(), seeds):
-        scores = judge_images(trained(build, settings, seed, epochs, folder), path)
-        rows.append({"candidate": name, "seed": seed, "test_mean_iou": scores.pop("")})
-        images += [{"candidate": name, "seed": seed, "image": i, "mean_iou": s} for i, s in scores.items()]
-    with replacing(record) as part:
-        part.write_text(json.dumps({"asked": asked, "rows": rows, "images": images}), encoding="utf-8")
-    return rows, images
+        rows, images = [], []
+        for (name, settings), seed in itertools.product(candidates.items(), seeds):
+            learner = build(settings, seed, folder / f"{name}-{seed}")
+            learner.fit(EPOCHS)  # was trained in step 3
+            scores = judge_images(learner, path)
+            rows.append({"candidate": name, "seed": seed, "test_mean_iou": scores.pop("")})
+            images += [{"candidate": name, "seed": seed, "image": i, "mean_iou": s} for i, s in scores.items()]
+        return {"rows": rows, "images": images}
+
+    return kept(record, asked, judged)
 
 
 def judge_images(learner: Learner, path: Path) -> dict[str, float]:
     """Mean IoU of each test image by its name, and under "" of the counts of all images together."""
-    dataset, counts = SegmentationDataset(path, "test"), {}
-    for index, name in enumerate(dataset.names):
-        image, label = dataset[index]
-        counts[name] = confusion_matrix(learner.predict(image[None])[0].argmax(dim=0), label, dataset.num_classes)
-    scores = {name: mean_iou(count) for name, count in counts.items()}
-    return scores | {"": mean_iou(torch.stack([*counts.values()]).sum(dim=0))}
+    dataset: Any = SegmentationDataset(path, "test")
+    guesses = (learner.predict(image[None])[0].argmax(dim=0) for image, _ in dataset)
+    counts = [confusion_matrix(guess, label, dataset.num_classes) for guess, (_, label) in zip(guesses, dataset)]
+    return dict(zip(dataset.names, map(mean_iou, counts))) | {"": mean_iou(torch.stack(counts).sum(dim=0))}
 
 
 def save_rows(table: str, set_name: str, rows: Sequence[Row]) -> None:
     """Put the rows of one data set into `figures/tuning_TABLE.csv`, in the place of its old ones."""
     path = FIGURES / f"tuning_{table}.csv"
-    columns = list(dict.fromkeys(["set", *(name for row in rows for name in row)]))
-    new = [dict.fromkeys(columns, "") | row | {"set": set_name} for row in rows]
-    others = [row for row in read_table(path) if row["set"] != set_name and list(row) == columns]
-    write_table(path, [*others, *new])
+    others = [row for row in read_table(path) if row["set"] != set_name]
+    write_table(path, [*others, *({"set": set_name} | row for row in rows)])
 
 
-def run_set(set_name: str, options: Namespace, say: Callable[[str], object] = print) -> None:
+def run_set(set_name: str, options: Namespace, say: Any = print) -> None:
     """All four steps for one data set, and their tables."""
     path, name = prepare(set_name, DATA, changes=[own_parts], standardise=True), f"tuning-{Path(set_name).name}"
-    runs, seeds = RUNS / name, range(options.seeds)
+    runs, seed = RUNS / name, None if options.worker else 0
     say(f"{set_name}: search for {options.minutes:g} minutes on {pick_device().type}")
-    storage, seed = options.storage or runs / "search.db", None if options.worker else 0
-    study, factors = search(path, storage, name=name, minutes=options.minutes, trials=options.trials, seed=seed)
+    study, factors = search(path, runs / "search.db", name, minutes=options.minutes, trials=options.trials, seed=seed)
     rows = hpo.trial_rows(study)
     say(f"{set_name}: {len(rows)} trials, of which {dict(Counter(row['state'] for row in rows))}")
     if options.worker or not hpo.best_trials(rows, 1):
         return
-    save_rows("range", set_name, study.user_attrs["range test"])
     plan = hpo.spelled(factors) | {"epochs": EPOCHS, "precision": study.user_attrs["precision"]} | provenance()
+    save_rows("range", set_name, study.user_attrs["range test"])
     save_rows("plan", set_name, [{"factor": key, "values": text} for key, text in plan.items()])
     save_rows("trials", set_name, rows)
     build, candidates = builder(path, study.user_attrs["precision"]), chosen_settings(factors, rows)
-    confirmed = confirm(build, candidates, epochs=EPOCHS, seeds=seeds, folder=runs / "confirmation")
+    again: Any = {"seeds": range(options.seeds), "folder": runs / "confirmation"}
+    confirmed = confirm(build, candidates, **again)
     values = {key: {f.name: settings[f.name] for f in searched(factors)} for key, settings in candidates.items()}
     save_rows("confirm", set_name, [row | values[row["candidate"]] for row in confirmed])
     winner = max(candidates, key=lambda key: interval(scores_of(confirmed, key))[0])
-    judged = {key: candidates[key] for key in ("default", winner)}
-    tests, images = final_test(path, build, judged, epochs=EPOCHS, seeds=seeds, folder=runs / "confirmation")
-    save_rows("test", set_name, tests)
-    save_rows("images", set_name, images)
-    for key in judged:
-        mean, half = interval(scores_of(tests, key, "test_mean_iou"))
+    tested = final_test(path, build, {key: candidates[key] for key in ("default", winner)}, **again)
+    save_rows("test", set_name, tested["rows"])
+    save_rows("images", set_name, tested["images"])
+    for key in dict.fromkeys(("default", winner)):
+        mean, half = interval(scores_of(tested["rows"], key, "test_mean_iou"))
         say(f"{set_name}: test mean IoU of {key}: {mean:.4f} ± {half:.4f} (95 % interval, {options.seeds} seeds)")
 
 
@@ -218,7 +192,6 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--minutes", type=float, default=15, help="of training in the search, for each data set")
     parser.add_argument("--trials", type=int, default=1_000_000, help="at most so many in all")
     parser.add_argument("--seeds", type=int, default=5, help="of the confirmation")
-    parser.add_argument("--storage", help="an SQLite file, or an address like postgresql+psycopg://user@host/database")
     parser.add_argument("--worker", action="store_true", help="take part in the search, then end")
     options = parser.parse_args(arguments)
     for set_name in options.data:

@@ -8,11 +8,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from experiments.search import Factor, LogRange
+from experiments.search import Factor
 
 ROOT = Path(__file__).parent.parent
 PLAN = [
-    Factor("lr", "nuisance", LogRange(1e-4, 1.0), "step size"),
+    Factor("lr", "nuisance", (1e-4, 1.0), "step size", log=True),
     Factor("skip", "scientific", ("none", "concat"), "links"),
     Factor("loss", "fixed", ("ce",), "one loss"),
 ]
@@ -49,7 +49,7 @@ def build(settings, seed, folder):
     print("trial", flush=True)
     return Fake(settings, seed, folder, pause={pause})
 
-study = search.open_study({storage!r}, "test")
+study = search.open_study(Path({storage!r}), "test")
 search.tune(study, build, PLAN, epochs=3, minutes=1, trials={trials}, starts=[DEFAULT], seed=None)
 """
 

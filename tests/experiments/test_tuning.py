@@ -1,5 +1,6 @@
 """The tuning of section A1.2 on a tiny set: the plan is carried out, goes on, and opens the test set once."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,9 @@ import torch
 
 from checks import InputError
 from experiments import tuning
-from experiments.search import LogRange, searched, with_fixed
+from experiments.search import searched, with_fixed
 from experiments.statistics import read_table, scores_of
-from experiments.tuning import DEFAULT, PLAN, builder, chosen_settings, final_test, make_model
+from experiments.tuning import DEFAULT, PLAN, builder, chosen_settings, final_test
 from imagesets.yeast import write_yeast
 
 
@@ -21,9 +22,8 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setattr(tuning, "EPOCHS", 2)
     monkeypatch.setattr(tuning, "DEFAULT", DEFAULT | {"stem": 4, "width": 8, "levels": 2, "batch": 4})
     monkeypatch.setattr(tuning, "EARLIER", [tuning.DEFAULT | {"lr": 5e-5}])
-    build, find = tuning.builder, tuning.search
-    monkeypatch.setattr(tuning, "builder", lambda path, precision="float32", crops=8: build(path, precision, 8))
-    monkeypatch.setattr(tuning, "search", lambda *a, **options: find(*a, **options, epochs=2, steps=30))
+    few = [replace(factor, values=(8,)) if factor.name == "crops" else factor for factor in PLAN]
+    monkeypatch.setattr(tuning, "PLAN", few)
     for part, images in (("train", 6), ("test", 2)):
         write_yeast(tmp_path / "tiny" / part, num_images=images, seed=len(part), height=64, width=64)
     return str(tmp_path / "tiny")
@@ -58,7 +58,6 @@ def test_all_steps_are_done_once_and_every_table_is_written(tiny, monkeypatch, c
     assert {row["image"] for row in tables["images"]} == set(own.names)
     assert [row["trial"] for row in trials] == [0, 1, 2, 3]
     assert [row["lr"] for row in trials[:2]] == [DEFAULT["lr"], 5e-5]
-    assert len(tables["epochs"]) == sum(row["epochs"] for row in trials)
     candidates = {row["candidate"] for row in tables["confirm"]}
     best = max(candidates, key=lambda name: sum(scores_of(tables["confirm"], name)))
     assert len(tables["confirm"]) == 2 * len(candidates) and "default" in candidates
@@ -70,38 +69,38 @@ def test_all_steps_are_done_once_and_every_table_is_written(tiny, monkeypatch, c
 
 
 def test_the_test_set_is_opened_once(tiny: str) -> None:
-    path, candidates = prepared(tiny), {"default": with_fixed(PLAN, tuning.DEFAULT)}
-    options: dict[str, Any] = {"candidates": candidates, "epochs": 1, "seeds": [0, 1], "folder": Path("runs")}
+    path, candidates = prepared(tiny), {"default": with_fixed(tuning.PLAN, tuning.DEFAULT)}
+    options: dict[str, Any] = {"candidates": candidates, "seeds": [0, 1], "folder": Path("runs")}
     first = final_test(path, tuning.builder(path), **options)
-    assert [row["seed"] for row in first[0]] == [0, 1] and {row["candidate"] for row in first[1]} == {"default"}
-
+    assert [row["seed"] for row in first["rows"]] == [0, 1]
+    assert {row["candidate"] for row in first["images"]} == {"default"}
     assert final_test(path, None, **options) == first  # read, not trained and judged again
     other = {"default": candidates["default"] | {"lr": 1e-3}}
-    for changed in ({"seeds": [0, 2]}, {"epochs": 2}, {"candidates": other}):
+    for changed in ({"seeds": [0, 2]}, {"candidates": other}):
         with pytest.raises(InputError, match="opened before"):
             final_test(path, None, **options | changed)
 
 
 def test_the_score_of_all_images_is_that_of_the_learner(tiny: str) -> None:
     path = prepared(tiny)
-    learner = tuning.builder(path)(with_fixed(PLAN, tuning.DEFAULT), 0, None)
+    learner = tuning.builder(path)(with_fixed(tuning.PLAN, tuning.DEFAULT), 0, None)
     scores, dataset = tuning.judge_images(learner, path), tuning.SegmentationDataset(path, "test")
     assert set(scores) == {"", *dataset.names}
     assert scores[""] == pytest.approx(learner.evaluate(tuning.make_loader(dataset, 8))["mean_iou"])
 
 
 def test_every_searched_factor_reaches_the_training(tiny: str) -> None:
-    build, settings = builder(prepared(tiny)), with_fixed(PLAN, DEFAULT)
+    build, settings = builder(prepared(tiny)), with_fixed(tuning.PLAN, DEFAULT)
     plain = build(settings, 0, None)
     described = repr(plain.settings())
     assert plain.lr == DEFAULT["lr"] and plain.train_loader.batch_sampler.batch_size == DEFAULT["batch"]
     for factor in searched(PLAN):
-        values = (1e-3,) if isinstance(factor.values, LogRange) else factor.values
+        values = (1e-3,) if factor.log else factor.values
         other = next(value for value in values if value != DEFAULT[factor.name])
         assert repr(build(settings | {factor.name: other}, 0, None).settings()) != described, factor.name
     seeded = build(settings, 1, None)
     assert seeded.seed == seeded.train_loader.dataset.seed == seeded.train_loader.batch_sampler.seed == 1
-    assert make_model(settings | {"levels": 3, "width": 4}, 1, 2).widths == (4, 8, 16)
+    assert build(settings | {"levels": 3, "width": 4}, 0, None).model.widths == (4, 8, 16)
 
 
 def test_candidates_are_the_default_and_the_best_others() -> None:
