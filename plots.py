@@ -298,8 +298,7 @@ def draw_unet(stages: Sequence[Any], *, input_channels: int, num_classes: int, s
     level = depth - np.abs(np.arange(len(stages)) - depth)
     x, y, height = 1.25 * np.arange(len(stages)), -1.0 * level, 0.72 * 0.8**level
     width = 0.12 * np.log2([stage.channels + 1 for stage in stages])
-    fill = [SKY] * (depth + 1) + [ORANGE] * depth
-    ax.bar(x, height, width, bottom=y, color=fill, edgecolor=BLACK, linewidth=0.8)
+    ax.bar(x, height, width, y, color=[SKY] * (depth + 1) + [ORANGE] * depth, edgecolor=BLACK, linewidth=0.8)
     for k, stage in enumerate(stages):
         channels = f"{stage.inputs} → " * (skip == "concat" and k > depth) + f"{stage.channels}"
         ax.text(x[k], y[k] + height[k] + 0.02, channels, ha="center", va="bottom", fontsize=9, fontweight="bold")
@@ -344,7 +343,7 @@ def history(ax: Axes, rows: Rows, best: Sequence[float], startup: int) -> Axes:
     """Scores in the order of the trials, and the best so far; the first `startup` trials were random."""
     for state, (marker, fill) in _STATES.items():
         if points := [(row["trial"], row["score"]) for row in rows if row["state"] == state]:
-            style: dict[str, Any] = {"color": BLUE, "marker": marker, "fillstyle": fill, "linestyle": ""}
+            style: dict[str, Any] = {"color": BLUE, "marker": marker, "fillstyle": fill, "markersize": 5, "ls": ""}
             ax.plot(*zip(*points), label=f"{state} ({len(points)})", **style)
     ax.step([row["trial"] for row in rows], best, where="post", color=VERMILION, linewidth=1.5, label="best so far")
     ax.axvline(startup - 0.5, color=GREY, linestyle=":", linewidth=1)
@@ -360,7 +359,7 @@ def slices(ax: Axes, rows: Rows, factor: str, means: Sequence[Any], names: Seque
     for row in rows:
         x = list(names).index(str(row[factor])) + rng.uniform(-0.18, 0.18) if names else row[factor]
         marker, fill = _STATES[row["state"]]
-        ax.plot(x, row["score"], color=BLUE, marker=marker, fillstyle=fill)
+        ax.plot(x, row["score"], color=BLUE, marker=marker, fillstyle=fill, markersize=4)
     place, mean, half = zip(*means)
     ax.errorbar(place, mean, half, fmt="_", color=VERMILION, markersize=14, capsize=4, markeredgewidth=2, zorder=5)
     if names:
