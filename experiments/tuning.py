@@ -49,9 +49,9 @@ PLAN = [
     Factor("batch", "nuisance", (1, 2, 4, 8, 16), "number of steps and noise of the gradient; goes with the step size"),
     Factor("lr", "nuisance", (1e-4, 1e-1), "step size: can spoil everything; the range is that of the test", log=True),
     Factor("optimiser", "fixed", ("AdamW, cosine",), "a warm-up and a cosine, as everywhere in this notebook"),
-    Factor("weight decay", "fixed", (1e-4,), "hardly matters in so short a training"),
+    Factor("weight decay", "fixed", (1e-4,), "assumed to matter little in so short a training"),
     Factor("loss", "fixed", ("cross-entropy",), "losses are compared in A1.3, not here"),
-    Factor("augmentation", "fixed", ("symmetries, brightness",), "always helps with few images"),
+    Factor("augmentation", "fixed", ("symmetries, brightness",), "assumed to help, as there are few images"),
     Factor("crop", "fixed", (72,), "side in full resolution: a quarter of it, halved four times, is still 2 pixels"),
     Factor("crops", "fixed", (200,), "about so many in an epoch, whatever the batch size"),
 ]
