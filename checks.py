@@ -23,11 +23,7 @@ def memory_is_full(error: BaseException) -> bool:
 
 
 def reason_of(error: BaseException) -> str:
-    """Why the machine could not do something, in its own words, one line.
-
-    >>> reason_of(MemoryError()), reason_of(PermissionError(13, "Permission denied"))
-    ('the memory is full', 'Permission denied')
-    """
+    """Why the machine could not do something, in its own words, one line."""
     reason = str(getattr(error, "strerror", None) or error or type(error).__name__).strip().partition("\n")[0]
     return "the memory is full" if memory_is_full(error) else reason
 
@@ -97,9 +93,5 @@ def two_or_more(logits: Tensor) -> Tensor:
 
 
 def printable(name: str) -> str:
-    """A file name as it can be printed and drawn: "?" for bytes that are no text, line ends and the like.
-
-    >>> printable("50 µm" + chr(10) + ".png")
-    '50 µm?.png'
-    """
+    """A file name as it can be printed and drawn: "?" for bytes that are no text, line ends and the like."""
     return "".join(letter if letter.isprintable() else "?" for letter in name)

@@ -9,11 +9,13 @@ CPU, on a GPU up to the rounding of sums whose order is not fixed there.
 import contextlib
 import copy
 import ctypes
+import inspect
 import math
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +34,8 @@ from training.modelfile import GRID, margin_of, predict_tiled
 TILE = 1024  # side of the pieces, in pixels, that large images are cut into
 SCHEDULES = ("cosine", "constant")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
-CHOSEN = "model loss augment train_loader val_loader lr weight_decay schedule seed precision"
-STEPS = ("_fit", "_train_epoch", "_backward", "_forward", "_to_device", "_lr_factor", "_close_epoch", "evaluate")
+CHOSEN = "model loss augment train_loader val_loader lr weight_decay optimizer schedule seed precision"
+STEPS = "_fit _train_epoch _augmented _backward _forward _to_device _lr_factor _close_epoch evaluate"
 Batch = Sequence[Tensor]  # images (B, C, H, W), target (B, H, W), and further maps that the loss takes
 Row = dict[str, float]
 
@@ -56,12 +58,14 @@ class Learner:
     Args:
         model: maps images (B, C, H, W) to logits (B, K, H, W).
         loss: called as loss(logits, target, *maps); `maps` is what the loader yields after the target.
-        train_loader: yields batches (images, target, *maps); with `batch_sampler.set_epoch` if its order is random.
+        train_loader: yields (images, target, *maps), or mappings in this order; `batch_sampler.set_epoch` is called.
         val_loader: the same, without anything random; None trains without validation.
         lr: highest learning rate; it rises over the first twentieth of the steps and falls along a cosine to 0.
         weight_decay: of AdamW (arXiv:1711.05101).
-        schedule: "cosine", or "constant" for the learning rate as it is.
-        augment: a random transform of the whole batch on its device: augment(images, target, *maps, generator=…).
+        optimizer: makes another one, as torch.optim.SGD or a partial of it: optimizer(parameters, lr=lr).
+        schedule: "cosine", "constant", or a function of the progress, 0 … 1, whose value is multiplied with `lr`.
+        augment: a random transform of the whole batch on its device: augment(images, target, *maps), with generator=…
+            if it takes one; or one of torchvision.transforms.v2, which draws once for all images of a batch.
         folder: where a checkpoint is written after every epoch and taken up again; None keeps the run in memory.
         seed: what everything random in the training follows from.
         device: default `pick_device()`.
@@ -78,7 +82,8 @@ class Learner:
         *,
         lr: float = 1e-3,
         weight_decay: float = 1e-4,
-        schedule: str = "cosine",
+        optimizer: Callable[..., Optimizer] | None = None,
+        schedule: str | Callable[[float], float] = "cosine",
         augment: Callable[..., Sequence[Tensor]] | None = None,
         folder: str | Path | None = None,
         seed: int = 0,
@@ -86,12 +91,13 @@ class Learner:
         precision: str = "auto",
         verbose: bool = True,
     ):
-        if schedule not in SCHEDULES or precision not in PRECISIONS:
+        if not (callable(schedule) or schedule in SCHEDULES) or precision not in PRECISIONS:
             raise InputError(f"Learner: {schedule=}, {precision=}; choose one of {SCHEDULES} and of {PRECISIONS}.")
         self.device = torch.device(device) if device is not None else pick_device()
         self.model = model.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.loss, self.train_loader, self.val_loader = loss, train_loader, val_loader
-        self.lr, self.weight_decay, self.schedule, self.augment = lr, weight_decay, schedule, augment
+        self.lr, self.weight_decay, self.optimizer = lr, weight_decay, optimizer
+        self.schedule, self.augment = schedule, augment
         self.folder = Path(folder) if folder is not None else None
         self.seed, self.precision, self.verbose = seed, precision, verbose
         self.is_trained_here = False  # by a process of `fit_all`
@@ -129,7 +135,8 @@ class Learner:
         self._initial = parallel.from_rank_0(self._first)  # all processes begin, and begin again, with the same weights
         state, note = parallel.from_rank_0(lambda: self._find_state(epochs))
         self.number_format = state["number_format"]
-        optimizer = torch.optim.AdamW(self.model.parameters(), self.lr, weight_decay=self.weight_decay, fused=True)
+        make = self.optimizer or partial(torch.optim.AdamW, weight_decay=self.weight_decay, fused=True)
+        optimizer = make(self.model.parameters(), lr=self.lr)
         scaler = GradScaler(self.device.type, enabled=self.number_format == "float16")
         self._learnt().load_state_dict(state["learnt"])
         if state["history"]:
@@ -175,16 +182,22 @@ class Learner:
             lr = self.lr * self._lr_factor((epoch * steps + step) / (epochs * steps), 1 / (epochs * steps))
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            tensors: Batch = self._to_device(batch)
-            if self.augment is not None:
-                tensors = self.augment(*tensors, generator=generator)
-            done.append(self._backward(tensors, scaler))
+            done.append(self._backward(self._augmented(self._to_device(batch), generator), scaler))
             if self.device.type != "cuda":  # a GPU is not asked before the end of the epoch
                 self._stop_if_not_finite(done[-1:], epoch, step)
             scaler.step(optimizer)
             scaler.update()
         self._stop_if_not_finite(done, epoch)
         return {"epoch": epoch + 1, "lr": lr} | {f"train_{name}": value for name, value in _scores(done).items()}
+
+    def _augmented(self, batch: list[Tensor], generator: torch.Generator) -> list[Tensor]:
+        if isinstance(self.augment, nn.Module):  # of torchvision, which must be told what is a mask
+            from torchvision.tv_tensors import Image, Mask
+
+            changed = self.augment(Image(batch[0]), *map(Mask, batch[1:]))
+            return [tensor.as_subclass(Tensor) for tensor in changed]
+        draws = self.augment is not None and "generator" in inspect.signature(self.augment).parameters
+        return [*self.augment(*batch, **{"generator": generator} if draws else {})] if self.augment else batch
 
     def _backward(self, batch: Batch, scaler: GradScaler) -> tuple[Tensor, Tensor]:
         """Leave the gradient of the batch in the weights; return its loss and its confusion matrix."""
@@ -201,7 +214,6 @@ class Learner:
                     loss = self.loss(logits, target, *maps) * (len(images) / len(mine[0]))
                     scaler.scale(loss * weight).backward()
                     losses.append(loss.detach())
-                    # NaN is a matter of the loss, which names the batch
                     counts.append(metrics.confusion_matrix(logits.detach().nan_to_num(), target, threshold=0.0))
                 return torch.stack(losses).sum(), torch.stack(counts).sum(dim=0)
             except (RuntimeError, MemoryError) as error:
@@ -223,8 +235,8 @@ class Learner:
             raise FloatingPointError(f"{text}\n{advice}")
 
     def _lr_factor(self, progress: float, one_step: float) -> float:
-        if self.schedule == "constant":
-            return 1.0
+        if self.schedule == "constant" or callable(self.schedule):
+            return self.schedule(progress) if callable(self.schedule) else 1.0
         return min(1.0, (progress + one_step) / 0.05) * 0.5 * (1 + math.cos(math.pi * progress))  # after a warm-up
 
     # ---- the number format ------------------------------------------------------------------------------------------
@@ -239,12 +251,10 @@ class Learner:
         if self.device.type != "cpu":
             return "float32"
         before = _copy_to_cpu(self._learnt().state_dict())
-        batch: Batch = self._to_device(next(iter(self.train_loader)))
-        if self.augment is not None:  # may change shapes
-            batch = self.augment(*batch, generator=torch.Generator().manual_seed(self.seed))
-        seconds = dict[str, float]()
+        batch, seconds = self._to_device(next(iter(self.train_loader))), dict[str, float]()
         self.model.train()
         with torch.random.fork_rng(devices=[]):  # dropout draws here too
+            batch = self._augmented(batch, torch.Generator().manual_seed(self.seed))  # may change shapes
             few = [tensor[: 2 * parallel.world_size()] for tensor in batch]  # two a process
             for name in ("bfloat16", "float32"):
                 self.number_format = name
@@ -259,7 +269,8 @@ class Learner:
     def _forward(self, model: nn.Module, images: Tensor) -> Tensor:
         lower = self.number_format != "float32"
         with torch.autocast(self.device.type, getattr(torch, self.number_format) if lower else None, enabled=lower):
-            return model(images)
+            output = model(images)
+        return output["out"] if isinstance(output, Mapping) else output  # of torchvision
 
     # ---- the run as it lies in memory and in the checkpoint ---------------------------------------------------------
 
@@ -267,7 +278,8 @@ class Learner:
         """What must be the same for a run to be continued: all that determines it (`checkpoint.identity`)."""
         chosen = {name: getattr(self, name) for name in CHOSEN.split()} | {"starting weights": self._first()}
         own = [kind for kind in type(self).__mro__ if issubclass(kind, Learner) and kind is not Learner]
-        return checkpoint.identity(self._learnt(), **chosen, training=[getattr(type(self), n) for n in STEPS] + own)
+        steps = [getattr(type(self), name) for name in STEPS.split()]
+        return checkpoint.identity(self._learnt(), **chosen, training=steps + own)
 
     def _first(self) -> dict[str, Any]:
         """The state of model and loss before the first step."""
@@ -382,7 +394,7 @@ class Learner:
 
     def explain(self, input_shape: tuple[int, ...] | None = None) -> None:
         """Print the layer table of the model and draw its U, for (B, C, H, W); default one image of the training."""
-        shape = input_shape or (1, *next(iter(self.train_loader))[0].shape[1:])
+        shape = input_shape or (1, *self._to_device(next(iter(self.train_loader)))[0].shape[1:])
         layers = inspection.layer_table(self.model, shape)
         print(inspection.format_table(layers, shape))
         if hasattr(self.model, "encoder") and hasattr(self.model, "decoder"):
@@ -390,8 +402,8 @@ class Learner:
             channels = {"input_channels": shape[1], "num_classes": layers[-1].output_shape[1]}
             plots.draw_unet(inspection.stages(self.model, shape), skip=skip, upsampling=upsampling, **channels)
 
-    def _to_device(self, batch: Batch) -> list[Tensor]:
-        images, *maps = batch
+    def _to_device(self, batch: Any) -> list[Tensor]:
+        images, *maps = batch.values() if isinstance(batch, Mapping) else batch
         if images.device.type == "cpu":  # on a GPU the check would wait for it
             check_images(images)
         images = images.to(self.device, torch.float32, non_blocking=True, memory_format=torch.channels_last)

@@ -12,6 +12,7 @@ model.pt2, for `predict`.  Several machines need the same data.
 """
 
 import csv
+import importlib.util
 import math
 import tempfile
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawTextHelpFormatter
@@ -74,6 +75,16 @@ def write_history(learner: Learner, folder: Path, name: str) -> None:
     plots.save(folder / "curves.png")
 
 
+def log_to(folder: Path) -> Callable[[dict[str, float]], object]:
+    """What takes the numbers of an epoch into a log for TensorBoard."""
+    if importlib.util.find_spec("tensorboard") is None:
+        raise InputError("--log tensorboard: it is not installed here; pip install tensorboard, or leave this out.")
+    from torch.utils.tensorboard import SummaryWriter
+
+    write: Callable[..., object] = SummaryWriter(folder).add_scalar
+    return lambda row: [write(name, value, int(row["epoch"])) for name, value in row.items()]
+
+
 def at_least(least: float, kind: Callable[[str], Any] = int) -> Callable[[str], Any]:
     """A reader of a number for the command line, which refuses one that is too small, infinite or NaN."""
 
@@ -99,10 +110,11 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--crop", type=at_least(1), default=256, help="side of the crops in pixels, default 256")
     parser.add_argument("--batch", type=at_least(1), default=16, help="images in a batch of all processes, default 16")
     parser.add_argument("--widths", type=at_least(1), nargs="+", default=[16, 32, 64, 128, 256], help="of the U-Net")
-    stem = "side of the squares that the U-Net works on, default 2;\n1: finer borders, three times the time"
+    stem = "side of the squares that the U-Net works on, default 2; 1: finer borders, thrice the time"
     parser.add_argument("--stem", type=int, choices=[1, 2, 4, 8], default=2, help=stem)
-    by = "images are normalised each by its own mean and deviation, or\nby those of the training; default image"
+    by = "by whose mean and deviation images are normalised, default image"
     parser.add_argument("--normalise", choices=["image", "training"], default="image", help=by)
+    parser.add_argument("--log", choices=["tensorboard"], help="write the numbers of each epoch for it, too")
     parser.add_argument("--lr", type=at_least(1e-9, float), default=5e-3, help="highest learning rate, default 0.005")
     parser.add_argument("--seed", type=at_least(0), default=0, help="what all chance follows from, default 0")
     options = parser.parse_args(arguments)
@@ -113,7 +125,7 @@ def main(arguments: list[str]) -> int:
         learner = make_learner(options, parallel.from_rank_0(lambda: prepare(options)))
         parallel.from_rank_0(lambda: refuse_another_run(learner, options))
         try:
-            learner.fit(options.epochs)
+            learner.fit(options.epochs, log_to(options.output) if options.log else lambda row: None)
         finally:  # also of what was trained before it was stopped
             if learner.history and parallel.rank() == 0:
                 write_history(learner, options.output, name)

@@ -2,13 +2,16 @@
 
 import copy
 import itertools
+import sys
+from functools import partial
+from types import ModuleType
 
 import pytest
 import torch
 from torch import nn
 
 from checks import InputError
-from learner import Learner
+from learner import Learner, set_seed
 from losses import TopologyLoss, cross_entropy
 from unet import UNet
 
@@ -433,3 +436,65 @@ def test_the_format_is_timed_on_augmented_batches_with_two_images_for_each_proce
     monkeypatch.setattr("training.parallel.weight_of_share", lambda size: 1.0)
     learner.fastest_precision()
     assert timed == [(6, 1, 1), (8, 1, 1)] * 2
+
+
+def test_a_script_brings_its_own_optimiser_schedule_batches_and_models(tmp_path):
+    class Dicts:
+        def __init__(self):
+            self.batches = [dict(zip(("image", "label"), discs(n=4)))] * 3
+
+        def __len__(self):
+            return len(self.batches)
+
+        def __iter__(self):
+            return iter(self.batches)
+
+    class OfTorchvision(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = UNet(1, 2, (4, 8))
+
+        def forward(self, x):
+            return {"out": self.net(x), "aux": x}
+
+    batches, rates = Dicts(), []
+    options = {"optimizer": partial(torch.optim.SGD, momentum=0.9), "schedule": lambda progress: 1 - progress}
+    for epochs in (2, 4):  # the second goes on with the momentum of the first
+        set_seed(0)
+        learner = Learner(OfTorchvision(), cross_entropy, batches, batches, lr=0.1, folder=tmp_path, **options)
+        learner.fit(epochs, after_epoch=lambda row: rates.append(round(row["lr"], 4)))
+    assert rates == [
+        0.0667,
+        0.0167,
+        0.0333,
+        0.0083,
+    ]  # last of three steps: 1 − 2/6, 1 − 5/6, 1 − 8/12, 1 − 11/12, times 0.1
+    assert learner.history[-1]["train_loss"] < learner.history[0]["train_loss"]
+    assert Learner(OfTorchvision(), cross_entropy, batches, folder=tmp_path).settings() != learner.settings()
+
+
+def test_a_transform_of_torchvision_is_told_what_is_a_mask(monkeypatch):
+    class Image(torch.Tensor):
+        pass
+
+    class Mask(torch.Tensor):
+        pass
+
+    class Flip(nn.Module):  # as those of v2 do: a tensor that is not called a mask would stay as it is
+        def forward(self, *tensors):
+            return [t.as_subclass(torch.Tensor).flip(-1).as_subclass(type(t)) for t in tensors if type(t) in kinds]
+
+    def as_kind(tensor, kind):
+        return tensor.as_subclass(kind)
+
+    kinds = Image, Mask
+    for name in ("torchvision", "torchvision.tv_tensors"):  # whose real one may be missing here
+        stub = ModuleType(name)
+        stub.__file__, stub.Image, stub.Mask = "site-packages", *(partial(as_kind, kind=kind) for kind in kinds)
+        monkeypatch.setitem(sys.modules, name, stub)
+    (images, target), seen = discs(n=4), []
+    for augment in (Flip(), lambda images, target: (images.flip(-1), target.flip(-1))):  # one without a generator
+        learner = Learner(UNet(1, 2, (4,)), cross_entropy, [(images, target)], augment=augment, verbose=False)
+        learner.loss = lambda logits, labels: seen.append(labels) or cross_entropy(logits, labels)
+        learner.fit(1)
+        assert type(seen[-1]) is torch.Tensor and torch.equal(seen[-1].cpu(), target.flip(-1))

@@ -1,11 +1,13 @@
 """Training from the command line: a model file comes out, a second call takes up the run, mistakes are one sentence."""
 
+import importlib.util
 import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import PIL.Image
@@ -43,6 +45,18 @@ def test_a_folder_becomes_a_model_file(folder, capsys):
     assert model(torch.zeros(1, 1, 20, 30)).shape == (1, 2, 20, 30)
     assert train.main([str(folder), *SMALL]) == 0
     assert "trained before" in capsys.readouterr().out
+
+
+def test_the_numbers_of_an_epoch_go_to_tensorboard_where_it_is(folder, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert "pip install tensorboard" in refused(train.main, [str(folder), *SMALL, "--log", "tensorboard"])
+    written = []
+    stub = ModuleType("torch.utils.tensorboard")
+    stub.SummaryWriter = lambda place: SimpleNamespace(add_scalar=lambda *row: written.append((place, *row)))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: stub)
+    monkeypatch.setitem(sys.modules, stub.__name__, stub)
+    train.log_to(folder)({"epoch": 2.0, "val_mean_iou": 0.5})
+    assert written == [(folder, "epoch", 2.0, 2), (folder, "val_mean_iou", 0.5, 2)]
 
 
 def test_masks_of_0_and_255_train_as_check_and_train_advise_and_classes_keep_their_names(folder):
