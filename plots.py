@@ -50,7 +50,8 @@ def show(path: str | Path, alt: str = "", *, vector: bool = False) -> None:
     if vector:
         plt.gcf().savefig(Path(path).with_suffix(".svg"), metadata={"Date": None})
     save(path)
-    display(Image(filename=str(path), alt=alt))
+    kind = "image/jpeg" if Path(path).suffix == ".jpg" else "image/png"
+    display(Image(filename=str(path)), metadata={kind: {"alt": alt}})  # Colab's `Image` takes no alt
 
 
 def save(path: str | Path) -> None:

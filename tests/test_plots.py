@@ -81,8 +81,8 @@ def test_the_receptive_field_is_framed_and_its_effective_part_outlined(ax):
 
 @pytest.fixture
 def shown(monkeypatch):
-    displayed = []
-    monkeypatch.setattr("IPython.display.display", displayed.append)
+    displayed = []  # pairs of what is shown and what is said of it
+    monkeypatch.setattr("IPython.display.display", lambda what, metadata=None: displayed.append((what, metadata)))
     return displayed
 
 
@@ -93,8 +93,8 @@ def test_a_saved_picture_is_small_keeps_our_colours_and_says_what_it_shows(tmp_p
     buffer = io.BytesIO()
     plt.gcf().savefig(buffer, format="png")
     plots.show(tmp_path / "a.png", alt="noise", vector=True)
-    data, metadata = shown[0]._repr_mimebundle_()
-    assert set(data) == {"image/png"} and metadata["image/png"]["alt"] == "noise"
+    (image, said), *_ = shown
+    assert image._repr_png_() and said == {"image/png": {"alt": "noise"}}
     picture = PIL.Image.open(tmp_path / "a.png")
     assert picture.mode == "P" and (tmp_path / "a.png").stat().st_size < len(buffer.getvalue())
     colours = {colour for _, colour in picture.convert("RGB").getcolors()}
@@ -112,7 +112,8 @@ def test_a_photograph_keeps_its_colours_through_normalisation_and_file(tmp_path,
     assert stretched.min() == 0 and stretched.max() == 1
     plots.show_image(ax, ramp)
     plots.show(tmp_path / "a.jpg", alt="a ramp")
-    assert shown[0]._repr_mimebundle_()[1]["image/jpeg"]["alt"] == "a ramp"
+    (image, said), *_ = shown
+    assert image._repr_jpeg_() and said == {"image/jpeg": {"alt": "a ramp"}}
     assert len(PIL.Image.open(tmp_path / "a.jpg").getcolors(10**6)) > 256
 
 
@@ -124,9 +125,10 @@ def test_a_claim_says_whether_it_holds_and_by_which_numbers(capsys):
 
 def test_the_source_of_a_method_is_shown_as_code_and_as_text(shown):
     plots.source(UNet.forward)
-    lines = repr(shown[0]).splitlines()
+    (code, _), *_ = shown
+    lines = repr(code).splitlines()
     assert lines[:3] == ["```python", "# unet.py: UNet.forward", lines[2]] and lines[2].startswith("def forward(self")
-    assert shown[0]._repr_markdown_() == repr(shown[0]) and lines[-1] == "```" and lines[-2].startswith("    return")
+    assert code._repr_markdown_() == repr(code) and lines[-1] == "```" and lines[-2].startswith("    return")
 
 
 @pytest.mark.parametrize("low, high, top", [(0.02, 5, ["0.02", "0.05", "0.1"]), (0.31, 0.92, ["0.45", "0.6", "0.75"])])
