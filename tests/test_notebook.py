@@ -71,6 +71,14 @@ def test_code_cells_are_short() -> None:
     assert max(len("".join(cell["source"]).splitlines()) for cell in CODE) <= 25
 
 
+def test_it_uses_nothing_that_colabs_old_ipython_lacks() -> None:
+    """IPython 7.34 under Python 3.12 and later: `Image` knows no `alt`, and autoreload cannot be imported."""
+    sources = ["".join(cell["source"]) for cell in CODE] + [(ROOT / "plots.py").read_text(encoding="utf-8")]
+    assert not [source for source in sources if re.search(r"\bImage\([^\n]*\balt=", source)]
+    (reloading,) = (source for source in sources if "autoreload" in source)
+    assert re.search(r"try:\n(    .*\n)+except ModuleNotFoundError:", reloading)
+
+
 def test_it_reads_like_a_paper() -> None:
     """Few code cells, most of them after text, typesetting folded, and every inner link has its place."""
     kinds = [cell["cell_type"] for cell in CELLS]
