@@ -33,8 +33,12 @@ NAMES = (*BUILT_IN, *READERS)
 NUM_CLASSES = dict(zip(BUILT_IN, (2, 6, 2, 3))) | {name: reader.num_classes for name, reader in READERS.items()}
 
 
-# The newest dataset of each part of a file: the next one shares its arrays, which are dropped with the last of them
-_NEWEST: WeakValueDictionary[tuple[Any, ...], "SegmentationDataset"] = WeakValueDictionary()
+class _Arrays(list[list[np.ndarray]]):
+    """All arrays of one part, one list a sample; unlike a plain list, it may be referenced weakly."""
+
+
+# All datasets of one part of one file share one copy, which is dropped with the last of them
+_SHARED: WeakValueDictionary[tuple[Any, ...], _Arrays] = WeakValueDictionary()
 
 
 class SegmentationDataset(Dataset[tuple[Tensor, ...]]):
@@ -48,7 +52,6 @@ class SegmentationDataset(Dataset[tuple[Tensor, ...]]):
     """
 
     determined_by = ("fingerprint", "part", "crop", "maps", "transform", "seed")  # for `training.checkpoint.identity`
-    _arrays: list[list[np.ndarray]]  # one list a sample
 
     def __init__(
         self, path: str | Path, part: str, *, crop: int | None = None, transform: Any = None,
@@ -72,9 +75,9 @@ class SegmentationDataset(Dataset[tuple[Tensor, ...]]):
             self.mean, self.std = np.array(file.attrs["mean"]), np.array(file.attrs["std"])
             self.fingerprint = str(file.attrs["contents"])
             place = (self.path.resolve(), self.fingerprint, part, self.maps)
-            owner, groups = _NEWEST.get(place), [file[name] for name in ("image", "label", *maps)]
-            self._arrays = owner._arrays if owner else [[group[key][()] for group in groups] for key in keys]
-            _NEWEST[place] = self
+            groups = [file[name] for name in ("image", "label", *maps)]
+            self._arrays = _SHARED.get(place) or _Arrays([group[key][()] for group in groups] for key in keys)
+            _SHARED[place] = self._arrays
         for array in itertools.chain(*self._arrays):  # no dataset spoils the data of another
             array.flags.writeable = False
 

@@ -191,13 +191,15 @@ class Learner:
         return {"epoch": epoch + 1, "lr": lr} | {f"train_{name}": value for name, value in _scores(done).items()}
 
     def _augmented(self, batch: list[Tensor], generator: torch.Generator) -> list[Tensor]:
+        if self.augment is None:
+            return batch
+        if "generator" in inspect.signature(getattr(self.augment, "forward", self.augment)).parameters:
+            return [*self.augment(*batch, generator=generator)]
         if isinstance(self.augment, nn.Module):  # of torchvision, which must be told what is a mask
             from torchvision.tv_tensors import Image, Mask
 
-            changed = self.augment(Image(batch[0]), *map(Mask, batch[1:]))
-            return [tensor.as_subclass(Tensor) for tensor in changed]
-        draws = self.augment is not None and "generator" in inspect.signature(self.augment).parameters
-        return [*self.augment(*batch, **{"generator": generator} if draws else {})] if self.augment else batch
+            batch = [Image(batch[0]), *map(Mask, batch[1:])]
+        return [tensor.as_subclass(Tensor) for tensor in self.augment(*batch)]
 
     def _backward(self, batch: Batch, scaler: GradScaler) -> tuple[Tensor, Tensor]:
         """Leave the gradient of the batch in the weights; return its loss and its confusion matrix."""
@@ -235,7 +237,7 @@ class Learner:
             raise FloatingPointError(f"{text}\n{advice}")
 
     def _lr_factor(self, progress: float, one_step: float) -> float:
-        if self.schedule == "constant" or callable(self.schedule):
+        if self.schedule != "cosine":
             return self.schedule(progress) if callable(self.schedule) else 1.0
         return min(1.0, (progress + one_step) / 0.05) * 0.5 * (1 + math.cos(math.pi * progress))  # after a warm-up
 
@@ -287,7 +289,7 @@ class Learner:
 
     def restore(self) -> None:
         """Give the model the best weights of the run in `folder`, without any training."""
-        state, note = self._read()
+        state, note = checkpoint.load(self.folder)
         if state is None:
             raise InputError(f"Learner.restore: no finished epoch in folder={self.folder}. {note}Train it with fit.")
         self._initial = self._first()
@@ -298,10 +300,6 @@ class Learner:
         """What has a state: the model, and a loss that counts its steps, for its warm-up."""
         return nn.ModuleList([self.model, self.loss] if isinstance(self.loss, nn.Module) else [self.model])
 
-    def _read(self) -> tuple[dict[str, Any] | None, str]:
-        """The state in the folder, None without a usable one, and a sentence on what is wrong with it."""
-        return checkpoint.load(self.folder) if self.folder is not None else (None, "")
-
     def _find_state(self, epochs: int) -> tuple[dict[str, Any], str]:
         """The state to start from (a new one, or that of an interrupted run) and what to say about it."""
         settings, state = self.settings(), self._state
@@ -309,7 +307,7 @@ class Learner:
             same = {name: settings.get(name, "") for name, text in self._settings.items() if text[:7] == "unknown"}
             note, before = "", self._settings | same
         else:
-            state, note = self._read()
+            state, note = checkpoint.load(self.folder)
             before = state.get("settings", {}) if state is not None else settings
         if changed := checkpoint.changed(before, settings):
             state, note = None, f"{note}changed since then: {changed}: started over. "

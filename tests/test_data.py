@@ -87,6 +87,8 @@ def test_datasets_of_one_part_share_one_copy_of_the_arrays_and_free_it(tmp_path)
     many = [SegmentationDataset(path, "train", crop=crop, seed=seed) for seed, crop in enumerate([None, 4, 4])]
     images = [dataset._arrays[0][0] for dataset in many]
     assert all(np.shares_memory(images[0], image) for image in images)
+    del many[-1], images[-1]  # the last one made goes first: the next shares with those that stay
+    assert np.shares_memory(images[0], SegmentationDataset(path, "train")._arrays[0][0])
     with pytest.raises(ValueError, match="read-only"):  # one dataset cannot spoil the data of another
         images[0][:] = 0
     others = [SegmentationDataset(path, "val"), SegmentationDataset(path, "train", maps=("weights",))]

@@ -493,7 +493,12 @@ def test_a_transform_of_torchvision_is_told_what_is_a_mask(monkeypatch):
         stub.__file__, stub.Image, stub.Mask = "site-packages", *(partial(as_kind, kind=kind) for kind in kinds)
         monkeypatch.setitem(sys.modules, name, stub)
     (images, target), seen = discs(n=4), []
-    for augment in (Flip(), lambda images, target: (images.flip(-1), target.flip(-1))):  # one without a generator
+
+    class Own(nn.Module):  # not of torchvision: it takes a generator
+        def forward(self, images, target, generator):
+            return images.flip(-1), target.flip(-1)
+
+    for augment in (Flip(), Own(), lambda images, target: (images.flip(-1), target.flip(-1))):
         learner = Learner(UNet(1, 2, (4,)), cross_entropy, [(images, target)], augment=augment, verbose=False)
         learner.loss = lambda logits, labels: seen.append(labels) or cross_entropy(logits, labels)
         learner.fit(1)

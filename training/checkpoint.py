@@ -79,14 +79,14 @@ def save(folder: Path, state: dict[str, Any]) -> None:
             os.replace(latest, folder / PREVIOUS)
 
 
-def load(folder: Path) -> tuple[dict[str, Any] | None, str]:
+def load(folder: Path | None) -> tuple[dict[str, Any] | None, str]:
     """Return the newest whole state in `folder` (None without any), on the CPU, and a sentence on what was damaged.
 
     Only wrong checksums are damage.  `InputError` if a checkpoint cannot be loaded for another reason (memory, rights,
     disk, code in it): it may be whole, and stays.
     """
     damaged = ""
-    for path in (folder / LATEST, folder / PREVIOUS):
+    for path in (folder / LATEST, folder / PREVIOUS) if folder else ():
         try:
             content = path.read_bytes()
             if not is_damaged(content):
