@@ -65,7 +65,7 @@ LOSSES = {
     "cldice": "cross-entropy + Dice + soft-clDice",
     "topology": "cross-entropy + Dice + topology (c)",
     "both": "the same, its cross-entropy with the weights of gaps, for walls of border (b and c)",
-    "topology_cldice": "cross-entropy + Dice + topology (c) + soft-clDice of 3 iterations / 2",
+    "topology_cldice": "cross-entropy + Dice + topology (c) + soft-clDice / 2",
 }
 # The weights of those with the distance to borders in them, made once for each mask and kept in the data set
 MAPS = {"border": WeightMap(5, 2), "forgive": WeightMap(-1, 1), "gaps": WeightMap(10, 5, separation=True)}
@@ -90,6 +90,7 @@ class StudySet:
     batch: int = 16
     lr: float = 5e-3
     thickness: int = 12  # steps of the soft skeleton; what is more than twice as thick loses its centre line
+    straight_through: bool = False  # its gradient
     strength: float = 0.1  # λ of the topology loss, chosen on the validation images
     both: str = "gaps"  # the weights (of `MAPS`) that "both" joins with the topology loss
     losses: tuple[str, ...] = tuple(LOSSES)[:-1]
@@ -106,7 +107,7 @@ SETS = {
     # 1 278 steps: a 47th of the pixels of the published trainings
     "mortar": StudySet(
         "topomortar", 0, seeds=3, repeats=34, epochs=6, widths=(16, 32, 48, 64, 64), stem=2, zoom=0.336, crop=256,
-        batch=8, thickness=3, strength=0.3, views=(1, 4, 8),
+        batch=8, thickness=3, straight_through=True, strength=0.3, views=(1, 4, 8),
         losses=("topology_cldice", "ce_dice", "cldice", "topology"),
     ),
 }  # fmt: skip
@@ -152,7 +153,8 @@ def make_loss(name: str, study_set: StudySet, path: Path, steps: int) -> Callabl
     if name not in LOSSES and not re.fullmatch(r"(topology|both):\d+(\.\d+)?", name):
         raise InputError(f"{name!r} is no loss of the study: {', '.join(LOSSES)}, topology:λ and both:λ (a number).")
     kind, _, strength = name.partition(":")
-    cldice = partial(soft_cldice_loss, iterations=3 if kind == "topology_cldice" else study_set.thickness)
+    fast = study_set.straight_through
+    cldice = partial(soft_cldice_loss, iterations=study_set.thickness, straight_through=fast)
     if kind in ("topology", "both", "topology_cldice"):
         topology = TopologyLoss(float(strength or study_set.strength), margin=1.0, warm_up=steps)
         return WeightedSum((1.0, topology), (1.0, dice_loss), *[(0.5, cldice)] * (kind == "topology_cldice"))
