@@ -40,11 +40,6 @@ Batch = Sequence[Tensor]  # images (B, C, H, W), target (B, H, W), and further m
 Row = dict[str, float]
 
 
-def set_seed(seed: int) -> None:
-    """Make PyTorch draw the same numbers in every run: call it right before a model is built."""
-    torch.manual_seed(seed)
-
-
 def pick_device() -> torch.device:
     """The fastest device at hand: an NVIDIA GPU, Apple's GPU, or the CPU."""
     if torch.cuda.is_available():
@@ -74,23 +69,12 @@ class Learner:
     """
 
     def __init__(
-        self,
-        model: nn.Module,
-        loss: Callable[..., Tensor],
-        train_loader: Any = None,
-        val_loader: Iterable[Batch] | None = None,
-        *,
-        lr: float = 1e-3,
-        weight_decay: float = 1e-4,
-        optimizer: Callable[..., Optimizer] | None = None,
-        schedule: str | Callable[[float], float] = "cosine",
-        augment: Callable[..., Sequence[Tensor]] | None = None,
-        folder: str | Path | None = None,
-        seed: int = 0,
-        device: torch.device | str | None = None,
-        precision: str = "auto",
-        verbose: bool = True,
-    ):
+        self, model: nn.Module, loss: Callable[..., Tensor], train_loader: Any = None,
+        val_loader: Iterable[Batch] | None = None, *, lr: float = 1e-3, weight_decay: float = 1e-4,
+        optimizer: Callable[..., Optimizer] | None = None, schedule: str | Callable[[float], float] = "cosine",
+        augment: Callable[..., Sequence[Tensor]] | None = None, folder: str | Path | None = None, seed: int = 0,
+        device: torch.device | str | None = None, precision: str = "auto", verbose: bool = True,
+    ):  # fmt: skip
         if not (callable(schedule) or schedule in SCHEDULES) or precision not in PRECISIONS:
             raise InputError(f"Learner: {schedule=}, {precision=}; choose one of {SCHEDULES} and of {PRECISIONS}.")
         self.device = torch.device(device) if device is not None else pick_device()

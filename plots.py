@@ -323,10 +323,6 @@ def draw_unet(stages: Sequence[Any], *, input_channels: int, num_classes: int, s
     return ax
 
 
-# Marker of the trials of a search, and how it is filled; pruned ones were stopped early
-_STATES = {"complete": ("o", "full"), "pruned": ("o", "none"), "failed": ("x", "full")}
-
-
 def range_curve(ax: Axes, rows: Rows, smooth: Sequence[float], limits: Sequence[float], default: float) -> Axes:
     """Range test: the loss of each step over its learning rate, smoothed, and the suggested range as a band."""
     rates = [row["lr"] for row in rows]
@@ -337,37 +333,6 @@ def range_curve(ax: Axes, rows: Rows, smooth: Sequence[float], limits: Sequence[
     top = 1.3 * max(smooth[: len(smooth) // 2])
     ax.set(xscale="log", xlabel="learning rate", ylabel="training loss", ylim=(0, top))
     ax.legend(fontsize=8)
-    return ax
-
-
-def history(ax: Axes, rows: Rows, best: Sequence[float], startup: int) -> Axes:
-    """Scores in the order of the trials, and the best so far; the first `startup` trials were random."""
-    for state, (marker, fill) in _STATES.items():
-        if points := [(row["trial"], row["score"]) for row in rows if row["state"] == state]:
-            style: dict[str, Any] = {"color": BLUE, "marker": marker, "fillstyle": fill, "markersize": 5, "ls": ""}
-            ax.plot(*zip(*points), label=f"{state} ({len(points)})", **style)
-    ax.step([row["trial"] for row in rows], best, where="post", color=VERMILION, linewidth=1.5, label="best so far")
-    ax.axvline(startup - 0.5, color=GREY, linestyle=":", linewidth=1)
-    ax.text(startup, 0.3, "TPE →", fontsize=8, color=GREY, transform=ax.get_xaxis_transform())
-    ax.set(xlabel="trial", ylabel="validation mean IoU")
-    ax.legend(fontsize=8, loc="lower right")
-    return ax
-
-
-def slices(ax: Axes, rows: Rows, factor: str, means: Sequence[Any], names: Sequence[str] = ()) -> Axes:
-    """The scores over the values of one factor (names at 0, 1, …, or a log axis), and (place, mean, half interval)."""
-    rng = np.random.default_rng(0)
-    for row in rows:
-        x = list(names).index(str(row[factor])) + rng.uniform(-0.18, 0.18) if names else row[factor]
-        marker, fill = _STATES[row["state"]]
-        ax.plot(x, row["score"], color=BLUE, marker=marker, fillstyle=fill, markersize=4)
-    place, mean, half = zip(*means)
-    ax.errorbar(place, mean, half, fmt="_", color=VERMILION, markersize=14, capsize=4, markeredgewidth=2, zorder=5)
-    if names:
-        ax.set_xticks(range(len(names)), names)
-    else:
-        ax.set_xscale("log")
-        ax.xaxis.set_minor_formatter("")
     return ax
 
 

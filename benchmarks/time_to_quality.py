@@ -28,7 +28,7 @@ import data
 from experiments.statistics import provenance, read_table, select, write_table
 from imagesets.changes import Resize
 from imagesets.files import Sample
-from learner import Learner, set_seed
+from learner import Learner
 from losses import cross_entropy, cross_entropy_dice
 from transforms import random_intensity, random_symmetries
 from unet import UNet
@@ -119,7 +119,7 @@ def run(folder: Path, name: str, method_name: str, lr: float, seed: int) -> list
     part = data.SegmentationDataset(path, "train", crop=task.crop, seed=seed)
     loader = data.make_loader(part, task.batch, shuffle=True, seed=seed)
     held_out = {kind: data.make_loader(data.SegmentationDataset(path, kind), 1) for kind in ("val", "test")}
-    set_seed(seed)
+    torch.manual_seed(seed)
     format_ = "float32" if method.plain else "auto"
     settings = {"lr": lr, "augment": task.augment, "seed": seed, "precision": format_, "verbose": False}
     learner = Learner(method.make(part.channels), method.loss, loader, **settings)

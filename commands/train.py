@@ -28,7 +28,7 @@ import plots
 from checks import InputError
 from imagesets.files import parse_map
 from imagesets.layouts import recognise
-from learner import Learner, set_seed
+from learner import Learner
 from losses import cross_entropy_dice
 from training import checkpoint, modelfile, parallel
 from training.checkpoint import replacing
@@ -47,7 +47,7 @@ def make_learner(options: Namespace, path: Path) -> Learner:
     part = data.SegmentationDataset(path, "train", crop=options.crop, seed=options.seed)
     loader = data.make_loader(part, options.batch, shuffle=True, seed=options.seed, repeats=options.repeats)
     val = data.make_loader(data.SegmentationDataset(path, "val"), batch_size=options.batch)
-    set_seed(options.seed)
+    torch.manual_seed(options.seed)
     model = UNet(part.channels, part.num_classes, options.widths, stem=options.stem)
     folder = options.output / "checkpoints"
     settings = {"lr": options.lr, "augment": augment, "folder": folder, "seed": options.seed}

@@ -19,7 +19,7 @@ import losses
 import metrics
 from geometry import boundary, defects, objects
 from geometry.topology import critical_regions
-from learner import Learner, pick_device, set_seed
+from learner import Learner, pick_device
 from losses import cross_entropy
 from unet import UNet
 
@@ -71,7 +71,7 @@ def at_constant(loss: Loss, p: float, label: Tensor) -> tuple[float, float]:
 def train_on_discs(loss: Loss, prevalence: float, seed: int, steps: int) -> Learner:
     """A small U-Net after `steps` steps on four new images each; the same weights and images for every loss."""
     batches = [draw_discs(prevalence, 4, 10_000 * seed + step) for step in range(steps)]
-    set_seed(seed)
+    torch.manual_seed(seed)
     learner = Learner(UNet(1, 2, (4, 8)), loss, batches, lr=0.03, seed=seed, precision="float32", verbose=False)
     learner.fit(1)
     return learner

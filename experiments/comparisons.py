@@ -26,7 +26,7 @@ from geometry.objects import boundary_distances, total
 from imagesets.changes import HalfOfTestValidates, PartsByName, Relabel, Resize
 from imagesets.files import Sample
 from imagesets.yeast import write_yeast
-from learner import Learner, set_seed
+from learner import Learner
 from losses import cross_entropy
 from networks.baselines import FCN, ImageClassifier, PatchClassifier
 from networks.inspection import count_parameters, layer_table
@@ -158,7 +158,7 @@ def run_one(set_name: str, arm: str, seed: int, lr: float, stage: str = "final")
     train = SegmentationDataset(path, "train", crop=recipe.crop, seed=seed)
     loader = make_loader(train, recipe.batch, shuffle=True, seed=seed, repeats=recipe.repeats)
     val = make_loader(SegmentationDataset(path, "val"), 8) if recipe.best_epoch else None
-    set_seed(seed)
+    torch.manual_seed(seed)
     options: dict[str, Any] = {"augment": recipe.augment, "schedule": recipe.schedule, "folder": folder}
     options |= {"lr": lr, "seed": seed, "precision": PRECISION}
     learner = Learner(recipe.make(train), cross_entropy, loader, val, **options)

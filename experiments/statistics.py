@@ -35,12 +35,10 @@ def read_table(path: str | Path) -> list[Row]:
 
 
 def _number(text: str) -> Any:
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
+    try:
+        return int(text) if text.lstrip("-").isdigit() else float(text)
+    except ValueError:
+        return text
 
 
 def write_table(path: Path, rows: Sequence[Row]) -> None:
@@ -95,11 +93,6 @@ def scores_of(rows: Sequence[Row], candidate: str, column: str = "score") -> lis
     return [row[column] for row in sorted(rows, key=lambda row: row["seed"]) if row["candidate"] == candidate]
 
 
-def differences(rows: Sequence[Row], candidate: str, other: str) -> list[float]:
-    """Score of the candidate minus that of the other one, seed by seed: one seed gives both the same crops."""
-    return [a - b for a, b in zip(scores_of(rows, candidate), scores_of(rows, other), strict=True)]
-
-
 def per_image(rows: Sequence[Row], column: str) -> dict[str, float]:
     """The mean of a column over all rows (seeds) of an image, by image."""
     images = itertools.groupby(sorted(rows, key=lambda row: row["image"]), key=lambda row: row["image"])
@@ -143,29 +136,3 @@ def holm(p_values: Sequence[float]) -> list[float]:
     p, order = np.array(p_values, dtype=float), np.argsort(p_values)
     p[order] = np.maximum.accumulate(np.minimum(1, p[order] * np.arange(len(p), 0, -1)))
     return p.tolist()
-
-
-def groups(rows: Sequence[Row], factor: str) -> dict[str, list[Row]]:
-    """The rows by their value of a factor; numbers of more than six values are split into four equal parts."""
-    values = sorted(row[factor] for row in rows)
-    if len({*values}) <= 6 or isinstance(values[0], str):
-        return {str(value): select(rows, **{factor: value}) for value in dict.fromkeys(values)}
-    starts = np.quantile(values, (0, 0.25, 0.5, 0.75), method="higher")
-    ranges = itertools.pairwise([*starts, np.inf])  # equal values stay together
-    parts = [[value for value in values if low <= value < high] for low, high in ranges]
-    return {f"{p[0]:.2g} … {p[-1]:.2g}": [row for row in rows if p[0] <= row[factor] <= p[-1]] for p in parts if p}
-
-
-def explained(rows: Sequence[Row], factor: str) -> tuple[float, float]:
-    """The fraction of the variance that one factor explains, η² = Σ_groups n_g (mean_g − mean)² / Σ (score − mean)².
-
-    The second number is what a factor without any influence passes once in twenty times (analysis of variance): of n
-    scores in k groups, η² then has the distribution Beta((k − 1) / 2, (n − k) / 2).
-    """
-    parts = [[row["score"] for row in part] for part in groups(rows, factor).values()]
-    values = np.concatenate(parts)
-    if np.ptp(values) == 0:
-        return 0.0, 1.0
-    between = sum(len(part) * (np.mean(part) - values.mean()) ** 2 for part in parts)
-    limit = stats.beta.ppf(0.95, (len(parts) - 1) / 2, (len(values) - len(parts)) / 2)
-    return float(between / (len(values) * values.var())), float(limit)

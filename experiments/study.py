@@ -32,7 +32,7 @@ from geometry.topology import KINDS, critical_regions
 from imagesets.changes import WeightMap, separate_cells
 from imagesets.files import Sample
 from imagesets.yeast import write_yeast
-from learner import Learner, set_seed
+from learner import Learner
 from losses import TopologyLoss, WeightedSum, cross_entropy, cross_entropy_dice, dice_loss, soft_cldice_loss
 from training.checkpoint import identity
 from unet import UNet
@@ -175,7 +175,7 @@ def make_learner(set_name: str, loss_name: str, seed: int) -> tuple[Learner, Pat
     dataset = data.SegmentationDataset(path, "train", crop=study_set.crop, maps=maps, seed=seed)
     loader = data.make_loader(dataset, study_set.batch, shuffle=True, seed=seed, repeats=study_set.repeats)
     loss = make_loss(loss_name, study_set, path, study_set.epochs * len(loader))
-    set_seed(seed)
+    torch.manual_seed(seed)
     model = unet(dataset, study_set.shrink, widths=study_set.widths, stem=study_set.stem)
     options: dict[str, Any] = {"augment": partial(augment, zoom=study_set.zoom), "precision": "bfloat16"}
     options |= {"folder": file_of(set_name, loss_name, seed).with_suffix("")}

@@ -30,7 +30,7 @@ from experiments.search import Build, Factor, Settings, searched, with_fixed
 from experiments.statistics import Row, interval, kept, provenance, read_table, scores_of, write_table
 from experiments.study import augment
 from imagesets.files import Sample
-from learner import Learner, pick_device, set_seed
+from learner import Learner, pick_device
 from losses import cross_entropy
 from metrics import confusion_matrix, mean_iou
 from unet import UNet
@@ -74,7 +74,7 @@ def builder(path: Path, precision: str = "float32") -> Build:
         train.seed, train.crop = seed, settings["crop"]
         repeats = max(1, round(settings["crops"] / len(train)))
         loader = make_loader(train, settings["batch"], shuffle=True, seed=seed, repeats=repeats)
-        set_seed(seed)
+        torch.manual_seed(seed)
         widths = [settings["width"] * 2**level for level in range(settings["levels"])]
         form = {name: settings[name] for name in ("stem", "skip", "norm")}  # labels and scores are in full resolution
         model = UNet(train.channels, train.num_classes, widths, **form)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from checks import InputError
-from learner import Learner, set_seed
+from learner import Learner
 from losses import TopologyLoss, cross_entropy
 from unet import UNet
 
@@ -460,7 +460,7 @@ def test_a_script_brings_its_own_optimiser_schedule_batches_and_models(tmp_path)
     batches, rates = Dicts(), []
     options = {"optimizer": partial(torch.optim.SGD, momentum=0.9), "schedule": lambda progress: 1 - progress}
     for epochs in (2, 4):  # the second goes on with the momentum of the first
-        set_seed(0)
+        torch.manual_seed(0)
         learner = Learner(OfTorchvision(), cross_entropy, batches, batches, lr=0.1, folder=tmp_path, **options)
         learner.fit(epochs, after_epoch=lambda row: rates.append(round(row["lr"], 4)))
     assert rates == [

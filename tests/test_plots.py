@@ -183,18 +183,3 @@ def test_a_table_shows_as_markdown_and_as_text():
     assert plots.table([["CE", 3, "0.91"], ["both", 4, float("nan")]], ("loss", "n", "Dice")) == wanted
     assert plots.table(rows).splitlines()[0] == "| loss | Dice | n |"
     assert plots.table([], ("loss", "n")) == "| loss | n |\n|---|---|"
-
-
-def row(trial, state, score):
-    return {"trial": trial, "state": state, "score": score, "lr": 10.0 ** (-trial - 1), "skip": "ab"[trial % 2]}
-
-
-ROWS = [row(0, "complete", 0.5), row(1, "pruned", 0.3), row(2, "failed", float("nan")), row(3, "complete", 0.8)]
-
-
-def test_history_shows_each_state_and_the_best_so_far(ax):
-    plots.history(ax, ROWS, [0.5, 0.5, 0.5, 0.8], startup=2)
-    found = {str(line.get_label()): line for line in ax.lines}
-    assert list(found["complete (2)"].get_xdata()) == [0, 3] and list(found["pruned (1)"].get_ydata()) == [0.3]
-    assert np.isnan(found["failed (1)"].get_ydata()).all()  # has no score, so only the legend tells of it
-    assert list(found["best so far"].get_ydata()) == [0.5, 0.5, 0.5, 0.8]

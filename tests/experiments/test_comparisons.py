@@ -14,7 +14,7 @@ from experiments.comparisons import LINKS, SETS, best_rate, fcn, much_road, patt
 from experiments.statistics import read_table, select
 from imagesets.files import Sample
 from imagesets.yeast import write_yeast
-from learner import Learner, set_seed
+from learner import Learner
 from losses import cross_entropy
 
 
@@ -77,9 +77,9 @@ def test_the_search_for_a_rate_leaves_the_range_where_its_end_is_best(monkeypatc
 
 def test_fcns_of_a_seed_share_one_trained_classifier(tiny, monkeypatch) -> None:
     train = data.SegmentationDataset(tiny, "train", seed=1)
-    set_seed(1)
+    torch.manual_seed(1)
     coarse = fcn(train, 32)
-    set_seed(1)
+    torch.manual_seed(1)
     monkeypatch.setattr(torch.amp.GradScaler, "step", None)  # it is only read now
     fine = fcn(train, 8)
     for name in ("stages.0.0.weight", "head.0.weight"):

@@ -60,25 +60,6 @@ def test_the_interval_is_that_of_the_t_test() -> None:
     assert statistics.interval([3.0])[0] == 3.0 and np.isnan(statistics.interval([3.0])[1])
 
 
-def test_differences_are_taken_seed_by_seed() -> None:
-    rows = [{"candidate": c, "seed": s, "score": v} for c, s, v in [("a", 1, 5), ("b", 0, 1), ("a", 0, 3), ("b", 1, 4)]]
-    assert statistics.differences(rows, "a", "b") == [2, 1] and statistics.scores_of(rows, "b") == [1, 4]
-    with pytest.raises(ValueError):
-        statistics.differences(rows[:3], "a", "b")
-
-
-def test_groups_of_names_few_numbers_and_many_numbers() -> None:
-    rows = [{"skip": "abcdefgh"[i % 8], "batch": 4 * (1 + i % 3), "lr": 0.1 * (i + 1)} for i in range(16)]
-    assert list(statistics.groups(rows, "skip")) == list("abcdefgh")
-    assert {name: len(part) for name, part in statistics.groups(rows, "batch").items()} == {"4": 6, "8": 5, "12": 5}
-    ranges = "0.1 … 0.4", "0.5 … 0.8", "0.9 … 1.2", "1.3 … 1.6"
-    assert {name: len(part) for name, part in statistics.groups(rows, "lr").items()} == dict.fromkeys(ranges, 4)
-    same = [{"lr": value} for value in (1, 1, 1, 1, 1, 1, 2, 3, 4, 5, 6, 7)]  # equal values stay together
-    parts = statistics.groups(same, "lr")
-    assert sum(len(part) for part in parts.values()) == 12 and len(parts["1 … 1"]) == 6
-    assert statistics.groups([], "lr") == {}
-
-
 def test_what_was_made_under_the_same_settings_is_read_and_all_else_made_anew(tmp_path: Path) -> None:
     made = []
 
@@ -88,21 +69,3 @@ def test_what_was_made_under_the_same_settings_is_read_and_all_else_made_anew(tm
 
     for settings, wanted in (({"lr": 1}, 1), ({"lr": 1}, 1), ({"lr": 2}, 2), ({"lr": 1}, 3)):
         assert statistics.kept(tmp_path / "new" / "0.json", settings, make)["rows"] == [{"seed": wanted}]
-
-
-def test_explained_variance() -> None:
-    # groups (1, 3) and (5, 7): mean 4, between 2·4 + 2·4 = 16, total 9 + 1 + 1 + 9 = 20
-    rows = [{"a": a, "score": s} for a, s in (("x", 1.0), ("x", 3.0), ("y", 5.0), ("y", 7.0))]
-    assert statistics.explained(rows, "a")[0] == pytest.approx(0.8)
-    assert np.isnan(statistics.explained(rows[::2], "a")[1])  # too few
-    assert statistics.explained([row | {"score": 1.0} for row in rows], "a") == (0.0, 1.0)  # nothing to explain
-
-
-def test_a_factor_without_influence_passes_the_mark_once_in_twenty_times() -> None:
-    rng = np.random.default_rng(0)
-    passed = 0
-    for _ in range(300):
-        rows = [{"a": int(rng.integers(3)), "score": rng.normal()} for _ in range(20)]
-        share, chance = statistics.explained(rows, "a")
-        passed += share > chance
-    assert abs(passed / 300 - 0.05) < 0.03
