@@ -16,7 +16,7 @@ import numpy as np
 import PIL.Image
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, to_rgba_array
-from matplotlib.patches import Patch, Rectangle
+from matplotlib.patches import Patch
 
 from checks import IGNORE_INDEX, printable
 
@@ -28,7 +28,6 @@ ERROR_COLOURS = {"false alarm": ORANGE, "missed": BLUE}
 CLASS_COLOURS = (*PALETTE, "#999999", "#882255", "#DDDDDD")  # up to eleven classes
 REGION_COLOURS = {"merge": VERMILION, "split": BLUE, "spurious": ORANGE, "missed": PURPLE, "hole": GREEN}
 LABEL_LINE = {"outline of the label": (SKY, "-")}
-FIELD_LINES = {"theoretical field": (VERMILION, "--"), "effective field": (ORANGE, "-")}
 MAX_BYTES = 150_000  # of a picture, if it can be: there are some fifty in the notebook
 Array = np.ndarray
 Names = Sequence[str]
@@ -252,29 +251,6 @@ def curves(axes: Sequence[Axes], histories: Mapping[str, Rows], metric: str = "m
 def dots(ax: Axes, values: Mapping[str, Sequence[float]], xlabel: str) -> Axes:
     """One row a name: a dot for each seed, a bar for their mean."""
     return confirmed(ax, {name: (v, (float(np.mean(v)), np.nan)) for name, v in values.items()}, xlabel)
-
-
-def show_pooling(axes: Sequence[Axes], before: Array, pooled: Array, indices: Array, restored: Array) -> Sequence[Axes]:
-    """2×2 pooling: the map (H, W) with its winners, pooled (H/2, W/2), repeated, and unpooled by the flat indices."""
-    maps = before, pooled, np.kron(pooled, np.ones((2, 2))), np.ma.masked_equal(restored, 0)
-    titles = "before pooling, maxima dotted", "2×2 max pooled", "without indices: repeated", "unpooled (blue: zero)"
-    for ax, array, title in zip(axes, maps, titles):
-        show_image(ax, array, title, vmin=before.min(), vmax=before.max())
-    axes[0].plot(indices % before.shape[1], indices // before.shape[1], ".", color=ORANGE, markersize=3)
-    axes[3].set_facecolor(SKY)
-    return axes
-
-
-def show_receptive_field(ax: Axes, image: Array, field: Array, box: Sequence[int], title: str = "") -> Axes:
-    """What a pixel sees: `box` (top, left, bottom, right) framed, `field` (H, W) as heat above 4.55 % of its peak."""
-    show_image(ax, image, title)
-    share = np.asarray(field) / np.max(field)
-    seen = share > 1 - 0.9545
-    ax.imshow(share, cmap="viridis", vmin=0, vmax=1, alpha=np.sqrt(share) * seen, interpolation="nearest")
-    draw_contours(ax, seen, ORANGE, width=0.8)
-    top, left, bottom, right = np.clip(box, 0, np.tile(share.shape, 2) - 1) + (-0.5, -0.5, 0.5, 0.5)
-    ax.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, edgecolor=VERMILION, linestyle="--"))
-    return ax
 
 
 def contact_sheet(images: Sequence[Array], labels: Sequence[Array], names: Names, classes: Names) -> Array:

@@ -68,17 +68,6 @@ def test_the_square_holds_the_middle_of_the_label():
         assert plots.square(nothing, nothing)[0].shape == (3, 3)
 
 
-def test_the_receptive_field_is_framed_and_its_effective_part_outlined(ax):
-    field = np.zeros((6, 8))
-    field[2:4, 3:6], field[0, 0] = 0.2, 0.001  # the corner has less than 4.55 % of the largest
-    plots.show_receptive_field(ax, np.zeros((6, 8)), field, (-2, 1, 4, 9), "field")
-    plots.legend(ax, {}, plots.FIELD_LINES)
-    assert ax.patches[0].get_bbox().extents.tolist() == [0.5, -0.5, 7.5, 4.5]  # x, y; cut off at the top and right
-    x, y = np.concatenate([p.vertices for p in ax.collections[0].get_paths()]).T
-    assert (x.min(), x.max(), y.min(), y.max()) == pytest.approx((2.5, 5.5, 1.5, 3.5), abs=0.13)
-    assert ax.images[-1].get_array().max() == 1 and ax.images[-1].get_alpha()[5, 7] == 0  # clear where nothing counts
-
-
 @pytest.fixture
 def shown(monkeypatch):
     displayed = []  # pairs of what is shown and what is said of it
