@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
 from torch.optim import Optimizer
+from torch.utils._pytree import tree_map_only
 
 import metrics
 import plots
@@ -414,8 +415,4 @@ def _keep_memory(largest: int, in_all: int) -> None:
 
 def _copy_to_cpu(value: Any) -> Any:
     """A copy of a nested state, which later training steps do not change."""
-    if isinstance(value, Tensor):
-        return value.detach().to("cpu", copy=True)
-    if isinstance(value, dict):
-        return {key: _copy_to_cpu(entry) for key, entry in value.items()}
-    return [_copy_to_cpu(entry) for entry in value] if isinstance(value, (list, tuple)) else value
+    return tree_map_only(Tensor, lambda tensor: tensor.detach().to("cpu", copy=True), value)

@@ -14,7 +14,6 @@ model.pt2, for `predict`.  Several machines need the same data.
 import csv
 import importlib.util
 import math
-import tempfile
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawTextHelpFormatter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -136,16 +135,11 @@ def main(arguments: list[str]) -> int:
 
 
 def prepare(options: Namespace) -> Path:
-    """The normalised .hdf5; `InputError` before any work if the source is unknown or a folder cannot be written."""
+    """The normalised .hdf5; `InputError` before any work if the source is unknown or the output cannot be written."""
     if options.source not in data.NAMES:
         data.source_folder(options.source)
-    for folder in (options.output, options.data):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=folder).close()
-        except OSError as error:
-            advice = "choose another --output, --data."
-            raise InputError(f"{folder} cannot be written ({error.strerror}); {advice}") from error
+    with checkpoint.locked(options.output / "checkpoints"):
+        pass
     settings = {"num_classes": options.classes, "label_map": options.map}
     return data.prepare(options.source, options.data, standardise=options.normalise == "image", **settings)
 

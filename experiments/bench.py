@@ -126,16 +126,8 @@ NEAR, FORGIVING = boundary.boundary_weights(TRUTH), boundary.boundary_weights(TR
 GAPS = boundary.separation_weights(boundary.find_cells(TRUTH))  # the U-Net paper: narrow gaps between two cells
 STRENGTH = 0.3  # λ of the topology losses
 TOPOLOGY = losses.TopologyLoss(strength=STRENGTH)
-
-
-def shown() -> dict[str, defects.Map]:
-    """The predictions with a defect, by name."""
-    return {name: pred for name, pred in defects.predictions().items() if name != "nothing wrong"}
-
-
-def broken() -> dict[str, defects.Map]:
-    """Those of them that leave room for neutral wrong pixels: all but the shift."""
-    return {name: pred for name, pred in shown().items() if not name.startswith("shift")}
+SHOWN = {name: pred for name, pred in defects.predictions().items() if name != "nothing wrong"}  # with a defect
+BROKEN = {name: pred for name, pred in SHOWN.items() if not name.startswith("shift")}  # with room for neutral errors
 
 
 def judge(pred: defects.Map) -> dict[str, float]:
@@ -194,8 +186,8 @@ def selectivity(loss: Loss, pred: defects.Map) -> float:
 
 
 def starts() -> NDArray[np.uint8]:
-    """Each `broken` prediction with the largest control in it: a defect beside 48 neutral wrong pixels, (B, H, W)."""
-    return np.stack([np.where(NEUTRAL, LARGEST, pred) for pred in broken().values()])
+    """Each of `BROKEN` with the largest control in it: a defect beside 48 neutral wrong pixels, (B, H, W)."""
+    return np.stack([np.where(NEUTRAL, LARGEST, pred) for pred in BROKEN.values()])
 
 
 def repair(loss: Loss, steps: int) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:

@@ -69,11 +69,6 @@ def with_fixed(factors: Sequence[Factor], chosen: Mapping[str, Any]) -> Settings
     return {f.name: chosen[f.name] if f.kind != "fixed" else f.values[0] for f in factors}
 
 
-def spelled(factors: Sequence[Factor]) -> dict[str, str]:
-    """The values of every factor as text: what must be the same for a search to be continued."""
-    return {factor.name: str(factor) for factor in factors}
-
-
 def range_test(learner: Learner, steps: int = 80, low: float = 1e-6, high: float = 1.0) -> list[Row]:
     """Train a copy of the network with AdamW at lr_t = low·(high / low)^(t / (steps − 1)) (Smith, arXiv:1506.01186).
 
@@ -154,7 +149,7 @@ def tune(
     Processes that join others take a seed of None, to propose their own.  `InputError` if the plan is another one now.
     A trial whose loss is not finite, or that needs too much memory, is recorded as failed; other errors are raised.
     """
-    new = spelled(factors) | {"epochs of a trial": str(epochs)}
+    new = {f.name: str(f) for f in factors} | {"epochs of a trial": str(epochs)}
     old = note(study, "plan", lambda: new)
     if changed := [f"{key}: {old.get(key)}, now {new.get(key)}" for key in old | new if old.get(key) != new.get(key)]:
         raise InputError(f"Study {study.study_name!r} was begun with another plan ({changed[0]}); give another name.")

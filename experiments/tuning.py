@@ -167,9 +167,9 @@ def run_set(set_name: str, options: Namespace, say: Any = print) -> None:
     say(f"{set_name}: {len(rows)} trials, of which {dict(Counter(row['state'] for row in rows))}")
     if options.worker or not hpo.best_trials(rows, 1):
         return
-    plan = hpo.spelled(factors) | {"epochs": EPOCHS, "precision": study.user_attrs["precision"]} | provenance()
+    plan = {f.name: str(f) for f in factors} | {"epochs": EPOCHS, "precision": study.user_attrs["precision"]}
     save_rows("range", set_name, study.user_attrs["range test"])
-    save_rows("plan", set_name, [{"factor": key, "values": text} for key, text in plan.items()])
+    save_rows("plan", set_name, [{"factor": key, "values": text} for key, text in (plan | provenance()).items()])
     save_rows("trials", set_name, rows)
     build, candidates = builder(path, study.user_attrs["precision"]), chosen_settings(factors, rows)
     again: Any = {"seeds": range(options.seeds), "folder": runs / "confirmation"}

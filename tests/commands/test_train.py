@@ -97,7 +97,7 @@ def test_values_are_looked_at_before_the_work(folder, capsys, value):
 
 def test_a_folder_that_cannot_be_written_is_named_before_the_work(folder):
     Path("file").touch()
-    assert "file/run cannot be written" in refused(train.main, [str(folder), *SMALL, "--output", "file/run"])
+    assert "in-use.lock cannot be written" in refused(train.main, [str(folder), *SMALL, "--output", "file/run"])
     assert not Path("data").exists()
 
 

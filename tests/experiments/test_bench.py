@@ -46,7 +46,7 @@ def test_every_predictor_is_judged_at_every_prevalence_with_every_seed() -> None
 
 
 def test_a_loss_that_only_counts_pixels_has_selectivity_one() -> None:
-    found = [bench.selectivity(cross_entropy, pred) for pred in bench.shown().values()]
+    found = [bench.selectivity(cross_entropy, pred) for pred in bench.SHOWN.values()]
     assert found == pytest.approx([1.0] * 8, abs=1e-3)
 
 
@@ -54,23 +54,23 @@ def test_the_topology_loss_charges_each_error_alike_whatever_its_size() -> None:
     nats, objects_and_holes = math.log1p(math.exp(2)), 9
     for name, pixels in {"merge": 3, "cut line": 2, "closed hole": 9}.items():
         expected = 1 + bench.STRENGTH / objects_and_holes * bench.TRUTH.size / pixels * nats / 2
-        assert bench.selectivity(bench.TOPOLOGY, bench.shown()[name]) == pytest.approx(expected, rel=1e-4)
+        assert bench.selectivity(bench.TOPOLOGY, bench.SHOWN[name]) == pytest.approx(expected, rel=1e-4)
 
 
 def test_all_metrics_of_the_truth_are_perfect_and_a_merge_is_one_merge() -> None:
     perfect = bench.judge(bench.TRUTH)
     assert {perfect[name] for name in ("pixel accuracy", "clDice", "panoptic quality")} == {1.0}
     assert perfect["ARAND"] == perfect["merges"] == perfect["β0 error"] == 0
-    merged = bench.judge(bench.shown()["merge"])
+    merged = bench.judge(bench.SHOWN["merge"])
     assert (merged["merges"], merged["splits"], merged["β0 error"]) == (1, 0, 1)
 
 
 def test_following_the_gradient_mends_the_merge_before_the_neutral_pixels() -> None:
     topology, neutral, harmed = bench.repair(bench.TOPOLOGY, steps=30)
-    merge = list(bench.broken()).index("merge")
+    merge = list(bench.BROKEN).index("merge")
     assert topology[merge] < 10 and neutral[merge] == np.inf and harmed == 0
 
 
 def test_cross_entropy_pushes_a_wrong_pixel_e_squared_times_as_hard_as_a_right_one() -> None:
-    _, bridge, neutral, right = bench.pushes(cross_entropy, bench.starts()[list(bench.broken()).index("merge")])
+    _, bridge, neutral, right = bench.pushes(cross_entropy, bench.starts()[list(bench.BROKEN).index("merge")])
     assert bridge == pytest.approx(neutral) and bridge / right == pytest.approx(math.exp(2), rel=1e-3)
