@@ -6,7 +6,6 @@ only its weights, its optimiser and the number of its epoch to continue as if no
 CPU, on a GPU up to the rounding of sums whose order is not fixed there.
 """
 
-import contextlib
 import copy
 import ctypes
 import inspect
@@ -111,8 +110,7 @@ class Learner:
             raise InputError("Learner.fit: there is no training data; give a train_loader with at least one batch.")
         _keep_memory(1 << 30, 1 << 29)  # for the next step: a tenth of its time on a CPU
         parallel.start()
-        folder = self.folder if parallel.rank() == 0 else None
-        with checkpoint.locked(folder) if folder is not None else contextlib.nullcontext():
+        with checkpoint.locked(self.folder if parallel.rank() == 0 else None):
             return self._fit(epochs, after_epoch)
 
     def _fit(self, epochs: int, after_epoch: Callable[[Row], object]) -> list[Row]:
@@ -207,8 +205,7 @@ class Learner:
                 if not memory_is_full(error):
                     raise
             if self._pieces >= len(mine[0]):
-                advice = "Take a smaller crop, or a model with smaller widths."
-                raise InputError(f"The memory of {self.device} does not hold one image of the batch.\n{advice}")
+                raise InputError(f"The memory of {self.device} does not hold one image: take smaller crops or widths.")
             self._pieces *= 2
 
     def _stop_if_not_finite(self, done: list[tuple[Tensor, Tensor]], epoch: int, step: int = 0) -> None:
@@ -216,10 +213,8 @@ class Learner:
         losses = torch.stack([loss for loss, _ in done]).cpu()
         finite = torch.stack(parallel.gathered([losses])).isfinite().all(dim=0)
         if not finite.all():
-            place = f"epoch {epoch + 1}, step {step + int(finite.int().argmin()) + 1}"
-            text = f"The loss is NaN or infinite in {place}; the weights before it stay."
-            advice = f"Use a smaller learning rate (now {self.lr:.2g}), or look at the images and labels."
-            raise FloatingPointError(f"{text}\n{advice}")
+            text = f"The loss is NaN or infinite in epoch {epoch + 1}, step {step + int(finite.int().argmin()) + 1}"
+            raise FloatingPointError(f"{text}: lower the learning rate ({self.lr:.2g}), look at images and labels.")
 
     def _lr_factor(self, progress: float, one_step: float) -> float:
         if self.schedule != "cosine":
@@ -372,8 +367,7 @@ class Learner:
                 if not memory_is_full(error):
                     raise
             _keep_memory(1 << 25, 1 << 26)  # else the heap keeps what the convolutions of a tile need
-        size = f"one image of {images.shape[2]} × {images.shape[3]} pixels, not even by tiles"
-        raise InputError(f"The memory of {self.device} does not hold {size}.\nTake a smaller model or image.")
+        raise InputError(f"The memory of {self.device} does not hold one tile: take a smaller model or image.")
 
     def explain(self, input_shape: tuple[int, ...] | None = None) -> None:
         """Print the layer table of the model and draw its U, for (B, C, H, W); default one image of the training."""

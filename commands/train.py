@@ -59,8 +59,7 @@ def refuse_another_run(learner: Learner, options: Namespace) -> None:
     print(note, end="")
     what = checkpoint.changed(stored.get("settings", {}), learner.settings()) if stored else ""
     if what and not options.overwrite:
-        advice = f"Add --output {options.output}-2 to keep it, or --overwrite to replace it."
-        raise InputError(f"{options.output} holds another run, which differs in {what}.\n{advice}")
+        raise InputError(f"{options.output} holds another run, which differs in {what}: add --output or --overwrite.")
 
 
 def write_history(learner: Learner, folder: Path, name: str) -> None:

@@ -90,14 +90,12 @@ def search(
 ) -> tuple[Any, list[Factor]]:  # fmt: skip
     """Steps 1 and 2, within the minutes: the study, and the plan with the range of learning rates that was tested."""
     began, study = time.monotonic(), hpo.open_study(storage, name)
-    fingerprint = SegmentationDataset(path, "val").fingerprint
-    if hpo.note(study, "data", lambda: fingerprint) != fingerprint:
-        raise InputError(f"The study {name!r} was begun with other images than {path}; give another name.")
     plain = builder(path)(with_fixed(PLAN, DEFAULT) | {"crops": 100 * DEFAULT["batch"]}, seed or 0, None)
     limits = hpo.suggested_range(hpo.note(study, "range test", lambda: hpo.range_test(plain)))
     starts = (DEFAULT, *EARLIER)
     rates = [*limits, *(settings["lr"] for settings in starts)]
     factors = [replace(f, values=(min(rates), max(rates))) if f.name == "lr" else f for f in PLAN]
+    factors.append(Factor("images", "fixed", (SegmentationDataset(path, "val").fingerprint,)))
     build = builder(path, hpo.note(study, "precision", plain.fastest_precision))
     left = minutes - (time.monotonic() - began) / 60
     hpo.tune(study, build, factors, epochs=EPOCHS, minutes=left, trials=trials, starts=starts, seed=seed)

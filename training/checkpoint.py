@@ -65,8 +65,7 @@ def _sync(path: Path, flags: int) -> None:
 
 
 def _cannot_write(path: Path, error: Exception) -> InputError:
-    advice = "Make room, or choose a folder where you may write; then run the same cell again."
-    return InputError(f"{path} cannot be written: {reason_of(error)}. What was saved before stays.\n{advice}")
+    return InputError(f"{path} cannot be written: {reason_of(error)}. Make room, or choose another folder.")
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:
@@ -95,8 +94,7 @@ def load(folder: Path | None) -> tuple[dict[str, Any] | None, str]:
             continue
         except Exception as error:  # torch and pickle raise many kinds
             if "PytorchStreamReader" not in str(error) or memory_is_full(error):  # else damage of a directory
-                advice = "It stays as it is: mend this and run again, or move it away to start over."
-                raise InputError(f"{path} cannot be loaded: {reason_of(error)}\n{advice}") from error
+                raise InputError(f"{path} cannot be loaded: {reason_of(error)}. Mend this or move it away.") from error
         damaged += f"{path.name} is damaged. "
     return None, damaged and f"{damaged}There is no other checkpoint: started over. "
 
@@ -114,16 +112,18 @@ def is_damaged(content: bytes) -> bool:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path | None) -> Iterator[None]:
     """Keep `folder` for one run, until its process ends; `InputError` if another run is in it, or it is read-only."""
+    if folder is None:
+        yield
+        return
     lock = filelock.FileLock(folder / LOCK)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with contextlib.suppress(NotImplementedError):  # some network drives know no locks
             lock.acquire(timeout=0)
     except filelock.Timeout as error:
-        advice = "Wait for it, stop it (or restart its kernel), or give this run another folder."
-        raise InputError(f"Another run trains in {folder} at this moment.\n{advice}") from error
+        raise InputError(f"Another run trains in {folder}: stop it, or choose another folder.") from error
     except OSError as error:
         raise _cannot_write(folder / LOCK, error) from error
     try:

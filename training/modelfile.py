@@ -79,8 +79,8 @@ def save(
         part.write_bytes(buffer.getbuffer())
         difference = _difference(load(part), network)
         if not difference <= TOLERANCE:  # NaN as well
-            reason = "its forward decides something by the size of the image, or (nan) its weights are not finite."
-            raise InputError(f"modelfile.save: {path.name} differs from the model by {difference:.1e}: {reason}")
+            why = "its forward decides by the size of the image, or its weights are not finite"
+            raise InputError(f"modelfile.save: {path.name} differs from the model by {difference:.1e}: {why}.")
     print(f"{path.name}: {path.stat().st_size / 1e6:.1f} MB, checked: differs from the model by {difference:.0e}")
     return path
 
@@ -113,8 +113,7 @@ def _make_card(network: nn.Module, mean: Floats, std: Floats, class_names: Seque
     K = max(shape[1], 2)
     names = tuple(class_names) or ("background", *(f"class {k}" for k in range(1, K)))
     if shape[2:] != (H, W) or len(names) != K or len(mean) != len(std):
-        what = f"{H}×{W} pixels become {tuple(shape)} (wanted: 1, K, H, W); {mean=}, {std=}, class_names={names}."
-        raise InputError(f"modelfile.save: the settings do not fit the model: {what}")
+        raise InputError(f"modelfile.save: {H}×{W} pixels become {tuple(shape)}; {mean=}, {std=}, class_names={names}.")
     lights = zip(*([light_of(image.numpy()) for image, *_ in dataset] or [(0.0, 1.0)]))
     light = tuple(limit for values in lights for limit in (min(values), max(values)))
     return Card(names, tuple(map(float, mean)), tuple(map(float, std)), margin_of(network, len(mean)), light)
