@@ -39,8 +39,8 @@ from unet import UNet
 
 RUNS, FIGURES, DATA = Path("runs/study"), Path("figures"), Path("data")
 SIZES = (0, 30, 60, 100, 150, 250, 400, 700)  # pixels: what is smaller is removed, or filled
-TABLES = {"rows": ("study", 5), "images": ("study_images", 6), "thresholds": ("study_thresholds", 5)}
-CURVE = ("threshold", "dice", "all_errors", "merges", "splits", "beta0_error", "beta1_error")
+TABLES = {"rows": ("study", 5), "images": ("study_images", 6)}
+OF_IMAGE = ("dice", "all_errors", "merges", "splits", "beta0_error", "beta1_error")
 
 
 def parts_of_yeast(sample: Sample) -> Sample:
@@ -238,8 +238,7 @@ def run_one(set_name: str, loss_name: str, seed: int) -> Row:
         for views in study_set.views:
             key = {"set": set_name, "loss": loss_name, "seed": seed, "views": views}
             seen, probs = (predict(learner, path, part, views) for part in ("val", "test"))
-            best, curve = choose_threshold(seen, known)
-            done["thresholds"] += [key | {name: row[name] for name in CURVE} for row in curve]
+            best = choose_threshold(seen, known)
             for rule, threshold in (("fixed", 0.5), ("validation", best)):
                 guesses, chosen = [p > threshold for p in probs], choose_sizes([p > threshold for p in seen], known)
                 for name, sizes in ((rule, (0, 0)), (f"{rule}+cleaned", chosen)):
@@ -250,7 +249,7 @@ def run_one(set_name: str, loss_name: str, seed: int) -> Row:
                     done["rows"].append(key | tried | scores | cost)
                     for image, guess, label in zip(names, clean, truth) if rule == "validation" else ():
                         scores = {"dice": dice([guess], [label])} | topology_row([guess], [label])
-                        own = {column: scores[column] for column in CURVE[1:]}
+                        own = {column: scores[column] for column in OF_IMAGE}
                         done["images"].append(key | {"rule": name, "image": image} | own)
         return done
 
