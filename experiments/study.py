@@ -265,7 +265,7 @@ def draw_examples(set_name: str, losses: tuple[str, str]) -> None:
     axes = plots.grid(3, 2, size=3.6)
     for column, loss, run in zip(axes.T, losses, runs):
         learner, path = make_learner(set_name, loss, 0)
-        learner.restore()
+        learner.fit(SETS[set_name].epochs)  # was trained by `run_one`
         threshold = select(run["rows"], views=1, rule="validation")[0]["threshold"]
         images = data.SegmentationDataset(path, "test")
         for ax, index in zip(column, order[[0, len(order) // 2, -1]].tolist()):
