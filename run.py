@@ -164,6 +164,8 @@ def make_hand_in(options: argparse.Namespace) -> int:
     """Execute the notebook and write the executed copy and the checked zip."""
     import nbformat
 
+    from commands import check
+
     if options.output.resolve() == ROOT:
         sys.exit("--output is the folder of the notebook itself, which would be overwritten: choose another.")
     options.output.mkdir(parents=True, exist_ok=True)  # at once: a fault here would waste the whole run
@@ -171,12 +173,9 @@ def make_hand_in(options: argparse.Namespace) -> int:
     data = os.path.relpath(options.data, ROOT) if Path(options.data).is_dir() else options.data
     settings = {"SEGMENTATION_BUDGET": options.budget, "SEGMENTATION_DATA": data}
     settings |= {"SEGMENTATION_MAP": options.map} if options.map else {}
-    if options.data not in ("auto", "built-in"):  # problems are told here, not in a notebook that failed
-        from commands import check
-
+    if options.data not in ("auto", "built-in", *check.NAMES):  # problems are told here, not in a notebook that failed
         arguments = [options.data, "--picture", str(options.output / "data_check.png")]
-        arguments += ["--map", options.map] if options.map else []
-        if options.data not in check.NAMES and check.main(arguments):
+        if check.main(arguments + (["--map", options.map] if options.map else [])):
             return 1
     print(f"Executing {NOTEBOOK.name}: budget {options.budget}, data {data}", flush=True)
     figures = ROOT / "figures" if options.commit else options.output.resolve() / "figures"  # git knows the former
@@ -279,15 +278,14 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     names = [*commands.choices, *re.findall(r"--\w+", parser.format_help())]
     try:
         options, rest = parser.parse_known_args(arguments)
+        if rest and options.command not in (*COMMANDS, "test"):
+            raise argparse.ArgumentError(None, f"unknown: {' '.join(rest)}")
     except argparse.ArgumentError as error:
         refuse_mistyped(arguments, names)
         parser.error(str(error))
     if options.command in COMMANDS:  # before anything is set up for it
         options_of_it = re.findall(r"--\w+", f"{help_text(options.command)} --help")
         refuse_mistyped([word for word in rest if word[:2] == "--"], options_of_it)
-    elif rest and options.command != "test":
-        refuse_mistyped(rest, names)
-        parser.error(f"unknown: {' '.join(rest)}")
     return argparse.Namespace(**vars(options), rest=rest)
 
 

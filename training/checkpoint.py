@@ -50,7 +50,9 @@ def replacing(path: Path) -> Iterator[Path]:
     except Exception as error:
         if not isinstance(error, OSError) and not memory_is_full(error):
             raise
-        raise _cannot_write(path, error) from error
+        raise InputError(
+            f"{path} cannot be written: {reason_of(error)}. Make room or choose another folder."
+        ) from error
     finally:
         with contextlib.suppress(OSError):  # after the rename there is nothing to remove
             part.unlink()
@@ -62,10 +64,6 @@ def _sync(path: Path, flags: int) -> None:
         os.fsync(number)
     finally:
         os.close(number)
-
-
-def _cannot_write(path: Path, error: Exception) -> InputError:
-    return InputError(f"{path} cannot be written: {reason_of(error)}. Make room, or choose another folder.")
 
 
 def save(folder: Path, state: dict[str, Any]) -> None:
@@ -125,7 +123,7 @@ def locked(folder: Path | None) -> Iterator[None]:
     except filelock.Timeout as error:
         raise InputError(f"Another run trains in {folder}: stop it, or choose another folder.") from error
     except OSError as error:
-        raise _cannot_write(folder / LOCK, error) from error
+        raise InputError(f"{folder / LOCK} cannot be written: {reason_of(error)}. Choose another folder.") from error
     try:
         yield
     finally:
