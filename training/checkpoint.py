@@ -50,9 +50,7 @@ def replacing(path: Path) -> Iterator[Path]:
     except Exception as error:
         if not isinstance(error, OSError) and not memory_is_full(error):
             raise
-        raise InputError(
-            f"{path} cannot be written: {reason_of(error)}. Make room or choose another folder."
-        ) from error
+        raise InputError(f"{path} cannot be written: {reason_of(error)}. Make room, or take another folder.") from error
     finally:
         with contextlib.suppress(OSError):  # after the rename there is nothing to remove
             part.unlink()
