@@ -288,6 +288,12 @@ def is_junk(name: str) -> bool:
     return name.startswith(".") or name.lower() in ("__macosx", "thumbs.db", "desktop.ini")
 
 
+def files_in(folder: Path) -> list[Path]:
+    """All files in a folder and the folders in it, sorted, junk left out."""
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return [path for path in paths if not any(map(is_junk, path.relative_to(folder).parts))]
+
+
 def split_parts(
     hashes: Sequence[str], fractions: Mapping[str, float] = FRACTIONS, seed: int = 0,
     given: Sequence[str | None] = (), names: Sequence[str] = (),

@@ -163,8 +163,7 @@ def _read(pair: Pair, layout: Layout, label_map: LabelMap | None) -> Sample:
 def recognise(folder: str | Path) -> Layout:
     """What lies in a folder; raise `InputError` if it is nothing usual."""
     folder = Path(folder)
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    paths = [path for path in paths if not any(map(files.is_junk, path.relative_to(folder).parts))]
+    paths = files.files_in(folder)
     tables = {path: _json(path) for path in paths if path.suffix == ".json"}
     coco = {path: table for path, table in tables.items() if {"images", "annotations", "categories"} <= table.keys()}
     labelme = {path: table for path, table in tables.items() if {"shapes", "imagePath"} <= table.keys()}

