@@ -58,8 +58,6 @@ class Comparison:
         if not found:
             self.first = self.first or sample
             self.sound.append((float(sample.image.max()), sample.image.dtype.name, sample.name, sample.part or ""))
-            for number, colour in sample.colours.items():
-                self.colours.setdefault((number, type(colour)), (sample.name, colour))
         return [Problem(printable(sample.name), *problem) for problem in found]
 
     def _wrong_alone(self, sample: Sample) -> Iterator[tuple[str, str]]:
@@ -92,7 +90,7 @@ class Comparison:
         if maps != others:
             yield f"has the maps {maps}, but the first has {others}", "add what is missing"
         for number, colour in sample.colours.items():
-            name, known = self.colours.get((number, type(colour)), ("", colour))
+            name, known = self.colours.setdefault((number, type(colour)), (sample.name, colour))
             if known != colour:
                 advice = "if one colour is one class, use label_map={(255, 0, 0): 1, …}, else save all masks alike"
                 yield f"shows {number} in its mask as {colour}, but {printable(name)} as {known}", advice
@@ -192,11 +190,10 @@ def normalise_hdf5(source: str | Path, path: str | Path, *, standardise: bool = 
         std = np.sqrt(np.average(variances + (means - mean) ** 2, axis=0, weights=counts))
         std = np.where(std <= 1e-9 * abs(mean), 1.0, std)  # a constant channel leaves errors of rounding only
         if standardise:
-            mean, std = np.full_like(mean, np.nan), np.full_like(std, np.nan)
-        for key in images:
-            image = normalise_image(images[key][()], mean, std)
-            file.create_dataset(f"image/{key}", data=image, chunks=image.shape, **GZIP)
-            file["image"][key].attrs.update(images[key].attrs)
+            mean = std = np.full_like(mean, np.nan)
+        for key, stored in images.items():
+            image = normalise_image(stored[()], mean, std)
+            file.create_dataset(f"image/{key}", data=image, chunks=image.shape, **GZIP).attrs.update(stored.attrs)
         for group in raw.keys() - {"image"}:
             raw.copy(group, file)
         contents = f"{'standardised' if standardise else 'normalised'} {raw.attrs['contents']}"
@@ -210,11 +207,11 @@ def normalise_image(image: np.ndarray, mean: ArrayLike, std: ArrayLike) -> np.nd
     >>> normalise_image(np.uint8([[7, 9]]), np.nan, np.nan).tolist()
     [[[-1.0, 1.0]]]
     """
-    x, shift, scale = _scaled(image), np.reshape(mean, (-1, 1, 1)), np.reshape(std, (-1, 1, 1))
-    if np.isnan(shift).any():
-        shift, scale = x.mean((1, 2), keepdims=True), x.std((1, 2), keepdims=True)
-        scale = np.where(scale <= 1e-9 * abs(shift), 1.0, scale)
-    return ((x - shift) / scale).astype(np.float32)
+    x, mean, std = _scaled(image), np.reshape(mean, (-1, 1, 1)), np.reshape(std, (-1, 1, 1))
+    if np.isnan(mean).any():
+        mean, std = x.mean((1, 2), keepdims=True), x.std((1, 2), keepdims=True)
+        std = np.where(std <= 1e-9 * abs(mean), 1.0, std)
+    return ((x - mean) / std).astype(np.float32)
 
 
 def _scaled(image: np.ndarray) -> np.ndarray:

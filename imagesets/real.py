@@ -231,7 +231,7 @@ def _oxford_pets_pairs(root: Path) -> Pairs:
 
 def _read_rgb(path: Path) -> np.ndarray:
     """An image (H, W, 3), whatever the file holds: three of the official .jpg are PNG with an alpha channel."""
-    image = np.atleast_3d(files.decode(path).shown)
+    image = files.decode(path).shown
     return np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3)))
 
 
