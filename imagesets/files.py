@@ -237,7 +237,7 @@ def _decode_tiff(path: Path) -> Stored:
             raise _refused(path, f"holds {count} pictures", "save each as a file of its own")
         if page.tags.valueof(ORIENTATION, 1) != 1:
             raise _refused(path, "is stored turned (TIFF orientation)", "open it and save it upright")
-        if packing != 1 and packing not in tifffile.TIFF.DECOMPRESSORS:
+        if packing not in tifffile.TIFF.DECOMPRESSORS:
             found = f"has the packing {getattr(packing, 'name', packing)}, which is not read here"
             raise _refused(path, found, "save it without compression, or with LZW")
         return _stored(path, page, page.asarray(), packing in LOSSY_TIFF)

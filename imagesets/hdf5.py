@@ -207,11 +207,11 @@ def normalise_image(image: np.ndarray, mean: ArrayLike, std: ArrayLike) -> np.nd
     >>> normalise_image(np.uint8([[7, 9]]), np.nan, np.nan).tolist()
     [[[-1.0, 1.0]]]
     """
-    x, mean, std = _scaled(image), np.reshape(mean, (-1, 1, 1)), np.reshape(std, (-1, 1, 1))
-    if np.isnan(mean).any():
-        mean, std = x.mean((1, 2), keepdims=True), x.std((1, 2), keepdims=True)
-        std = np.where(std <= 1e-9 * abs(mean), 1.0, std)
-    return ((x - mean) / std).astype(np.float32)
+    x, shift, scale = _scaled(image), np.reshape(mean, (-1, 1, 1)), np.reshape(std, (-1, 1, 1))
+    if np.isnan(shift).any():
+        shift, scale = x.mean((1, 2), keepdims=True), x.std((1, 2), keepdims=True)
+        scale = np.where(scale <= 1e-9 * abs(shift), 1.0, scale)
+    return ((x - shift) / scale).astype(np.float32)
 
 
 def _scaled(image: np.ndarray) -> np.ndarray:

@@ -231,24 +231,19 @@ def _oxford_pets_pairs(root: Path) -> Pairs:
 
 def _read_rgb(path: Path) -> np.ndarray:
     """An image (H, W, 3), whatever the file holds: three of the official .jpg are PNG with an alpha channel."""
-    image = files.decode(path).shown
-    return np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3)))
+    shown = files.decode(path).shown
+    return np.repeat(shown, 3 // shown.shape[2], axis=2)
 
 
-def _single(name: str, base: str, paths: list[str]) -> tuple[tuple[RemoteFile, ...], dict[str, int]]:
-    """Files and contents of a set that comes as single files."""
-    return tuple(RemoteFile(f"{base}/{path}", f"{name}/{path}") for path in paths), dict.fromkeys(paths, 1)
-
-
-_MOVIE, _OFFICIAL = "data/sample_movie_1", {part: part for part in PARTS}
+_FILM, _OFFICIAL = "data/sample_movie_1", {part: part for part in PARTS}
 # Each address names one fixed content, a release or a commit
 _YEASTVISION = "https://raw.githubusercontent.com/berkyalcinkaya/yeastvision/79cb3da2f759e03b9015fc939af1736a16f1f36b"
-_FRAMES = [f"{_MOVIE}/im{i:03d}_{kind}.tif" for i in range(10) for kind in ("channel1_phase", "mask1")]
+_FRAMES = [f"{_FILM}/im{i:03d}_{kind}.tif" for i in range(10) for kind in ("channel1_phase", "mask1")]
 _STARDIST = "https://github.com/stardist/stardist/releases/download/0.1.0/dsb2018.zip"
 _STARDIST_HASH = "sha256:e44921950edce378063aa4457e625581ba35b4c2dbd9a07c19d48900129f386f"
 _TOPOMORTAR = "https://raw.githubusercontent.com/jmlipman/TopoMortar/f709b3c72f4f24f68239281292f854918707f95f/dataset"
-_WALLS = {"train": range(1, 51), "val": range(51, 71), "test": range(71, 121)}  # 121 … 420: other walls
-_BRICK_WALLS = [f"{part}/{kind}/{i:03d}.png" for part in PARTS for i in _WALLS[part] for kind in ("images", "accurate")]
+_NUMBERS = ("train", 1, 51), ("val", 51, 71), ("test", 71, 121)  # 121 … 420: other walls
+_WALLS = [f"{p}/{kind}/{i:03d}.png" for p, a, b in _NUMBERS for i in range(a, b) for kind in ("images", "accurate")]
 _OXFORD = "https://www.robots.ox.ac.uk/~vgg/data/pets/data"  # 0.8 GB
 _PETS = {"images.tar.gz": "5c4f3ee8e5d25df40f4fd59a7f44e54c", "annotations.tar.gz": "95a8c909bbe2e81eed6a22bccdf3f68f"}
 _SEGNET = "bb68b64e72cb004b3ed927fee0f5624dd8097498"  # GitHub packs it anew now and then: no lasting checksum
@@ -261,13 +256,13 @@ SOURCES: dict[str, Source] = {
     ),
     "yeast_phase": Source(
         "BSD style, North Carolina State University", "Yeastvision, Mol. Biol. Cell, doi 10.1091/mbc.E25-01-0009",
-        *_single("yeast_phase", _YEASTVISION, _FRAMES),
-        _pairs(f"{_MOVIE}/im*_channel1_phase.tif", f"{_MOVIE}/im*_mask1.tif"), _yeast_regions,
+        tuple(RemoteFile(f"{_YEASTVISION}/{path}", f"yeast_phase/{path}") for path in _FRAMES),
+        dict.fromkeys(_FRAMES, 1), _pairs(f"{_FILM}/im*_channel1_phase.tif", f"{_FILM}/im*_mask1.tif"), _yeast_regions,
     ),
     "topomortar": Source(
         "MIT", "Valverde et al., TopoMortar, BMVC 2025, doi 10.48550/arXiv.2503.03365",
-        *_single("topomortar", _TOPOMORTAR, _BRICK_WALLS),
-        _pairs("{}/images/*.png", "{}/accurate/*.png", **_OFFICIAL), label_map={0: 0, "*": 1},
+        tuple(RemoteFile(f"{_TOPOMORTAR}/{path}", f"topomortar/{path}") for path in _WALLS),
+        dict.fromkeys(_WALLS, 1), _pairs("{}/images/*.png", "{}/accurate/*.png", **_OFFICIAL), label_map={0: 0, "*": 1},
     ),
     "kitti_road": Source(
         "CC BY-NC-SA 3.0", "Fritsch et al., ITSC 2013, doi 10.1109/ITSC.2013.6728473",
