@@ -5,7 +5,6 @@
 
 import contextlib
 import hashlib
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -78,7 +77,7 @@ class SegmentationDataset(Dataset[tuple[Tensor, ...]]):
             groups = [file[name] for name in ("image", "label", *maps)]
             self._arrays = _SHARED.get(place) or _Arrays([group[key][()] for group in groups] for key in keys)
             _SHARED[place] = self._arrays
-        for array in itertools.chain(*self._arrays):  # no dataset spoils the data of another
+        for array in (array for arrays in self._arrays for array in arrays):  # no dataset spoils the data of another
             array.flags.writeable = False
 
     def __len__(self) -> int:

@@ -7,7 +7,6 @@ ADE20K, Cellpose, Pascal VOC (doi 10.1007/s11263-009-0275-4), Cityscapes (arXiv:
 """
 
 import contextlib
-import itertools
 import json
 import re
 import unicodedata
@@ -361,7 +360,7 @@ def _coco(layout: Layout, paths: Sequence[Path], tables: Tables) -> None:
                 layout.pairs.append(Pair((part, place.with_suffix("").as_posix()), [there.pop()], label, part))
             else:
                 layout.problem(path, f"names {place}, which is not there", "add this image, or delete its entry")
-    for path in itertools.chain(*images.values()):
+    for path in (path for there in images.values() for path in there):
         layout.leave(path)
 
 

