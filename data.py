@@ -5,7 +5,6 @@
 
 import contextlib
 import hashlib
-import itertools
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,10 +17,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from checks import IGNORE_INDEX, InputError
-from imagesets.files import PARTS, LabelMap, Sample, is_junk
+from imagesets.files import PARTS, LabelMap, Sample, files_in
 from imagesets.hdf5 import Damaged, build_hdf5, normalise_hdf5, open_hdf5
 from imagesets.layouts import read_folder, recognise
-from imagesets.real import READERS, locate, read_dataset
+from imagesets.real import SOURCES, locate, read_dataset
 from imagesets.scenes import write_pets, write_roads, write_streets
 from imagesets.yeast import write_yeast
 from training.checkpoint import identity
@@ -29,8 +28,8 @@ from training.checkpoint import identity
 SYNTHETIC = "synthetic_yeast"
 _SYNTHETIC = {"yeast": write_yeast, "streets": write_streets, "roads": write_roads, "pets": write_pets}
 BUILT_IN: dict[str, Callable[[Path], Path]] = {f"synthetic_{kind}": write for kind, write in _SYNTHETIC.items()}
-NAMES = (*BUILT_IN, *READERS)
-NUM_CLASSES = dict(zip(BUILT_IN, (2, 6, 2, 3))) | {name: reader.num_classes for name, reader in READERS.items()}
+NAMES = (*BUILT_IN, *SOURCES)
+NUM_CLASSES = dict(zip(BUILT_IN, (2, 6, 2, 3))) | {name: source.num_classes for name, source in SOURCES.items()}
 
 
 class _Arrays(list[list[np.ndarray]]):
@@ -78,7 +77,7 @@ class SegmentationDataset(Dataset[tuple[Tensor, ...]]):
             groups = [file[name] for name in ("image", "label", *maps)]
             self._arrays = _SHARED.get(place) or _Arrays([group[key][()] for group in groups] for key in keys)
             _SHARED[place] = self._arrays
-        for array in itertools.chain(*self._arrays):  # no dataset spoils the data of another
+        for array in (array for arrays in self._arrays for array in arrays):  # no dataset spoils the data of another
             array.flags.writeable = False
 
     def __len__(self) -> int:
@@ -131,8 +130,8 @@ class EpochBatches(Sampler[list[tuple[int, int]]]):
         shapes = dataset.shapes if dataset.crop is None else [(dataset.crop, dataset.crop)] * len(dataset)
         draws = [(time, i) for time in range(repeats) for i in range(len(shapes))]
         self._groups = [[draw for draw in draws if shapes[draw[1]] == one] for one in sorted(set(shapes))]
-        drops = [shuffle and len(group) > batch_size and len(group) % batch_size == 1 for group in self._groups]
-        self._used, self.dropped = [len(group) - drop for group, drop in zip(self._groups, drops)], sum(drops)
+        self._used = [n - (shuffle and n > batch_size and n % batch_size == 1) for n in map(len, self._groups)]
+        self.dropped = len(draws) - sum(self._used)
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -174,10 +173,11 @@ def prepare(
     """
     source = str(source)
     folder = source_folder(source, Path(data_dir), say)
-    read = partial(read_dataset, source) if source in READERS else partial(read_folder, label_map=label_map)
+    read = partial(read_dataset, source) if source in SOURCES else partial(read_folder, label_map=label_map)
     num_classes = NUM_CLASSES.get(source) if num_classes is None else num_classes
     code = identity(read=read, build=[build_hdf5, normalise_hdf5], changes=list(changes))
-    made_by = _sha256([code, num_classes, seed, _folder_state(folder)])
+    state = [(str(path.relative_to(folder)), (s := path.stat()).st_size, s.st_mtime_ns) for path in files_in(folder)]
+    made_by = _sha256([code, num_classes, seed, state])
     # A folder of yours is known by its place: two may have one name, or that of a data set
     name = source if source in NAMES else f"{folder.resolve().name[:40]}_{_sha256(folder.resolve())[:8]}"
     known = {key: text for key, text in identity(changes=list(changes)).items() if not text.startswith("unknown")}
@@ -205,7 +205,7 @@ def source_folder(source: str | Path, data_dir: Path = Path("data"), say: Callab
     source = str(source)
     if source in BUILT_IN:
         return BUILT_IN[source](data_dir / source)
-    if source in READERS:
+    if source in SOURCES:
         return locate(source, data_dir, say=say)
     if Path(source).is_dir():
         return Path(source)
@@ -215,12 +215,6 @@ def source_folder(source: str | Path, data_dir: Path = Path("data"), say: Callab
 def extra_maps(folder: Path) -> tuple[str, ...]:
     """Names of the extra maps (`instances`, `dead`, `weights`) that a folder holds beside images and labels."""
     return tuple(name for name in ("instances", "dead", "weights") if (folder / name).is_dir())
-
-
-def _folder_state(folder: Path) -> list[tuple[str, int, int]]:
-    """Names, sizes and times of modification of all files in a folder, junk left out."""
-    places = {path.relative_to(folder): path.stat() for path in sorted(folder.rglob("*")) if path.is_file()}
-    return [(str(p), s.st_size, s.st_mtime_ns) for p, s in places.items() if not any(map(is_junk, p.parts))]
 
 
 def _sha256(value: object) -> str:

@@ -51,12 +51,10 @@ class WeightMap:
     separation: bool = False
 
     def __call__(self, sample: Sample) -> Sample:
-        label = sample.label.astype(np.int64)
+        numbers = sample.label.astype(np.int64)
         if self.separation:
-            cells = sample.extras.get("instances")
-            weights = separation_weights(find_cells(label) if cells is None else cells, self.w0, self.sigma)
-        else:
-            weights = boundary_weights(label, self.w0, self.sigma)
+            numbers = sample.extras["instances"] if "instances" in sample.extras else find_cells(numbers)
+        weights = (separation_weights if self.separation else boundary_weights)(numbers, self.w0, self.sigma)
         return replace(sample, extras={**sample.extras, "weights": weights.astype(np.float32)})
 
 
@@ -103,8 +101,8 @@ class PartsByName:
     val: tuple[str, ...] = ()
 
     def __call__(self, sample: Sample) -> Sample | None:
-        parts = {**dict.fromkeys(self.train, "train"), **dict.fromkeys(self.val, "val")}
-        return replace(sample, part=parts[sample.name]) if sample.name in parts else None
+        part = "val" if sample.name in self.val else "train" if sample.name in self.train else None
+        return replace(sample, part=part) if part else None
 
 
 class HalfOfTestValidates:

@@ -78,7 +78,7 @@ class Stored(NamedTuple):
     """One file: its numbers (H, W) or (H, W, C) as they are stored, and as they look on a screen, without alpha."""
 
     numbers: np.ndarray
-    shown: np.ndarray  # colours of a palette and of CMYK as RGB, few bits spread over a byte, black is 0
+    shown: np.ndarray  # (H, W, C): colours of a palette and of CMYK as RGB, few bits spread over a byte, black is 0
     has_alpha: bool
     has_hole: bool  # a pixel is transparent, by its alpha or by its entry in a palette
     is_lossy: bool
@@ -89,7 +89,7 @@ def read_image(path: Path) -> np.ndarray:
     stored = decode(path)
     if stored.has_hole:
         raise _refused(path, "has transparent pixels", "save it without an alpha channel")
-    return stored.shown
+    return stored.shown[..., 0] if stored.shown.shape[2] == 1 else stored.shown
 
 
 def read_label(path: Path, label_map: LabelMap | None = None) -> np.ndarray:
@@ -113,9 +113,9 @@ def read_mask(path: Path, label_map: LabelMap | None = None) -> tuple[np.ndarray
         return label, colours
     classes = np.full(label.shape[:2], label_map.get("*", -1), np.int32)
     for value, number in label_map.items():
-        values = stored.shown if isinstance(value, tuple) else label
+        values = stored.shown if isinstance(value, tuple) else np.atleast_3d(label)
         if value != "*":
-            classes[(np.atleast_3d(values) == value).all(axis=2)] = number  # the colour (7, 7, 7) is the grey 7, too
+            classes[(values == value).all(axis=2)] = number  # the colour (7, 7, 7) is the grey 7, too
     if (left := classes < 0).any():
         found = f"has {left.sum()} pixels not in label_map: {list_values(label[left][None])}"
         raise _refused(path, found, "add these values to it, or '*' for all others; class 255 means ignored")
@@ -143,11 +143,11 @@ def _exact(path: Path) -> Stored:
 
 def _colours(label: np.ndarray, shown: np.ndarray) -> dict[int, Any]:
     """How the numbers (H, W) look: their colours in a palette; of grey ones only whether 0 is black or white."""
-    if shown.shape[2:] == (3,):
+    if shown.shape[2] == 3:
         numbers, places = np.unique(label, return_index=True)
         return dict(zip(numbers.tolist(), map(tuple, shown.reshape(-1, 3)[places].tolist())))
     zeros = shown[label == 0]
-    return {0: "white" if zeros[0] else "black"} if zeros.size and shown.ndim == 2 else {}
+    return {0: "white" if zeros[0] else "black"} if zeros.size and shown.shape[2] == 1 else {}
 
 
 def parse_map(text: str) -> dict[Any, int]:
@@ -199,35 +199,31 @@ def _decode_with_pillow(path: Path, start: bytes) -> Stored:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # broken notes of a camera, and large sizes, do not matter
         with Image.open(path, formats=FORMATS) as opened:
-            is_png, is_lossy = opened.format == "PNG", opened.format in ("JPEG", "MPO", "WEBP")
-            if opened.format != "MPO" and (count := getattr(opened, "n_frames", 1)) > 1:  # a camera adds small copies
+            kind = opened.format
+            if kind != "MPO" and (count := getattr(opened, "n_frames", 1)) > 1:  # a camera adds small copies
                 raise _refused(path, f"holds {count} pictures", "save each as a file of its own")
             opened.verify()  # the checksums of a PNG; without them a flipped bit gives another mask, without a word
         with Image.open(path, formats=FORMATS) as opened:
             clear, is_turned = opened.info.get("transparency"), opened.getexif().get(ORIENTATION, 1) != 1
             upright = ImageOps.exif_transpose(opened)  # cameras store a turned image and a note to turn it back
-            numbers, mode, has_alpha = np.array(upright), upright.mode, "A" in upright.getbands()
+            numbers, mode = np.array(upright), upright.mode
             shown = np.array(upright.convert({"P": "RGB", "PA": "RGBA", "CMYK": "RGB", "1": "L"}.get(mode, mode)))
-    bits, colours = (start[24], start[25]) if is_png else (8, 0)  # both stand in the header
+    bits, colours = (start[24], start[25]) if kind == "PNG" else (8, 0)  # both stand in the header
     if bits == 16 and colours != 0:  # of which Pillow reads 8
         if is_turned:
             raise _refused(path, "is stored turned (EXIF orientation)", "open it and save it upright")
         numbers = shown = imagecodecs.png_decode(path.read_bytes())
-        has_alpha = shown.shape[2] in (2, 4)
     elif bits in (2, 4) and colours == 0:  # a grey value, which Pillow spreads over 0 … 255
         numbers = numbers // (255 // (2**bits - 1))
     has_hole: Any = False
-    if has_alpha:
-        has_hole, shown = shown[..., -1] < np.iinfo(shown.dtype).max, _flat(shown[..., :-1])
+    if has_alpha := shown.shape[2:] in ((2,), (4,)):
+        has_hole, shown = shown[..., -1] < np.iinfo(shown.dtype).max, shown[..., :-1]
     elif isinstance(clear, bytes):  # the opacity of the entries of a palette
         has_hole = np.isin(numbers, [entry for entry, opacity in enumerate(clear) if opacity < 255])
     elif clear is not None:  # the one value or colour that is transparent; for white of one bit Pillow says 1 or 255
         has_hole = (np.atleast_3d(numbers) == (bool(clear) if mode == "1" else clear)).all(axis=2)
-    return Stored(numbers, shown, has_alpha, bool(np.any(has_hole)), is_lossy)
-
-
-def _flat(image: np.ndarray) -> np.ndarray:
-    return image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image
+    is_lossy = kind in ("JPEG", "MPO", "WEBP")
+    return Stored(numbers, np.atleast_3d(shown), has_alpha, bool(np.any(has_hole)), is_lossy)
 
 
 def _decode_tiff(path: Path) -> Stored:
@@ -241,7 +237,7 @@ def _decode_tiff(path: Path) -> Stored:
             raise _refused(path, f"holds {count} pictures", "save each as a file of its own")
         if page.tags.valueof(ORIENTATION, 1) != 1:
             raise _refused(path, "is stored turned (TIFF orientation)", "open it and save it upright")
-        if packing != 1 and packing not in tifffile.TIFF.DECOMPRESSORS:
+        if packing not in tifffile.TIFF.DECOMPRESSORS:
             found = f"has the packing {getattr(packing, 'name', packing)}, which is not read here"
             raise _refused(path, found, "save it without compression, or with LZW")
         return _stored(path, page, page.asarray(), packing in LOSSY_TIFF)
@@ -255,15 +251,15 @@ def _stored(path: Path, page: Any, numbers: np.ndarray, is_lossy: bool) -> Store
     extras = list(page.extrasamples)
     is_alpha = np.isin([0] * (page.samplesperpixel - len(extras)) + extras, (1, 2))  # others are channels, as infrared
     layers, largest = np.atleast_3d(numbers), 2**bits - 1 if numbers.dtype.kind in "ui" else 1
-    channels, has_hole = _flat(layers[..., ~is_alpha]), bool((layers[..., is_alpha] < largest).any())
-    if colours == PALETTE and channels.ndim == 2:
+    shown, has_hole = layers[..., ~is_alpha], bool((layers[..., is_alpha] < largest).any())
+    if colours == PALETTE and shown.shape[2] == 1:
         table = page.colormap.T if page.colormap.max() < 256 else page.colormap.T >> 8  # some programs write bytes
-        shown = table.astype(np.uint8)[channels]
-    elif colours == CMYK and channels.shape[2:] == (4,) and page.tags.valueof(INK_SET, 1) == 1 and not is_lossy:
-        light = 1 - channels / largest
-        shown = np.rint(light[..., :3] * light[..., 3:] * largest).astype(channels.dtype)
+        shown = table.astype(np.uint8)[shown[..., 0]]
+    elif colours == CMYK and shown.shape[2] == 4 and page.tags.valueof(INK_SET, 1) == 1 and not is_lossy:
+        light = 1 - shown / largest
+        shown = np.rint(light[..., :3] * light[..., 3:] * largest).astype(numbers.dtype)
     elif colours in (WHITE_IS_0, BLACK_IS_0, RGB) or (colours == YCBCR and is_lossy):
-        shown = channels * np.uint8(255 // largest) if bits < 8 else channels
+        shown = shown * np.uint8(255 // largest) if bits < 8 else shown
         if colours == WHITE_IS_0:
             shown = -shown if shown.dtype.kind in "fi" else max(255, largest) - shown
     else:
@@ -286,6 +282,12 @@ class Sample:
 def is_junk(name: str) -> bool:
     """True for the files and folders that operating systems and Jupyter leave behind."""
     return name.startswith(".") or name.lower() in ("__macosx", "thumbs.db", "desktop.ini")
+
+
+def files_in(folder: Path) -> list[Path]:
+    """All files in a folder and the folders in it, sorted, junk left out."""
+    paths = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return [path for path in paths if not any(map(is_junk, path.relative_to(folder).parts))]
 
 
 def split_parts(

