@@ -153,7 +153,7 @@ def _yeast_interior(
     rng: Generator, centre: ndarray, radius: ndarray, alive: ndarray, owner: ndarray, depth: ndarray
 ) -> tuple[ndarray, ndarray]:
     """Paint plasma, vacuoles and granules as amplitude (medium = 1); `cover` (0 … 1) says how far they are seen."""
-    fine, coarse = _smooth_noise(rng, owner.shape, 1.1), _smooth_noise(rng, owner.shape, 2.4)
+    fine, coarse = smooth_noise(rng, owner.shape, 1.1), smooth_noise(rng, owner.shape, 2.4)
     living = np.minimum(1, 0.2 + radius / 15) * rng.uniform(0.8, 1.15, len(alive))
     plasma = np.where(alive, living, rng.uniform(0.36, 0.56, len(alive)))
     interior = plasma[owner] * (1 + 0.1 * fine + 0.22 * coarse)
@@ -199,7 +199,8 @@ def _phase_contrast(phase: ndarray, defocus: float) -> ndarray:
     return np.abs(wave) / np.sqrt(transmission)
 
 
-def _smooth_noise(rng: Generator, shape: tuple[int, ...], sigma: float) -> ndarray:
+def smooth_noise(rng: Generator, shape: tuple[int, ...], sigma: float | tuple[float, float]) -> ndarray:
+    """Return smooth noise (H, W) of mean 0 and standard deviation 1."""
     noise = ndimage.gaussian_filter(rng.standard_normal(shape), sigma, mode="wrap", truncate=3)
     return noise / noise.std()
 
@@ -210,5 +211,5 @@ def _camera(rng: Generator, amplitude: ndarray) -> ndarray:
     (slope_y, slope_x), (centre_y, centre_x) = rng.normal(0, 0.25, 2), rng.normal(0, 0.4, 2)
     fall = rng.uniform(0, 0.3) * ((y[:, None] - centre_y) ** 2 + (x - centre_x) ** 2)
     amplitude = amplitude * np.sqrt(np.exp(slope_y * y[:, None] + slope_x * x - fall))
-    noise = rng.uniform(3, 5.5) * _smooth_noise(rng, amplitude.shape, 0.7) + 1.5 * rng.standard_normal(amplitude.shape)
+    noise = rng.uniform(3, 5.5) * smooth_noise(rng, amplitude.shape, 0.7) + 1.5 * rng.standard_normal(amplitude.shape)
     return np.clip(np.rint(rng.uniform(70, 95) * amplitude + noise), 0, 255).astype(np.uint8)
