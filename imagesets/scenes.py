@@ -116,7 +116,7 @@ class _Street:
         dashes = (np.abs(off) < half) & (z / rng.uniform(6, 10) % 1 < 0.5)
         marks = dashes | (np.abs(out + 0.35) < half * rng.integers(2))
         asphalt = rng.uniform(0.32, 0.54) + rng.normal(0, 0.012, 3)
-        slabs = asphalt * rng.uniform(0.75, 1.3) + rng.normal(0, 0.02, 3)
+        slabs = asphalt * rng.uniform(0.8, 1.2) + rng.normal(0, 0.02, 3)
         colours = np.array([1.2 * pick_colour(rng, LEAVES), asphalt, slabs])[number - TREE]
         shade = np.clip(smooth_noise(rng, off.shape, (4, 30)), 0, 1) * rng.uniform(0, 0.5)  # of clouds and trees
         gain = (1 + np.where(number == TREE, 0.1, 0.05) * self.rough[box]) * (1.1 - shade)
@@ -133,7 +133,7 @@ class _Street:
             for z in rng.uniform(6, 70, rng.poisson(5)):
                 x = side * self.centre(z) + self.wide / 2 + rng.uniform(0.8, 8)
                 things.append((z, side * min(x, facade), self.paint_tree))
-            for z in rng.uniform(5, 14) + 11 * np.arange(rng.integers(1, 6)):
+            for z in rng.uniform(7, 16) + 11 * np.arange(rng.integers(1, 6)):
                 beside = self.wide / 4 if rng.random() < 0.5 else self.wide / 2 + rng.uniform(-0.6, 0.7)
                 things.append((z, self.centre(z) + side * beside, self.paint_car))
         for z, x, paint in sorted(things, key=lambda thing: -thing[0]):
