@@ -2,7 +2,6 @@
 
 Pixels: `cross_entropy`, `focal_loss`.  Regions: `dice_loss`, `tversky_loss`; thin lines: `soft_cldice_loss`.
 Borders: `BoundaryWeightedLoss`, `boundary_loss`.  Objects and holes: `TopologyLoss`.  `WeightedSum` adds any of them.
-
 All take `logits` (B, C, H, W), raw, and `target` (B, H, W), integer; `InputError` if these do not belong together.
 Pixels labelled `IGNORE_INDEX` count in no term; where no pixel counts, the loss is 0 with zero gradient.  All compute
 in float32 (float64 if the logits are), also inside autocast, and stay finite for logits of ±10⁴.
@@ -135,8 +134,7 @@ def boundary_loss(logits: Tensor, target: Tensor, distance: Tensor | None = None
     of `boundary.signed_distance`, or (B, H, W) that of class 1 of two; by default it is worked out here, on the CPU.
     Kervadec et al., 2021 (doi:10.1016/j.media.2020.101851), equations 4 and 5, plus a constant that makes the best 0.
     """
-    probs, truth = _probs_and_one_hot(logits, target)
-    target = target.long()
+    (probs, truth), target = _probs_and_one_hot(logits, target), target.long()
     if distance is None:
         distance = _map_of_each(target, functools.partial(signed_distance, num_classes=probs.shape[1]))
     signed = distance[:, None] if distance.ndim == 3 else distance[:, 1:]
@@ -155,13 +153,10 @@ class BoundaryWeightedLoss(nn.Module):
     each step; loss(logits, target, w) takes maps (B, H, W).  Ronneberger et al., 2015 (arXiv:1505.04597), equation 2.
     """
 
-    def __init__(
-        self, w0: float = 5.0, sigma: float = 2.0, *,
-        class_weight: Sequence[float] | None = None, separation: bool = False,
-    ):  # fmt: skip
+    def __init__(self, w0: float = 5.0, sigma: float = 2.0, *, class_weight: Any = None, separation: bool = False):
         super().__init__()
         self.w0, self.sigma, self.separation = w0, sigma, separation
-        self.class_weight: Any = class_weight and tuple(class_weight)
+        self.class_weight: Any = class_weight and tuple(class_weight)  # (K,)
         self._map(np.zeros((1, 1), np.int64))  # wrong settings are refused here, not in the first step
 
     def forward(self, logits: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:

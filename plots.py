@@ -123,8 +123,8 @@ def square(around: Array, *arrays: Array) -> list[Array]:
     """Cut the same square, as large as fits, out of all arrays (…, H, W), around the middle of a label."""
     (H, W), side = around.shape, min(around.shape)
     inside = np.argwhere((around > 0) & (around != IGNORE_INDEX))
-    middle = inside.mean(axis=0) if len(inside) else (H / 2, W / 2)
-    top, left = (int(np.clip(m - side / 2, 0, n - side)) for m, n in zip(middle, (H, W)))
+    middle = inside.mean(axis=0) if len(inside) else np.array([H, W]) / 2
+    top, left = np.clip(middle - side / 2, 0, (H - side, W - side)).astype(int)
     return [array[..., top : top + side, left : left + side] for array in arrays]
 
 
@@ -241,9 +241,8 @@ def curves(axes: Sequence[Axes], histories: Mapping[str, Rows], metric: str = "m
                 if points := [(row["epoch"], row[f"{part}_{key}"]) for row in history if f"{part}_{key}" in row]:
                     ax.plot(*zip(*points), line, color=colour, label=f"{name} {word}")
         ax.set(xlabel="epoch", ylabel=key.replace("_", " ").replace("iou", "IoU"), yscale=scale)
-        if scale == "log":
-            log_ticks(ax.yaxis)
         ax.xaxis.set_major_locator(plt.MaxNLocator(integer=True))
+    log_ticks(axes[0].yaxis)
     axes[1].legend(fontsize=8)
     return axes
 
@@ -280,14 +279,12 @@ def draw_unet(stages: Sequence[Any], *, input_channels: int, num_classes: int, s
         channels = f"{stage.inputs} → " * (skip == "concat" and k > depth) + f"{stage.channels}"
         ax.text(x[k], y[k] + height[k] + 0.02, channels, ha="center", va="bottom", fontsize=9, fontweight="bold")
         ax.text(x[k], y[k] - 0.02, f"{stage.height}×{stage.width}", ha="center", va="top", fontsize=8)
-    links = [] if skip == "none" else [f"skip: {skip}"]
-    links += ["pooling indices"] * (upsampling == "unpool")
+    links = [f"skip: {skip}"] * (skip != "none") + ["pooling indices"] * (upsampling == "unpool")
     ways = [(VERMILION if k < depth else GREEN, k, k + 1) for k in range(2 * depth)]
     ways += [(GREY, k, 2 * depth - k) for k in range(depth) if links]
     left, right, middle = x - width / 2, x + width / 2, y + height / 2
-    for colour, start, end in ways:
-        style = {"arrowstyle": "-|>", "color": colour}
-        ax.annotate("", (left[end], middle[end]), (right[start], middle[start]), arrowprops=style)
+    for colour, a, b in ways:
+        ax.annotate("", (left[b], middle[b]), (right[a], middle[a]), arrowprops={"arrowstyle": "-|>", "color": colour})
     ax.text(left[0] - 0.12, 0.36, f"image\nchannels: {input_channels}", ha="right", va="center", fontsize=9)
     ax.text(right[-1] + 0.12, 0.36, f"1×1 →\n{num_classes} logits", ha="left", va="center", fontsize=9)
     words = {"encoder: two 3×3 convolutions": SKY, "decoder: the same": ORANGE, "2×2 max pooling": VERMILION}

@@ -3,10 +3,8 @@
 A border is the set of *cracks* between neighbouring pixels of different label.  On the lattice of half pixels cracks
 are points like any other, and a Euclidean distance transform there is exact; a distance to the nearest pixel of another
 class would be 0.58 pixels too long on average.  Neither the frame of the image nor an ignored region makes a border.
-Labels are (H, W), integer, else `InputError`.
-
-Sources: Ronneberger et al., 2015 (arXiv:1505.04597), equation 2; Kervadec et al., 2021
-(doi:10.1016/j.media.2020.101851); Maurer, Qi and Raghavan, 2003 (doi:10.1109/TPAMI.2003.1177156).
+Labels are (H, W) integer, else `InputError`.  Ronneberger et al., 2015 (arXiv:1505.04597), equation 2; Kervadec et al.,
+2021 (doi:10.1016/j.media.2020.101851); Maurer, Qi and Raghavan, 2003 (doi:10.1109/TPAMI.2003.1177156).
 """
 
 import numpy as np
@@ -119,9 +117,8 @@ def _two_distances(instances: np.ndarray, reach: float) -> tuple[np.ndarray, np.
         around = tuple(slice(max(s.start - margin, 0), s.stop + margin) for s in box)
         distance = border_distance((instances[around] == number).astype(np.uint8))
         distance[distance > reach] = np.inf
-        before = nearest[around].copy()
-        nearest[around] = np.minimum(before, distance)
-        second[around] = np.minimum(second[around], np.maximum(before, distance))
+        second[around] = np.minimum(second[around], np.maximum(nearest[around], distance))
+        nearest[around] = np.minimum(nearest[around], distance)
     return nearest, second
 
 

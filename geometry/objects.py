@@ -180,12 +180,9 @@ def centre_lines(pred: ArrayLike, target: ArrayLike, of_class: int = 1) -> Centr
     """Count how much of the skeletons S_P, S_G of one class lies inside of the true mask G, the predicted mask P."""
     in_pred, in_target = class_masks(pred, target, of_class)
     of_pred, of_target = skeletonize(in_pred), skeletonize(in_target)
-    return CentreLineCounts(
-        pred_inside=np.count_nonzero(of_pred & in_target),
-        pred_length=np.count_nonzero(of_pred),
-        target_inside=np.count_nonzero(of_target & in_pred),
-        target_length=np.count_nonzero(of_target),
-    )
+    lines = {"pred_inside": of_pred & in_target, "pred_length": of_pred}
+    lines |= {"target_inside": of_target & in_pred, "target_length": of_target}
+    return CentreLineCounts(**{name: np.count_nonzero(line) for name, line in lines.items()})
 
 
 class TopologyCounts(Counts):
@@ -281,16 +278,15 @@ def judge(guesses: Maps, labels: Maps, object_class: int = 1) -> Row:
     """
     pairs, connectivity = list(zip(guesses, labels)), 8 if object_class == 1 else 4
     borders = [boundary_distances(guess, label, of_class=1) for guess, label in pairs]
-    hd95 = np.array([distances.hausdorff(95) for distances in borders])
-    hd95 = hd95[~np.isnan(hd95)]  # nothing there and nothing found has no score
+    hd95 = [d for distances in borders if not math.isnan(d := distances.hausdorff(95))]  # nothing is there, or found
     tables = [overlaps(*class_objects(*pair, object_class, connectivity=connectivity)) for pair in pairs]
     parts, matches = total(map(partition, tables)), total(map(match_objects, tables))
     return {
         "dice": dice(guesses, labels),
         "mean_iou": metrics.mean_iou(_confusion(guesses, labels)),
         "boundary_f1": total(distances.within(2) for distances in borders).f1,
-        "hd95": float(np.median(hd95)) if hd95.size else math.nan,
-        "hd95_images": hd95.size,
+        "hd95": float(np.median(hd95)) if hd95 else math.nan,
+        "hd95_images": len(hd95),
         "cl_dice": total(centre_lines(*pair) for pair in pairs).cl_dice,
         **{name: getattr(parts, name) for name in ("arand", "voi_split", "voi_merge")},
         **{"object_f1": matches.f1, "panoptic_quality": matches.panoptic_quality},
@@ -338,6 +334,5 @@ def precision_recall(probs: Maps, labels: Maps) -> SimpleNamespace:
     f1 = 2 * hits[last] / (last + 1 + hits[-1])
     curve = SimpleNamespace(thresholds=score[last], precision=precision, recall=recall, f1=f1, best=int(f1.argmax()))
     curve.max_f, curve.average_precision = float(f1.max()), float((np.diff(recall, prepend=0) * precision).sum())
-    at_eleven = [precision[recall >= k / 10 - 1e-12].max() for k in range(11)]
-    curve.average_precision_11 = float(np.mean(at_eleven))
+    curve.average_precision_11 = float(np.mean([precision[recall >= k / 10 - 1e-12].max() for k in range(11)]))
     return curve

@@ -1,10 +1,10 @@
 """Synthetic phase-contrast pictures of yeast with exact labels: the data set that is there when no other is.
 
-The picture is computed from the cells, one function a step, in the order of the light.  A dead cell is dark, has no
-vacuole and almost no halo; its label is background.  Buds are dark too and the light is uneven, so no threshold
-separates living from dead.  Lengths are in pixels.  Sources: Zernike, 1942 (doi 10.1016/S0031-8914(42)80035-X), phase
-contrast; Yin et al., 2012 (doi 10.1016/j.media.2011.12.006), its optics as filters; Anscombe, 1948 (doi
-10.1093/biomet/35.3-4.246), square root against photon noise.
+The picture is computed from the cells, a function a step, in the order of the light.  A dead cell is dark, has almost
+no halo, and is background.  Buds are dark too and the light is uneven, so no threshold separates living from dead.
+Lengths are in pixels.  Sources: Zernike, 1942 (doi 10.1016/S0031-8914(42)80035-X), phase contrast; Yin et al., 2012
+(doi 10.1016/j.media.2011.12.006), its optics as filters; Anscombe, 1948 (doi 10.1093/biomet/35.3-4.246), square root
+against photon noise.
 """
 
 import itertools
@@ -27,6 +27,7 @@ from checks import InputError
 VERSION = 1  # raise it when the pictures change, so that an older set on disk is not taken for this one
 MARGIN = 24  # drawn around the frame and cut off at the end, so that cells and halos may cross the frame
 Box = tuple[slice, slice]
+Cells = tuple[ndarray, ndarray, ndarray]  # centre (n + 1, 2), radius and alive (n + 1,); entry 0 is the medium
 
 
 @dataclass(frozen=True)
@@ -48,13 +49,13 @@ class YeastScene(Scene):
 def yeast_scene(rng: Generator, height: int = 256, width: int = 256) -> YeastScene:
     """Draw one phase-contrast picture (height, width) of budding yeast; some cells live, some are dead."""
     shape = (height + 2 * MARGIN, width + 2 * MARGIN)
-    centre, radius, alive = _yeast_colonies(rng, height, width)
-    owner, depth = _yeast_regions(rng, centre, radius, alive, shape)
+    _, radius, alive = cells = _colonies(rng, height, width)
+    owner, depth = _regions(rng, cells, shape)
     density = np.where(alive, rng.uniform(0.26, 0.34, len(alive)), rng.uniform(0.04, 0.09, len(alive)))
     # cells swell from their outline inwards; the dead have leaked and are thin
     phase = (density / radius**1.1)[owner] * depth * (2 * radius[owner] - depth)
-    phase += _yeast_debris(rng, shape) * (owner == 0)
-    interior, cover = _yeast_interior(rng, centre, radius, alive, owner, depth)
+    phase += _debris(rng, shape) * (owner == 0)
+    interior, cover = _interior(rng, cells, owner, depth)
     amplitude = (1 - cover) * _phase_contrast(phase, defocus=rng.uniform(-8, 8)) + cover * interior
     image, owner = (array[MARGIN:-MARGIN, MARGIN:-MARGIN] for array in (_camera(rng, amplitude), owner))
     seen = alive & (np.bincount(owner.ravel(), minlength=len(alive)) >= 10)  # the frame leaves slivers
@@ -95,8 +96,8 @@ def writer(kind: str, version: int, scenes: dict[str, Any], number: int, side: i
 write_yeast = writer("yeast", VERSION, {"yeast_{:02}.png": yeast_scene}, 18)
 
 
-def _yeast_colonies(rng: Generator, height: int, width: int) -> tuple[ndarray, ndarray, ndarray]:
-    """Choose colonies, buds on mothers, dead cells: centre (n + 1, 2), radius, alive (n + 1,); entry 0 is medium."""
+def _colonies(rng: Generator, height: int, width: int) -> Cells:
+    """Choose colonies, buds on mothers, and dead cells."""
     area = height * width / 256**2
     num_dead, num_colonies = (max(1, round(area * rng.uniform(1, most))) for most in (3.6, 4))
     count = num_dead + max(5, round(area * rng.uniform(12, 25)))
@@ -134,26 +135,23 @@ def _disc(rng: Generator, centre: ndarray, radius: float, rough: float, shape: t
     return (slice(*rows), slice(*columns)), np.hypot(y, x) - radius * outline
 
 
-def _yeast_regions(
-    rng: Generator, centre: ndarray, radius: ndarray, alive: ndarray, shape: tuple[int, int]
-) -> tuple[ndarray, ndarray]:
+def _regions(rng: Generator, cells: Cells, shape: tuple[int, int]) -> tuple[ndarray, ndarray]:
     """Give each pixel to the nearest cell: `owner` (its number, 0 outside) and `depth` below its surface."""
     nearest, second, owner = np.full(shape, 99.0), np.full(shape, 99.0), np.zeros(shape, dtype=np.int64)
+    centre, radius, alive = cells
     for number in range(1, len(alive)):
         box, distance = _disc(rng, centre[number], radius[number], 1.0 if alive[number] else 1.4, shape)
-        closer = distance < nearest[box]
-        second[box] = np.where(closer, nearest[box], np.minimum(distance, second[box]))
-        owner[box] = np.where(closer, number, owner[box])
-        nearest[box] = np.minimum(distance, nearest[box])
+        second[box] = np.minimum(second[box], np.maximum(nearest[box], distance))
+        owner[box][distance < nearest[box]] = number
+        nearest[box] = np.minimum(nearest[box], distance)
     depth = np.minimum(-nearest, 0.8 * (second - nearest))  # a wall between two pressed cells is steeper
     return np.where(nearest < 0, owner, 0), np.clip(depth, 0, None)
 
 
-def _yeast_interior(
-    rng: Generator, centre: ndarray, radius: ndarray, alive: ndarray, owner: ndarray, depth: ndarray
-) -> tuple[ndarray, ndarray]:
+def _interior(rng: Generator, cells: Cells, owner: ndarray, depth: ndarray) -> tuple[ndarray, ndarray]:
     """Paint plasma, vacuoles and granules as amplitude (medium = 1); `cover` (0 … 1) says how far they are seen."""
-    fine, coarse = _smooth_noise(rng, owner.shape, 1.1), _smooth_noise(rng, owner.shape, 2.4)
+    centre, radius, alive = cells
+    fine, coarse = smooth_noise(rng, owner.shape, 1.1), smooth_noise(rng, owner.shape, 2.4)
     living = np.minimum(1, 0.2 + radius / 15) * rng.uniform(0.8, 1.15, len(alive))
     plasma = np.where(alive, living, rng.uniform(0.36, 0.56, len(alive)))
     interior = plasma[owner] * (1 + 0.1 * fine + 0.22 * coarse)
@@ -174,7 +172,7 @@ def _yeast_interior(
     return np.clip(interior, 0.1, None), cover
 
 
-def _yeast_debris(rng: Generator, shape: tuple[int, int]) -> ndarray:
+def _debris(rng: Generator, shape: tuple[int, int]) -> ndarray:
     """Return the optical phase of small specks in the medium, about four in 256 × 256 pixels."""
     phase = np.zeros(shape)
     for centre in rng.uniform(0, shape, size=(rng.poisson(shape[0] * shape[1] / 15000), 2)):
@@ -199,7 +197,8 @@ def _phase_contrast(phase: ndarray, defocus: float) -> ndarray:
     return np.abs(wave) / np.sqrt(transmission)
 
 
-def _smooth_noise(rng: Generator, shape: tuple[int, ...], sigma: float) -> ndarray:
+def smooth_noise(rng: Generator, shape: tuple[int, ...], sigma: float | tuple[float, float]) -> ndarray:
+    """Return smooth noise (H, W) of mean 0 and standard deviation 1."""
     noise = ndimage.gaussian_filter(rng.standard_normal(shape), sigma, mode="wrap", truncate=3)
     return noise / noise.std()
 
@@ -210,5 +209,5 @@ def _camera(rng: Generator, amplitude: ndarray) -> ndarray:
     (slope_y, slope_x), (centre_y, centre_x) = rng.normal(0, 0.25, 2), rng.normal(0, 0.4, 2)
     fall = rng.uniform(0, 0.3) * ((y[:, None] - centre_y) ** 2 + (x - centre_x) ** 2)
     amplitude = amplitude * np.sqrt(np.exp(slope_y * y[:, None] + slope_x * x - fall))
-    noise = rng.uniform(3, 5.5) * _smooth_noise(rng, amplitude.shape, 0.7) + 1.5 * rng.standard_normal(amplitude.shape)
+    noise = rng.uniform(3, 5.5) * smooth_noise(rng, amplitude.shape, 0.7) + 1.5 * rng.standard_normal(amplitude.shape)
     return np.clip(np.rint(rng.uniform(70, 95) * amplitude + noise), 0, 255).astype(np.uint8)

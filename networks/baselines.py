@@ -1,10 +1,8 @@
 """The networks that a U-Net is compared with: the road net, a dilated net, FCN-32s, 16s, 8s, and classifiers.
 
-Those that segment map images (B, C, H, W) to logits (B, K, H, W) for every H, W ≥ 1, as the U-Net does.
-
-An FCN is a classifier of patches that reads a whole image.  A dense layer on a k×k map is a k×k convolution that has
-one place to be.  On a larger image it has many, and answers once for each; upsampling turns these answers into one for
-each pixel.  No convolution of the classifier is padded, so the FCN with its weights gives exactly its answers.
+Those that segment map images (B, C, H, W) to logits (B, K, H, W) for every H, W ≥ 1, as the U-Net does.  An FCN is a
+classifier of patches that reads a whole image.  A dense layer on a k×k map is a k×k convolution that has one place to
+be; on a larger image it has many, and answers once for each.  Upsampling makes of these one answer for each pixel.
 
 Sources: Long, Shelhamer and Darrell, 2015 (arXiv:1411.4038), FCN;  Simonyan and Zisserman, 2015 (arXiv:1409.1556), VGG;
 Yu and Koltun, 2016 (arXiv:1511.07122), and Chen et al., 2017 (arXiv:1606.00915), dilation.
@@ -21,7 +19,6 @@ from checks import InputError
 from networks.upsampling import bilinear_upsampling
 from unet import UNet, check_input, check_settings, initialise, space_to_depth
 
-WIDTHS = (16, 32, 64, 64, 64)
 FCN_WIDTHS = (16, 32, 64, 128, 128)
 LEVELS = 5  # poolings in the backbone: its map has one value for 2⁵ = 32 pixels
 Upsampling = Literal["transposed", "bilinear"]
@@ -41,14 +38,9 @@ class RoadNet(nn.Module):
         super().__init__()
         check_settings("RoadNet", in_channels, num_classes, (32, 64))
         self.in_channels, self.num_classes = in_channels, num_classes
-        self.layers = nn.Sequential(
-            nn.Conv2d(in_channels, 32, 5, stride=2, padding=2),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(32, 64, 5, stride=2, padding=2),
-            nn.ReLU(inplace=True),
-            nn.Conv2d(64, num_classes, 1),
-            nn.Upsample(scale_factor=4, mode="bilinear"),
-        )
+        first, second = nn.Conv2d(in_channels, 32, 5, 2, padding=2), nn.Conv2d(32, 64, 5, 2, padding=2)
+        last = nn.Conv2d(64, num_classes, 1), nn.Upsample(scale_factor=4, mode="bilinear")
+        self.layers = nn.Sequential(first, nn.ReLU(inplace=True), second, nn.ReLU(inplace=True), *last)
         self.apply(initialise)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -59,14 +51,15 @@ class RoadNet(nn.Module):
 class DilatedNet(nn.Module):
     """The backbone with its last poolings replaced by dilation.
 
-    Without a pooling the map stays twice as fine, and a convolution after it must reach twice as far to see the same
-    pixels: taps 2, then 4 pixels apart.  The parameters stay what they were; the multiply-adds after it are fourfold.
+    Without a pooling the map stays twice as fine, and the convolutions after it must reach twice as far: taps 2, then 4
+    pixels apart.  The parameters stay what they were; the multiply-adds are fourfold.
     `output_stride` (16, 8, 4, 2, 1): pixels for one value of the map before the bilinear upsampling.
     """
 
     def __init__(
-        self, in_channels: int = 3, num_classes: int = 2, widths: Sequence[int] = WIDTHS, *, output_stride: int = 8
-    ):
+        self, in_channels: int = 3, num_classes: int = 2, widths: Sequence[int] = (16, 32, 64, 64, 64), *,
+        output_stride: int = 8,
+    ):  # fmt: skip
         super().__init__()
         strides = tuple(2**level for level in range(len(widths)))
         check_settings("DilatedNet", in_channels, num_classes, widths, output_stride=(output_stride, strides))
@@ -108,8 +101,8 @@ class PatchClassifier(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check_input("PatchClassifier", x, self.in_channels)
         if x.shape[2:] != (self.patch, self.patch):
-            sizes = f"images {tuple(x.shape[2:])}, its dense layers fit {self.patch}"
-            raise InputError(f"PatchClassifier: {sizes}; FCN.from_classifier makes a network for every size.")
+            advice = f"its dense layers fit {self.patch}; FCN.from_classifier makes a network for every size."
+            raise InputError(f"PatchClassifier: images {tuple(x.shape[2:])}, {advice}")
         for stage in self.stages:
             x = self.pool(stage(x))
         return self.dense(x)  # (B, K)
@@ -132,8 +125,7 @@ class FCN(nn.Module):
         super().__init__()
         choices = {"stride": (stride, tuple(SKIPS)), "upsampling": (upsampling, get_args(Upsampling))}
         kernel = _check_backbone("FCN", in_channels, num_classes, widths, patch, **choices)
-        self.in_channels, self.num_classes, self.widths, self.patch = in_channels, num_classes, tuple(widths), patch
-        self.stride = stride
+        self.in_channels, self.num_classes, self.stride, self.patch = in_channels, num_classes, stride, patch
         self.stages = nn.ModuleList(conv_stage(a, b) for a, b in zip((in_channels, *widths), widths))
         self.pool = nn.MaxPool2d(2, ceil_mode=True)
         dense = nn.Conv2d(widths[-1], widths[-1], kernel, padding=kernel // 2)

@@ -4,7 +4,6 @@ By formula: while one image runs, PyTorch's operations are noted (`Record`).  Al
 convolution of kernel k, stride s, padding p, dilation d reads the positions o·s − p … o·s − p + (k−1)·d, of a
 transposed one the i with i·s − p ≤ o ≤ i·s − p + (k−1)·d.  The record is walked backwards to the image; where branches
 meet, their ranges are joined.  What is not known here reads all of its input; normalisation counts as pixel by pixel.
-
 Sources: Dumoulin and Visin, 2016 (arXiv:1603.07285); Araujo et al., 2019 (doi:10.23915/distill.00021).
 """
 
@@ -80,9 +79,8 @@ def layer_table(model: nn.Module, input_shape: tuple[int, ...]) -> list[Layer]:
 
 def format_table(layers: list[Layer], input_shape: tuple[int, ...]) -> str:
     """The rows of `layer_table` as text, with their sums."""
-    head = "layer", "kind", "output C×H×W", "parameters", "mult-adds", "field", "stride", "memory"
     parameters, products, memory = (sum(numbers) for numbers in zip(*((r[3], r[4], r[7]) for r in layers)))
-    lines = [head]
+    lines = [("layer", "kind", "output C×H×W", "parameters", "mult-adds", "field", "stride", "memory")]
     for row in [*layers, Layer("sum", "", (), parameters, products, (), (), memory)]:
         shape, field = ("×".join(map(str, sizes)) for sizes in (row.output_shape[1:], row.receptive_field))
         numbers = f"{row.parameters:,}", f"{row.multiply_adds / 1e6:,.1f} M", field

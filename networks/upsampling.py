@@ -4,7 +4,6 @@ A transposed convolution of stride s has the transposed matrix of a convolution 
 value paints one copy of the kernel, s pixels after the one before.  By its rows, it is a filter over the input with
 s − 1 zeros between its values.  The zeros add copies of the spectrum at the frequencies k/s; what the filter leaves of
 them is the checkerboard.  The kernel of bilinear interpolation has a zero at each k/s.
-
 Sources: Dumoulin and Visin, 2016 (arXiv:1603.07285), chapter 4; Odena, Dumoulin and Olah, 2016
 (doi:10.23915/distill.00003); Long, Shelhamer and Darrell, 2015 (arXiv:1411.4038).
 """

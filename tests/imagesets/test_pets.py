@@ -10,9 +10,9 @@ from imagesets.scenes import pet_scene
 from imagesets.yeast import Scene
 
 PINNED = [  # scene, mean colour, share of every class
-    (0, [101.83, 86.0, 69.26], [0.6616, 0.2386, 0.0998]),
-    (1, [89.5, 88.91, 63.69], [0.7533, 0.1473, 0.0995]),
-    (2, [138.49, 101.79, 64.77], [0.7248, 0.1869, 0.0883]),
+    (0, [113.78, 100.35, 77.56], [0.5642, 0.3168, 0.119]),
+    (1, [101.36, 86.04, 58.09], [0.6621, 0.2471, 0.0908]),
+    (2, [105.32, 88.02, 73.72], [0.5674, 0.3039, 0.1287]),
 ]
 
 
@@ -58,4 +58,4 @@ def test_no_colour_gives_the_pet_away(scenes: list[Scene]) -> None:
     code = image[..., 0] * 64 + image[..., 1] * 8 + image[..., 2]
     pet, rest = (np.bincount(code[label == c], minlength=512) for c in (1, 0))
     choices = [pet > factor * rest for factor in (0.2, 0.3, 0.4, 0.6, 1)]
-    assert max(pet[chosen].sum() / (pet.sum() + rest[chosen].sum()) for chosen in choices) < 0.55  # measured 0.37
+    assert max(pet[chosen].sum() / (pet.sum() + rest[chosen].sum()) for chosen in choices) < 0.55  # measured 0.35

@@ -11,9 +11,9 @@ from imagesets.yeast import Scene
 
 CLASSES = [SKY, BUILDING, TREE, ROAD, PAVEMENT, CAR, IGNORE_INDEX]
 PINNED = [  # scene, mean colour, share of every class
-    (0, [138.56, 145.28, 146.6], [0.2355, 0.3035, 0.1432, 0.2137, 0.0872, 0.017, 0.0]),
-    (1, [161.57, 161.27, 156.78], [0.384, 0.0248, 0.122, 0.248, 0.1565, 0.0278, 0.0369]),
-    (2, [155.47, 138.6, 118.78], [0.1761, 0.3499, 0.0411, 0.3563, 0.0404, 0.0363, 0.0]),
+    (0, [97.25, 97.26, 102.89], [0.1291, 0.2084, 0.0728, 0.4641, 0.0387, 0.0316, 0.0553]),
+    (1, [144.87, 150.23, 152.31], [0.26, 0.0667, 0.0936, 0.3828, 0.1746, 0.0223, 0.0]),
+    (2, [142.64, 155.4, 154.18], [0.3115, 0.1192, 0.1624, 0.1927, 0.1002, 0.0262, 0.0878]),
 ]
 
 
@@ -51,6 +51,6 @@ def test_neither_brightness_nor_place_alone_finds_the_road(scenes: list[Scene]) 
     road, counts = label == ROAD, label != IGNORE_INDEX
     edges, usual = range(0, 257, 16), road.sum(axis=0) / np.maximum(counts.sum(axis=0), 1)
     best = max(iou((grey >= a) & (grey < b), road, counts) for a in edges for b in edges if a < b)
-    assert best < 0.6  # measured 0.51; a U-Net of 8 … 32 channels reached 0.70 in 100 steps
+    assert best < 0.6  # measured 0.50
     best = max(iou(np.broadcast_to(usual > t, road.shape), road, counts) for t in (0.3, 0.4, 0.5, 0.6))
-    assert best < 0.78  # measured 0.73, although the frequencies are those of the very same scenes
+    assert best < 0.78  # measured 0.67, although the frequencies are those of the very same scenes
