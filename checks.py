@@ -33,8 +33,7 @@ def check_images(images: Tensor) -> None:
     if images.ndim != 4:
         raise InputError(f"images has shape {tuple(images.shape)}; expected four axes (B, C, H, W), as images[None].")
     if images.shape[-1] in (1, 3, 4) and images.shape[1] > 4:
-        advice = "The channels seem to come last: use images.permute(0, 3, 1, 2)."
-        raise InputError(f"images has shape {tuple(images.shape)}; expected (B, C, H, W). {advice}")
+        raise InputError(f"images has shape {tuple(images.shape)}; are its channels last? images.permute(0, 3, 1, 2)")
     if not images.is_floating_point():
         raise InputError(f"images has dtype {images.dtype}; expected a float type. Use images.float().")
     if not torch.isfinite(images).all():
@@ -52,8 +51,7 @@ def check_pair(logits: Tensor, target: Tensor, weight: Tensor | None = None, *, 
         raise InputError(f"logits has shape {tuple(logits.shape)}; expected four axes (B, C, H, W).")
     B, C, H, W = logits.shape
     if tuple(target.shape) != (B, H, W):
-        shapes = f"target has shape {tuple(target.shape)}, logits (B, C, H, W) has {tuple(logits.shape)}"
-        raise InputError(f"{shapes}.\nExpected target {(B, H, W)}: one label a pixel.")
+        raise InputError(f"target has shape {tuple(target.shape)}; expected {(B, H, W)}, as logits has {(B, C, H, W)}.")
     if target.is_floating_point() or target.dtype == torch.bool:
         raise InputError(f"target has dtype {target.dtype}; expected integer labels. Use target.long().")
     if logits.device != target.device:
@@ -76,9 +74,8 @@ def check_labels(target: Tensor, num_classes: int) -> None:
         return
     wrong = (target != IGNORE_INDEX) & ((target < 0) | (target >= num_classes))
     if wrong.any():
-        found = f"target holds the label(s) {torch.unique(target[wrong]).tolist()[:8]}"
-        advice = "Check num_classes, or map the values of the mask files with label_map."
-        raise InputError(f"{found}; allowed are 0 … {num_classes - 1} and {IGNORE_INDEX} (ignored).\n{advice}")
+        allowed = f"allowed are 0 … {num_classes - 1} and {IGNORE_INDEX} (ignored): check num_classes, or use label_map"
+        raise InputError(f"target holds the label(s) {torch.unique(target[wrong]).tolist()[:8]}; {allowed}.")
 
 
 def two_or_more(logits: Tensor) -> Tensor:

@@ -36,8 +36,8 @@ def confusion_matrix(
         if prediction.shape[1] == 1 and threshold is None and prediction.numel():
             low, high = prediction.aminmax()
             if low >= 0 and high <= 1:
-                advice = "For logits give threshold=0.0, for probabilities threshold=0.5."
-                raise InputError(f"The one channel lies in {low:.3g} … {high:.3g}: logits or probabilities?\n{advice}")
+                advice = "give threshold=0.0 for logits, threshold=0.5 for probabilities"
+                raise InputError(f"The one channel lies in {low:.3g} … {high:.3g}: {advice}.")
         nan, num_classes = prediction.sum().isnan(), max(prediction.shape[1], 2)  # true for ∞ − ∞, too
         if target.device.type == "cpu" and nan and prediction.isnan().any():
             raise InputError("The prediction holds NaN, which is no class: has the training gone wrong?")
@@ -47,8 +47,7 @@ def confusion_matrix(
             labels = prediction[:, 1] > prediction[:, 0] if num_classes == 2 else prediction.max(dim=1).indices
     elif num_classes is None or prediction.shape != target.shape:
         shapes = f"prediction has shape {tuple(prediction.shape)}, target {tuple(target.shape)}, {num_classes=}"
-        advice = "Expected logits (B, C, H, W), or labels in the shape of target together with num_classes."
-        raise InputError(f"{shapes}.\n{advice}")
+        raise InputError(f"{shapes}; expected logits (B, C, H, W), or labels (B, H, W) together with num_classes.")
     else:
         labels, target = prediction.long(), target.long()  # compared with 255 as integers of one width
         if target.device.type == "cpu":

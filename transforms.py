@@ -240,5 +240,5 @@ def _moved_to(images: Tensor, drawn: Tensor) -> Tensor:
 
 def _check_images(function: str, images: Tensor, channels: int | None = None) -> None:
     if images.ndim != 4 or not images.is_floating_point() or channels not in (None, images.shape[1]):
-        found = f"{images.dtype} {tuple(images.shape)}"
-        raise InputError(f"{function}: images is {found}; expected a float tensor (B, {channels or 'C'}, H, W).")
+        wanted = f"a float tensor (B, {channels or 'C'}, H, W)"
+        raise InputError(f"{function}: images is {images.dtype} {tuple(images.shape)}; expected {wanted}.")

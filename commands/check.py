@@ -24,7 +24,7 @@ from data import NAMES, NUM_CLASSES, source_folder
 from imagesets.files import LabelMap, Problem, Sample, parse_map
 from imagesets.hdf5 import Comparison
 from imagesets.layouts import Layout, read_folder, recognise
-from imagesets.real import READERS, read_dataset
+from imagesets.real import SOURCES, read_dataset
 
 NUM_EXAMPLES = 8
 SHOWN = 20  # files of one kind of problem
@@ -79,7 +79,7 @@ def examine(source: str | Path, *, num_classes: int | None = None, label_map: La
 def _samples(source: str | Path, label_map: LabelMap | None) -> Iterator[Sample | Problem]:
     try:
         folder = source_folder(source, say=lambda line: None)
-        yield from read_dataset(str(source), folder) if str(source) in READERS else read_folder(folder, label_map)
+        yield from read_dataset(str(source), folder) if str(source) in SOURCES else read_folder(folder, label_map)
     except InputError as error:
         yield from getattr(error, "problems", None) or [Problem("", " ".join(str(error).split()))]
 

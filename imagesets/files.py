@@ -126,8 +126,11 @@ def read_map(path: Path, name: str) -> np.ndarray:
     """One extra map (H, W), with the refusals of a label: numbers of objects, or, as `weights`, fractions too."""
     array = _exact(path).numbers
     if array.ndim != 2 or (array.dtype.kind not in "biu" and name != "weights"):
-        advice = f"save {name} as one channel of {'numbers' if name == 'weights' else 'integers'}"
-        raise _refused(path, f"has shape {array.shape} and dtype {array.dtype}", advice)
+        raise _refused(
+            path,
+            f"has shape {array.shape}, dtype {array.dtype}",
+            "save one channel of integers; weights may be fractions",
+        )
     return array
 
 
@@ -159,8 +162,7 @@ def parse_map(text: str) -> dict[Any, int]:
     label_map: dict[Any, int] = {}
     for entry in text.split(","):
         if not (match := re.fullmatch(r" *(\*|\d+(?:-\d+)*)=(\d+) *", entry)) or int(match[2]) > IGNORE_INDEX:
-            advice = "write 0=0,255=1, or *=1 for all other values, or a colour 255-0-255=1"
-            raise ArgumentTypeError(f"{text!r} is no list VALUE=CLASS,…: {advice}")
+            raise ArgumentTypeError(f"{text!r} is no list VALUE=CLASS,…, as 0=0,255=1, or *=1 (others), or 255-0-255=1")
         numbers = tuple(map(int, match[1].split("-"))) if match[1] != "*" else ("*",)
         label_map[numbers if len(numbers) > 1 else numbers[0]] = int(match[2])
     return label_map
@@ -238,8 +240,7 @@ def _decode_tiff(path: Path) -> Stored:
         if page.tags.valueof(ORIENTATION, 1) != 1:
             raise _refused(path, "is stored turned (TIFF orientation)", "open it and save it upright")
         if packing not in tifffile.TIFF.DECOMPRESSORS:
-            found = f"has the packing {getattr(packing, 'name', packing)}, which is not read here"
-            raise _refused(path, found, "save it without compression, or with LZW")
+            raise _refused(path, f"has packing {getattr(packing, 'name', packing)}, not read here", "save it with LZW")
         return _stored(path, page, page.asarray(), packing in LOSSY_TIFF)
 
 
@@ -303,8 +304,7 @@ def split_parts(
     owners: dict[str, tuple[str, str]] = {}  # content → part and name of the first sample that has it
     for value, part, name in zip(hashes, given, names or hashes):
         if part and (owner := owners.setdefault(value, (part, name)))[0] != part:
-            found = f"({owner[0]}) and {name} ({part}) are the same image"
-            problems.append(Problem(owner[1], found, "delete one of the two"))
+            problems.append(Problem(owner[1], f"({owner[0]}) and {name} ({part}) are the same image", "delete one"))
     raise_problems("Parts must not share an image, or the score on them is too good", problems)
     part_of = {value: part for value, (part, _) in owners.items()}
     if left := sorted(set(hashes) - part_of.keys()):

@@ -85,8 +85,8 @@ class Comparison:
     def _wrong_beside(self, sample: Sample) -> Iterator[tuple[str, str]]:
         (image, maps), (other, others) = ((one.image, sorted(one.extras)) for one in (sample, self.first or sample))
         if (image.shape[2:], image.dtype.kind) != (other.shape[2:], other.dtype.kind):
-            what = f"has an image {image.shape} {image.dtype}, but the first is {other.shape} {other.dtype}"
-            yield what, "use one kind for all: grey or colour, integers or floats"
+            kinds = f"{image.shape} {image.dtype}, but the first is {other.shape} {other.dtype}"
+            yield f"has an image {kinds}", "use one kind for all: grey or colour, integers or floats"
         if maps != others:
             yield f"has the maps {maps}, but the first has {others}", "add what is missing"
         for number, colour in sample.colours.items():
@@ -104,9 +104,8 @@ class Comparison:
             text = f"{printable(low)} reaches {least:g}, {printable(high)} {most:g} ({', '.join(kinds)})"
             yield f"{text}: are 8, 12 and 16 bits mixed? Bring all images to one range"
         if groups := scenes([name for *_, name, part in self.sound if not part]):
-            text = f"{sum(groups.values())} images seem to be cut from {len(groups)} recording(s)"
-            advice = "sort what belongs together into one of train/, val/ and test/, or the score is too good"
-            yield f"{text} ({', '.join(map(printable, list(groups)[:3]))}, …): {advice}"
+            text = f"{sum(groups.values())} images seem to be cut from {', '.join(map(printable, list(groups)[:3]))}, …"
+            yield f"{text}: sort what belongs together into one of train/, val/ and test/, or the score is too good"
 
 
 def fill_value(image: np.ndarray) -> float | None:

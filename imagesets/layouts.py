@@ -126,8 +126,7 @@ def read_folder(folder: str | Path, label_map: LabelMap | None = None) -> Iterat
     """
     layout = recognise(folder)
     if label_map and any(isinstance(pair.label, Outlines) for pair in layout.pairs):
-        advice = "leave out --map, in Python label_map"
-        raise BadFiles([Problem(str(folder), f"holds outlines of {layout.kind}, whose classes have names", advice)])
+        raise BadFiles([Problem(str(folder), f"holds outlines of {layout.kind}, which have names", "leave out --map")])
     problems, classes, label_map = layout.problems, set[int](), label_map or layout.label_map
     for pair in layout.pairs:
         try:
@@ -176,8 +175,8 @@ def recognise(folder: str | Path) -> Layout:
         layout.pairs = [pair._replace(part=pair.part.replace("train", "")) for pair in layout.pairs]
     if not layout.pairs and not layout.problems:
         inside = sorted(path.name for path in folder.glob("*"))
-        advice = "put images into images/, and labels of the same names into labels/ or masks/"
-        raise BadFiles([Problem(str(folder), f"holds {', '.join(inside[:8]) or 'nothing'}", advice)])
+        found = f"holds {', '.join(inside[:8]) or 'nothing'}"
+        raise BadFiles([Problem(str(folder), found, "put images into images/, labels of the same names into labels/")])
     return layout
 
 

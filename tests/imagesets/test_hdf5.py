@@ -133,7 +133,7 @@ def test_remarks_on_a_set(tmp_path):
     said.clear()
     tiles = [Sample(f"scene{i // 4}_r{i // 2 % 2}_c{i % 2}", picture(i), mask(i)) for i in range(12)]
     build(tmp_path, tiles, say=said.append)
-    scenes = "set: 12 images seem to be cut from 6 recording(s) (scene0_r0, scene0_r1, scene1_r0, …): sort what"
+    scenes = "set: 12 images seem to be cut from scene0_r0, scene0_r1, scene1_r0, …: sort what"
     assert said.pop().startswith(scenes) and not said
     build(tmp_path, [replace(tile, part="train") for tile in tiles], say=said.append)
     build(tmp_path, [Sample(f"cell_{i}", picture(i), mask(i)) for i in range(9)], say=said.append)

@@ -211,7 +211,7 @@ def test_labelme_outlines_are_drawn_beside_their_images(tmp_path):
     label = np.zeros((6, 8), int)
     label[1:4, 2:6], label[4:6, 1:3], label[4, 6] = 2, 1, 255
     assert np.array_equal(sample.label, label) and recognise(tmp_path).classes == ("background", "bud", "cell")
-    assert "whose classes have names; leave out --map" in refused(read_folder, tmp_path, {0: 0, 1: 255})
+    assert "which have names; leave out --map" in refused(read_folder, tmp_path, {0: 0, 1: 255})
     shapes.append({"label": "cell", "points": [[1, 1]], "shape_type": "point"})
     write(tmp_path, **{"b.jpg": picture(), "a.json": content})
     message = refused(read_folder, tmp_path)
@@ -299,8 +299,8 @@ def test_extra_maps_travel_along(folder):
     for suffix, array, words in (
         ("jpg", picture(), "is a JPEG"),
         ("png", np.dstack([picture()] * 4), "has an alpha channel"),
-        ("png", colour_picture(), "has shape (6, 8, 3) and dtype uint8; save instances as one channel of integers"),
-        ("tif", picture() / np.float32(2), "has shape (6, 8) and dtype float32"),
+        ("png", colour_picture(), "has shape (6, 8, 3), dtype uint8; save one channel of integers"),
+        ("tif", picture() / np.float32(2), "has shape (6, 8), dtype float32"),
     ):
         (folder / "instances" / "a.png").unlink(missing_ok=True)
         path = save(folder / "instances" / f"a.{suffix}", array)

@@ -24,7 +24,7 @@ from skimage.measure import regionprops
 
 from imagesets import real
 from imagesets.files import PARTS
-from imagesets.real import READERS, SOURCES, RemoteFile, Source, locate, pet_species, reachable, read_dataset
+from imagesets.real import SOURCES, RemoteFile, Source, locate, pet_species, reachable, read_dataset
 from tests.data_helpers import MIRROR, colour_picture, mask, needs_mirror, picture, quiet, refused, save
 
 README = (Path(__file__).parents[2] / "data" / "README.md").read_text(encoding="utf-8")
@@ -36,7 +36,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Exception ignored in.*socket:pyt
 @pytest.mark.parametrize("name", sorted(SOURCES))
 def test_every_set_says_its_terms_and_the_readme_of_the_data_folder_tells_of_it(name: str) -> None:
     source = SOURCES[name]
-    assert name in READERS and source.licence and "doi 10." in source.citation
+    assert name in SOURCES and source.licence and "doi 10." in source.citation
     assert README.count(f"| `{name}` |") == 2  # its terms, and where to put it by hand
     assert source.citation.split("doi ")[1] in README or "10.48550" in source.citation
     for file in source.files:
@@ -371,7 +371,7 @@ def test_the_real_mirror_is_complete(name: str, tmp_path: Path, monkeypatch: Pat
     assert reachable(name, tmp_path) and locate(name, tmp_path, say=quiet) == Path(MIRROR, name)
     for sample in itertools.islice(read_dataset(name, Path(MIRROR, name)), 6):
         assert sample.image.shape[:2] == sample.label.shape
-        assert set(np.unique(sample.label)) <= {*range(READERS[name].num_classes), 255}
+        assert set(np.unique(sample.label)) <= {*range(SOURCES[name].num_classes), 255}
 
 
 @needs_mirror
