@@ -126,11 +126,8 @@ def read_map(path: Path, name: str) -> np.ndarray:
     """One extra map (H, W), with the refusals of a label: numbers of objects, or, as `weights`, fractions too."""
     array = _exact(path).numbers
     if array.ndim != 2 or (array.dtype.kind not in "biu" and name != "weights"):
-        raise _refused(
-            path,
-            f"has shape {array.shape}, dtype {array.dtype}",
-            "save one channel of integers; weights may be fractions",
-        )
+        found = f"has shape {array.shape}, dtype {array.dtype}"
+        raise _refused(path, found, "save one channel of integers; only weights may be fractions")
     return array
 
 
