@@ -134,7 +134,8 @@ def read_folder(folder: str | Path, label_map: LabelMap | None = None) -> Iterat
         except BadFiles as error:
             problems += error.problems
             continue
-        classes.update(np.unique(sample.label).tolist())
+        if len(classes) < 3:
+            classes.update(np.unique(sample.label).tolist())
         yield sample
     if label_map is None and IGNORE_INDEX in classes <= {0, IGNORE_INDEX}:
         advice = "add --map 0=0,255=1 if 255 is class 1, or --map 0=0,255=255; in Python label_map={0: 0, 255: 1}"
