@@ -212,11 +212,6 @@ def source_folder(source: str | Path, data_dir: Path = Path("data"), say: Callab
     raise InputError(f"{source!r} is neither a folder nor a known data set;\nknown are {', '.join(NAMES)}.")
 
 
-def extra_maps(folder: Path) -> tuple[str, ...]:
-    """Names of the extra maps (`instances`, `dead`, `weights`) that a folder holds beside images and labels."""
-    return tuple(name for name in ("instances", "dead", "weights") if (folder / name).is_dir())
-
-
 def _sha256(value: object) -> str:
     return hashlib.sha256(str(value).encode()).hexdigest()
 

@@ -247,11 +247,6 @@ def curves(axes: Sequence[Axes], histories: Mapping[str, Rows], metric: str = "m
     return axes
 
 
-def dots(ax: Axes, values: Mapping[str, Sequence[float]], xlabel: str) -> Axes:
-    """One row a name: a dot for each seed, a bar for their mean."""
-    return confirmed(ax, {name: (v, (float(np.mean(v)), np.nan)) for name, v in values.items()}, xlabel)
-
-
 def contact_sheet(images: Sequence[Array], labels: Sequence[Array], names: Names, classes: Names) -> Array:
     """Draw samples two in a row, each as image, label, and outlines on the image, in the colours of the `classes`."""
     axes = grid(-(-len(images) // 2), 6).reshape(-1, 3)
@@ -293,19 +288,6 @@ def draw_unet(stages: Sequence[Any], *, input_channels: int, num_classes: int, s
     ax.set(xlim=(-1.4, x[-1] + 1.4), ylim=(-depth - 0.3, 1.1))
     ax.set_title("Bold: channels of each block's output (decoder: of its input → output); below: size of the map")
     ax.axis("off")
-    return ax
-
-
-def range_curve(ax: Axes, rows: Rows, smooth: Sequence[float], limits: Sequence[float], default: float) -> Axes:
-    """Range test: the loss of each step over its learning rate, smoothed, and the suggested range as a band."""
-    rates = [row["lr"] for row in rows]
-    ax.axvspan(*limits, color=SKY, alpha=0.25, linewidth=0, label="searched: {:g} … {:g}".format(*limits))
-    ax.plot(rates, [row["train_loss"] for row in rows], color=GREY, linewidth=0.8, label="each step")
-    ax.plot(rates, smooth, color=BLUE, linewidth=2, label="median of 9 steps")
-    ax.axvline(default, color=VERMILION, linestyle="--", linewidth=1, label=f"default: {default:g}")
-    top = 1.3 * max(smooth[: len(smooth) // 2])
-    ax.set(xscale="log", xlabel="learning rate", ylabel="training loss", ylim=(0, top))
-    ax.legend(fontsize=8)
     return ax
 
 

@@ -23,12 +23,10 @@ from scipy import ndimage
 from torch import nn
 
 import data
-import plots
 import transforms
 from checks import InputError
-from experiments.statistics import Row, collect, kept, provenance, select
+from experiments.statistics import Row, collect, kept, provenance
 from geometry.objects import choose_threshold, dice, judge, topology_row
-from geometry.topology import KINDS, critical_regions
 from imagesets.changes import WeightMap, separate_cells
 from imagesets.files import Sample
 from imagesets.yeast import write_yeast
@@ -256,40 +254,15 @@ def run_one(set_name: str, loss_name: str, seed: int) -> Row:
     return kept(file_of(set_name, loss_name, seed), settings, judged)
 
 
-def draw_examples(set_name: str, losses: tuple[str, str]) -> None:
-    """Three test images: the second loss lowered the errors of the first most, like the median, and least; seed 0."""
-    runs = [run_one(set_name, loss, 0) for loss in losses]
-    first, second = ([row["all_errors"] for row in select(run["images"], views=1, rule="validation")] for run in runs)
-    order = np.argsort(np.subtract(second, first), kind="stable")
-    plots.use_style()
-    axes = plots.grid(3, 2, size=3.6)
-    for column, loss, run in zip(axes.T, losses, runs):
-        learner, path = make_learner(set_name, loss, 0)
-        learner.fit(SETS[set_name].epochs)  # was trained by `run_one`
-        threshold = select(run["rows"], views=1, rule="validation")[0]["threshold"]
-        images = data.SegmentationDataset(path, "test")
-        for ax, index in zip(column, order[[0, len(order) // 2, -1]].tolist()):
-            image, label = (tensor.numpy() for tensor in images[index])
-            found = critical_regions(learner.predict(images[index][0][None])[:, 1].numpy() > threshold, label[None])
-            title = f"{images.names[index]}, {loss}: {found.severity.sum()} errors"
-            plots.show_regions(ax, plots.photo(image, images), {kind: found.mask([kind])[0] for kind in KINDS}, title)
-            plots.draw_contours(ax, label, plots.SKY, width=0.7)
-    plots.legend(axes[0, 0], plots.REGION_COLOURS, plots.LABEL_LINE)
-    plots.save(FIGURES / f"study_{set_name}.png")
-
-
 def main(arguments: list[str]) -> None:
     """Do the runs that the command line asks for and that are not done yet."""
     parser = ArgumentParser("run.py study", description=__doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.add_argument("--sets", nargs="+", choices=list(SETS), default=list(SETS))
     parser.add_argument("--losses", nargs="+", metavar="NAME", help=f"default: those of the set; {', '.join(LOSSES)}")
     parser.add_argument("--seeds", nargs="+", type=int, help="default: as many as the set is worth")
-    parser.add_argument("--draw", nargs=2, metavar="LOSS", help="draw examples of two losses whose runs are here")
     options = parser.parse_args(arguments)
     for set_name in options.sets:
         for seed in options.seeds or range(SETS[set_name].seeds):
             for loss_name in options.losses or SETS[set_name].losses:
                 run_one(set_name, loss_name, seed)
                 collect(RUNS, FIGURES, TABLES)
-        if options.draw:
-            draw_examples(set_name, tuple(options.draw))

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from checks import InputError
 from experiments import study
@@ -83,12 +82,6 @@ def test_half_of_a_batch_is_turned_and_zoomed_with_its_maps() -> None:
     assert not torch.equal(moved[:2], plain[:2])
     assert labels[2:].sum(dim=(1, 2)).tolist() == target[2:].sum(dim=(1, 2)).tolist()  # symmetries only
     assert same.sum() == target.sum()
-
-
-def test_examples_are_drawn_of_two_losses(tiny) -> None:
-    study.main(["--sets", "tiny", "--losses", "ce", "both", "--draw", "ce", "both"])
-    with Image.open(study.FIGURES / "study_tiny.png") as picture:
-        assert min(picture.size) > 500
 
 
 def test_rows_of_other_runs_stay_and_own_ones_are_replaced(tiny) -> None:
