@@ -224,11 +224,8 @@ class Learner:
     # ---- the number format ------------------------------------------------------------------------------------------
 
     def fastest_precision(self) -> str:
-        """The number format in which this model trains fastest here; model and loss stay as they are.
-
-        An NVIDIA GPU has units for bfloat16 from capability 8 on, older ones for float16.  Some CPUs emulate bfloat16.
-        """
-        if self.device.type == "cuda":
+        """The number format in which this model trains fastest here; model and loss stay as they are."""
+        if self.device.type == "cuda":  # which of the two it has units for
             return "bfloat16" if torch.cuda.get_device_capability(self.device)[0] >= 8 else "float16"
         if self.device.type != "cpu":
             return "float32"

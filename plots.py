@@ -129,11 +129,8 @@ def square(around: Array, *arrays: Array) -> list[Array]:
 
 
 def photo(image: Array, dataset: Any) -> Array:
-    """An image (C, H, W) as it was before it was normalised by the `mean` and `std` of its dataset, between 0 and 1.
-
-    One that was standardised (they are NaN) is stretched to its own range, as its brightness is not known any more.
-    """
-    if np.isnan(dataset.mean).any():
+    """An image (C, H, W) as it was before it was normalised by the `mean` and `std` of its dataset, between 0 and 1."""
+    if np.isnan(dataset.mean).any():  # it was standardised: its brightness is not known any more
         return (np.asarray(image) - np.min(image)) / max(np.ptp(image), 1e-6)
     mean, std = (np.reshape(numbers, (-1, 1, 1)) for numbers in (dataset.mean, dataset.std))
     return np.clip(np.asarray(image) * std + mean, 0, 1)
@@ -211,11 +208,6 @@ def legend(ax: Axes, areas: Mapping[str, str], lines: Mapping[str, tuple[str, An
     return ax
 
 
-def class_legend(ax: Axes, names: Sequence[str]) -> Axes:
-    """Name the colours of `show_classes`."""
-    return legend(ax, dict(zip(names, CLASS_COLOURS)))
-
-
 def show_regions(ax: Axes, image: Array, regions: Mapping[str, Array], title: str = "", **options: Any) -> Axes:
     """The image with critical regions on it, kind → mask (H, W), in colour and outlined; holes lie below the others."""
     show_image(ax, image, title, **options)
@@ -258,7 +250,7 @@ def contact_sheet(images: Sequence[Array], labels: Sequence[Array], names: Names
             draw_contours(row[2], label, CLASS_COLOURS[number], number)
     for ax in axes[len(images) :].flat:
         ax.axis("off")
-    class_legend(axes[0, 0], classes)
+    legend(axes[0, 0], dict(zip(classes, CLASS_COLOURS)))
     return axes
 
 

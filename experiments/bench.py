@@ -32,12 +32,10 @@ SIDE, CONTRAST = 64, 1.5  # pixels along each axis; foreground − background, i
 
 
 def draw_discs(prevalence: float, images: int, seed: int) -> Part:
-    """Noisy images of discs at random places, (B, 1, 64, 64) float32, and their labels, (B, 64, 64) int64.
-
-    Discs may overlap, and what leaves on one side enters on the other: n discs of a pixels leave (1 − a / 64²)ⁿ free.
-    """
+    """Noisy images of discs at random places, (B, 1, 64, 64) float32, and their labels, (B, 64, 64) int64."""
     axis = torch.arange(-2, 3)
     disc = (axis[:, None] ** 2 + axis**2 <= 6).float()
+    # they may overlap, and reappear on the other side: n discs of a pixels leave (1 − a / 64²)ⁿ free
     number = round(math.log(1 - prevalence) / math.log(1 - disc.sum().item() / SIDE**2))
     generator = torch.Generator().manual_seed(seed)
     centres = torch.randint(SIDE**2, (images, number), generator=generator)

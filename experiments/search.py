@@ -141,12 +141,12 @@ def note(study: optuna.Study, key: str, make: Callable[[], Any]) -> Any:
 
 def tune(
     study: optuna.Study, build: Build, factors: Sequence[Factor], *, epochs: int, minutes: float,
-    trials: int = 1_000_000, starts: Sequence[Settings] = (), seed: int | None = 0,
+    trials: int = 1_000_000, starts: Sequence[Settings] = (), seed: int = 0,
 ) -> list[Row]:  # fmt: skip
     """Take part in the search until the minutes are over or all trials are done; return `trial_rows` of all so far.
 
     Minutes (of training) and trials of earlier calls and other processes count; a trial that runs at the end is pruned.
-    Processes that join others take a seed of None, to propose their own.  `InputError` if the plan is another one now.
+    `InputError` if the plan is another one now.
     A trial whose loss is not finite, or that needs too much memory, is recorded as failed; other errors are raised.
     """
     new = {f.name: str(f) for f in factors} | {"epochs of a trial": str(epochs)}
@@ -159,10 +159,9 @@ def tune(
     left = trials - sum(row["state"] in ENDED.values() for row in known)
     seconds = max(60 * minutes - sum(row["seconds"] for row in known), 0)
     deadline = time.monotonic() + seconds
-    number = None if seed is None else seed + len(known)  # a search that goes on draws other numbers
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # experimental in Optuna 4; a liar proposes nothing that another process tries
-        study.sampler = optuna.samplers.TPESampler(multivariate=True, constant_liar=True, seed=number)
+        warnings.simplefilter("ignore")  # experimental in Optuna 4; a search that goes on draws other numbers
+        study.sampler = optuna.samplers.TPESampler(multivariate=True, seed=seed + len(known))
     study.pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
     enough = optuna.study.MaxTrialsCallback(trials, states=tuple(ENDED))
     options: dict[str, Any] = {"catch": (FloatingPointError, MemoryError, torch.OutOfMemoryError)}  # others are bugs

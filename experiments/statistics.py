@@ -70,10 +70,7 @@ def kept(file: Path, settings: Row, make: Callable[[], Row]) -> Row:
 
 
 def collect(runs: Path, figures: Path, tables: Mapping[str, tuple[str, int]]) -> None:
-    """Bring the rows of all finished runs, `runs`/*/*/*.json, into the tables of `figures`, each row once.
-
-    `tables` says for each kind of rows the name of its .csv and how many of the first columns tell rows apart.
-    """
+    """Bring the rows of all finished runs into `tables` {kind: (name, first columns that tell rows apart)}."""
     with FileLock(runs / "tables.lock"):  # two processes may do a part each
         files = sorted(runs.glob("*/*/*.json"), key=lambda file: file.stat().st_mtime)
         done = [json.loads(file.read_text(encoding="utf-8")) for file in files]

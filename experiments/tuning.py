@@ -1,7 +1,6 @@
 """The tuning of section A1.2: a plan, a search that does exactly this plan, confirmation, and one look at the test set.
 
     python3 run.py tune --minutes 60                         # goes on where it stopped
-    python3 run.py tune --minutes 60 --worker                # one more process that only searches
 
 1. A range test of the default network gives the range of learning rates.
 2. Trials are searched for some minutes (`search.py`); their score is the mean IoU on the validation images.
@@ -85,12 +84,10 @@ def builder(path: Path, precision: str = "float32") -> Build:
     return build
 
 
-def search(
-    path: Path, storage: Path, name: str, *, minutes: float, trials: int, seed: int | None
-) -> tuple[Any, list[Factor]]:  # fmt: skip
+def search(path: Path, storage: Path, name: str, *, minutes: float, trials: int) -> tuple[Any, list[Factor]]:
     """Steps 1 and 2, within the minutes: the study, and the plan with the range of learning rates that was tested."""
     began, study = time.monotonic(), hpo.open_study(storage, name)
-    plain = builder(path)(with_fixed(PLAN, DEFAULT) | {"crops": 100 * DEFAULT["batch"]}, seed or 0, None)
+    plain = builder(path)(with_fixed(PLAN, DEFAULT) | {"crops": 100 * DEFAULT["batch"]}, 0, None)
     limits = hpo.suggested_range(hpo.note(study, "range test", lambda: hpo.range_test(plain)))
     starts = (DEFAULT, *EARLIER)
     rates = [*limits, *(settings["lr"] for settings in starts)]
@@ -98,7 +95,7 @@ def search(
     factors.append(Factor("images", "fixed", (SegmentationDataset(path, "val").fingerprint,)))
     build = builder(path, hpo.note(study, "precision", plain.fastest_precision))
     left = minutes - (time.monotonic() - began) / 60
-    hpo.tune(study, build, factors, epochs=EPOCHS, minutes=left, trials=trials, starts=starts, seed=seed)
+    hpo.tune(study, build, factors, epochs=EPOCHS, minutes=left, trials=trials, starts=starts)
     return study, factors
 
 
@@ -158,12 +155,12 @@ def save_rows(table: str, set_name: str, rows: Sequence[Row]) -> None:
 def run_set(set_name: str, options: Namespace, say: Any = print) -> None:
     """All four steps for one data set, and their tables."""
     path, name = prepare(set_name, DATA, changes=[own_parts], standardise=True), f"tuning-{Path(set_name).name}"
-    runs, seed = RUNS / name, None if options.worker else 0
+    runs = RUNS / name
     say(f"{set_name}: search for {options.minutes:g} minutes on {pick_device().type}")
-    study, factors = search(path, runs / "search.db", name, minutes=options.minutes, trials=options.trials, seed=seed)
+    study, factors = search(path, runs / "search.db", name, minutes=options.minutes, trials=options.trials)
     rows = hpo.trial_rows(study)
     say(f"{set_name}: {len(rows)} trials, of which {dict(Counter(row['state'] for row in rows))}")
-    if options.worker or not hpo.best_trials(rows, 1):
+    if not hpo.best_trials(rows, 1):
         return
     plan = {f.name: str(f) for f in factors} | {"epochs": EPOCHS, "precision": study.user_attrs["precision"]}
     save_rows("range", set_name, study.user_attrs["range test"])
@@ -190,7 +187,6 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--minutes", type=float, default=15, help="of training in the search, for each data set")
     parser.add_argument("--trials", type=int, default=1_000_000, help="at most so many in all")
     parser.add_argument("--seeds", type=int, default=5, help="of the confirmation")
-    parser.add_argument("--worker", action="store_true", help="take part in the search, then end")
     options = parser.parse_args(arguments)
     for set_name in options.data:
         run_set(set_name, options)

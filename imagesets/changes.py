@@ -41,10 +41,7 @@ def separate_cells(sample: Sample) -> Sample:
 
 @dataclass(frozen=True)
 class WeightMap:
-    """Adds the map `weights` (H, W) float32, of mean 1, for a loss: the `boundary_weights` of the label.
-
-    With `separation`, the `separation_weights` of the map `instances`, or without one of the connected components.
-    """
+    """Adds the map `weights` (H, W) float32 for a loss: `boundary_weights`, or the `separation_weights` of cells."""
 
     w0: float = 5.0
     sigma: float = 2.0

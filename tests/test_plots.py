@@ -45,7 +45,7 @@ def test_classes_have_their_colours_and_ignored_pixels_none(ax):
     assert np.allclose(shown[:3], wanted)
     assert shown[3, 3] == 0  # transparent: the white of the figure
     assert len(set(plots.CLASS_COLOURS)) == 11
-    plots.class_legend(ax, ("sky", "road"))
+    plots.legend(ax, dict(zip(("sky", "road"), plots.CLASS_COLOURS)))
     assert [text.get_text() for text in ax.figure.legends[0].get_texts()] == ["sky", "road"]
 
 
