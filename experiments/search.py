@@ -146,8 +146,7 @@ def tune(
     """Take part in the search until the minutes are over or all trials are done; return `trial_rows` of all so far.
 
     Minutes (of training) and trials of earlier calls and other processes count; a trial that runs at the end is pruned.
-    `InputError` if the plan is another one now.
-    A trial whose loss is not finite, or that needs too much memory, is recorded as failed; other errors are raised.
+    `InputError` if the plan has changed.  A trial without a finite loss, or without memory, is recorded as failed.
     """
     new = {f.name: str(f) for f in factors} | {"epochs of a trial": str(epochs)}
     old = note(study, "plan", lambda: new)

@@ -50,7 +50,7 @@ def build(settings, seed, folder):
     return Fake(settings, seed, folder, pause={pause})
 
 study = search.open_study(Path({storage!r}), "test")
-search.tune(study, build, PLAN, epochs=3, minutes=1, trials={trials}, starts=[DEFAULT], seed=None)
+search.tune(study, build, PLAN, epochs=3, minutes=1, trials={trials}, starts=[DEFAULT])
 """
 
 
