@@ -205,11 +205,3 @@ def repair(loss: Loss, steps: int) -> tuple[NDArray[np.float64], NDArray[np.floa
     done = critical.reshape(masks.shape[:2]) == 0, right[:, :, NEUTRAL].all(axis=2)
     topology, neutral = (np.where(ok.any(axis=0), ok.argmax(axis=0), np.inf) for ok in done)
     return topology, neutral, int((right[0] & ~right).sum(axis=(2, 3)).max())
-
-
-def pushes(loss: Loss, pred: defects.Map) -> list[float]:
-    """Norm of the gradient, and its mean size on the defect, on neutral wrong pixels, and on right pixels."""
-    logits = as_logits(pred).requires_grad_()
-    (gradient,) = torch.autograd.grad(loss(logits, TARGET), logits)
-    size, wrong = gradient[0, 0].abs().numpy(), pred != TRUTH
-    return [float(np.linalg.norm(size)), *(float(size[part].mean()) for part in (wrong & ~NEUTRAL, NEUTRAL, ~wrong))]

@@ -18,7 +18,6 @@ from filelock import FileLock
 from numpy.typing import ArrayLike
 from scipy import stats
 
-from checks import InputError
 from training.checkpoint import replacing
 
 Row = dict[str, Any]
@@ -112,16 +111,6 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     numbers = np.asarray(values, dtype=float)
     half = stats.t.ppf(0.975, len(numbers) - 1) * stats.sem(numbers) if len(numbers) > 1 else np.nan
     return float(numbers.mean()), float(half)
-
-
-def paired_test(first: Mapping[str, float], second: Mapping[str, float]) -> float:
-    """p-value of Wilcoxon's signed-rank test for pairs of one name, by the normal approximation (some 20 pairs)."""
-    if alone := first.keys() ^ second.keys():
-        raise InputError(f"On one side only: {', '.join(sorted(alone)[:5])}. Score the same images on both sides.")
-    differences = np.array([first[name] - second[name] for name in first])
-    if not differences.any():
-        return 1.0
-    return float(stats.wilcoxon(differences, zero_method="pratt", method="approx", nan_policy="raise").pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -90,13 +90,6 @@ def overlaps(pred: ArrayLike, target: ArrayLike) -> Overlaps:
     return Overlaps(key % columns, key // columns, *sizes)
 
 
-def coverage(mask: ArrayLike, instances: ArrayLike) -> np.ndarray:
-    """The fraction of each object in an instance map (H, W) that a mask (H, W) covers, by their numbers: (N,)."""
-    table = overlaps((np.asarray(mask) > 0).astype(np.uint8), instances)
-    covered = np.bincount(table.target, table.pixels * (table.pred > 0), table.target_size.size)
-    return covered[1:] / table.target_size[1:]
-
-
 class MatchCounts(Counts):
     """Objects at an IoU `threshold`: TP = `hits`, FP = `pred` − TP, FN = `target` − TP; `iou_sum` is that of the hits.
 

@@ -253,18 +253,14 @@ def receptive_field_measured(model: nn.Module, input_shape: tuple[int, ...], *, 
     return int(rows.max() - rows.min()) + 1, int(columns.max() - columns.min()) + 1
 
 
-def effective_receptive_field(model: nn.Module, images: Tensor) -> Tensor:
+def effective_receptive_field(model: nn.Module, images: Tensor) -> tuple[Tensor, float]:
     """How much each pixel of images (B, C, H, W) counts for the middle output pixel y: mean |∂y / ∂x|, (H, W), sum 1.
 
-    y is the sum over the channels of the raw output, in eval mode.  Luo et al., 2016 (arXiv:1701.04128).
+    And the side of the square with as many pixels as have more than 4.55 % of the largest value.  y is the sum over the
+    channels of the raw output, in eval mode.  Luo et al., 2016 (arXiv:1701.04128).
     """
     field = _gradient(model, images).abs().mean(dim=(0, 1)).cpu()
-    return field / field.sum()
-
-
-def effective_size(field: Tensor) -> float:
-    """Side of the square with as many pixels as `field` (H, W) has above 4.55 % of its largest value (Luo et al.)."""
-    return float((field > (1 - 0.9545) * field.max()).sum()) ** 0.5
+    return field / field.sum(), float((field > (1 - 0.9545) * field.max()).sum()) ** 0.5
 
 
 def _gradient(model: nn.Module, images: Tensor) -> Tensor:

@@ -4,10 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
-from scipy.stats import norm, ttest_1samp
+from scipy.stats import ttest_1samp
 
-from checks import InputError
 from experiments import statistics
 
 
@@ -23,20 +21,6 @@ def test_a_table_that_is_written_comes_back_with_numbers(tmp_path: Path) -> None
 def test_images_are_averaged_over_seeds_and_keep_their_names(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("image,seed,errors\n071,0,5\n071,1,7\n71,0,8\n")
     assert statistics.per_image(statistics.read_table(tmp_path / "a.csv"), "errors") == {"071": 6.0, "71": 8.0}
-
-
-def test_differences_of_zero_keep_their_ranks() -> None:
-    # Pratt: ranks of |d| with the zeros are 1.5, 1.5, 3, 4, 5; the zeros are then left out.  Normal
-    # approximation: mean (3 + 4 + 5) / 2 = 6, variance (9 + 16 + 25) / 4 = 12.5, found 12
-    found = statistics.paired_test(dict(zip("abcde", [0.0, 0.0, 0.3, 0.5, 0.7])), dict.fromkeys("abcde", 0.0))
-    assert found == pytest.approx(2 * norm.sf((12 - 6) / 12.5**0.5), abs=1e-3)
-
-
-def test_what_is_not_finite_and_other_images_are_refused() -> None:
-    with pytest.raises(ValueError, match="nan"):
-        statistics.paired_test({"a": 1.0, "b": float("nan")}, {"a": 1.0, "b": 2.0})
-    with pytest.raises(InputError, match="one side only: a, b"):
-        statistics.paired_test({"a": 1.0}, {"b": 1.0})
 
 
 def test_holm_rejects_as_the_step_down_rule_says() -> None:

@@ -282,12 +282,12 @@ def test_the_model_stays_as_it_was():
 
 def test_effective_field_of_one_and_two_means_by_hand():
     mean = nn.AvgPool2d(3, 1, 1)
-    field = inspection.effective_receptive_field(mean, torch.zeros(1, 1, 5, 7))
+    field, _ = inspection.effective_receptive_field(mean, torch.zeros(1, 1, 5, 7))
     assert torch.allclose(field[1:4, 2:5], torch.tensor(1 / 9)) and field.count_nonzero() == 9
     triangle = torch.tensor([1.0, 2, 3, 2, 1]) / 9  # 1 1 1 * 1 1 1, over 9
-    field = inspection.effective_receptive_field(nn.Sequential(mean, mean), torch.zeros(1, 2, 9, 9))
+    field, side = inspection.effective_receptive_field(nn.Sequential(mean, mean), torch.zeros(1, 2, 9, 9))
     assert torch.allclose(field[2:7, 2:7], triangle[:, None] * triangle)
-    assert inspection.effective_size(field) == 5  # all: the corners have 1/9 of the middle, more than 4.55 %
+    assert side == 5  # all: the corners have 1/9 of the middle, more than 4.55 %
 
 
 def test_reach_is_the_farthest_side_of_any_box():
