@@ -1,7 +1,6 @@
 """The input contract of the whole project: what logits, targets and images look like, and the one error that says so.
 
-Every loss and metric takes the same pair, so the guard is written once, here.  It runs on the CPU before a wrong
-label can reach the GPU, where it would end the session with "device-side assert triggered".
+It runs on the CPU, before a wrong label can end the session on a GPU by its "device-side assert triggered".
 """
 
 import torch

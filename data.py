@@ -45,9 +45,8 @@ class SegmentationDataset(Dataset[tuple[Tensor, ...]]):
 
     `crop` cuts a random square of that side; a smaller image is padded (mirrored; target 255, maps 0).  Then
     `transform`, a `BasicTransform2D`, is called with image, label and `maps`, further groups of the file.  Both draw
-    from `default_rng([seed, epoch, index])`; an index is an integer (epoch 0) or a pair (epoch, index).  Attributes:
-    `names`, `shapes` (H, W) of the part; `parts`, {part: number of samples}; `num_classes`, `channels`, `mean`, `std`;
-    `fingerprint` of the content.
+    from `default_rng([seed, epoch, index])`; an index is an integer (epoch 0) or a pair (epoch, index).  Has `names`,
+    `shapes`, `parts` {part: number of samples}, `num_classes`, `channels`, `mean`, `std`, `fingerprint` of the content.
     """
 
     determined_by = ("fingerprint", "part", "crop", "maps", "transform", "seed")  # for `training.checkpoint.identity`

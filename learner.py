@@ -1,9 +1,8 @@
 """Train, evaluate, predict, explain: one plain loop around a model, a loss and two loaders.
 
-The loop is forward, loss, backward, stop if the loss is not finite, step.  Everything random in an epoch follows from
-(seed, epoch) alone: the order of the samples, their crops, the augmentation, dropout.  So a run that was cut off needs
-only its weights, its optimiser and the number of its epoch to continue as if nothing had happened: bit for bit on a
-CPU, on a GPU up to the rounding of sums whose order is not fixed there.
+Everything random in an epoch, order of the samples, crops, augmentation and dropout, follows from (seed, epoch) alone.
+So a run that was cut off needs only weights, optimiser and number of its epoch to continue as if nothing had happened:
+bit for bit on a CPU, on a GPU up to the rounding of sums whose order is not fixed there.
 """
 
 import copy
@@ -100,11 +99,9 @@ class Learner:
 
         The best epoch is the one of highest validation mean IoU (the last epoch if there is no validation).  A run
         found in `folder` is continued, a finished one is not trained again, if nothing that determines it has changed:
-        choices, code, data, first weights (`settings`).  A batch that the memory does not hold is cut into pieces.
-
-        `after_epoch` gets the row of each epoch: epoch, lr, train_loss, …, val_loss, …, seconds; `history` has all.
-        `InputError` if there is no training data, another run uses the folder, or it cannot be written;
-        `FloatingPointError` if the loss is not finite: the best weights so far stay.
+        choices, code, data, first weights (`settings`).  `after_epoch` gets the row of each epoch (epoch, lr,
+        train_loss, …, val_loss, …, seconds), `history` has all.  `InputError` without training data, or if the folder
+        is in use or read-only; `FloatingPointError` if the loss is not finite: the best weights so far stay.
         """
         if not self.train_loader:
             raise InputError("Learner.fit: there is no training data; give a train_loader with at least one batch.")

@@ -1,8 +1,7 @@
 """Metrics for semantic segmentation: what the reader is told about the result.
 
-All pixels of a data set are counted into one confusion matrix, and every score is read off it: so the batch size
-cannot matter, which it does wherever scores of batches are averaged.  A class that occurs neither in the truth nor in
-the prediction has no score (NaN) and stays out of the mean; one that occurs in one of the two only scores 0.
+All pixels of a data set are counted into one confusion matrix, and every score is read off it: the batch size cannot
+matter.  A class without pixels in truth and prediction has no score (NaN), in no mean; one in only one of them has 0.
 """
 
 import warnings

@@ -3,8 +3,7 @@
     python3 run.py handin semantic_segmentation.ipynb     # an executed notebook; the zip is written beside it
     python3 run.py pack                                   # course.zip: what is uploaded to Colab or Kaggle
 
-The sheets ("General Regulations") ask for a single notebook with all outputs and images visible, every file pointed to
-by name, and all code included, in one `.zip`.  Each rule yields one line for each problem.  Only `page` needs packages.
+The sheets ask for one notebook with all outputs and images visible, all files it names, and all code in one `.zip`.
 """
 
 import ast

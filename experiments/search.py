@@ -3,9 +3,8 @@
 A *scientific* factor is one whose effect we want to know, a *nuisance* factor must be chosen well for every value of
 the scientific ones, a *fixed* factor has one value (Godbole et al., 2023, "Deep Learning Tuning Playbook").
 
-A *trial* is one training with its own values and seed: first the given ones, then random ones, then those that TPE
-proposes (Bergstra et al., 2011, NeurIPS 24).  After 1, 3, 9, … epochs only the best third of all trials that came so
-far goes on (ASHA, Li et al., 2020, arXiv:1810.05934).
+A *trial* is one training with its own values and seed: given ones, then random ones, then those of TPE (Bergstra et
+al., 2011, NeurIPS 24).  After 1, 3, 9, … epochs the best third goes on (ASHA, Li et al., 2020, arXiv:1810.05934).
 """
 
 import copy

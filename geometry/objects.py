@@ -311,10 +311,9 @@ def _confusion(guesses: Maps, labels: Maps) -> torch.Tensor:
 def precision_recall(probs: Maps, labels: Maps) -> SimpleNamespace:
     """Precision and recall of "probability ≥ threshold" over all pixels, an entry for each of the falling `thresholds`.
 
-    `probs` (H, W) are of class 1, `labels` (H, W) hold 0, 1 and 255 (ignored).  `f1` is highest at the entry `best`,
-    where it is `max_f`; `average_precision` is Σ (R_n − R_{n−1}) · P_n, `average_precision_11` the mean over the
-    recalls 0, 0.1 … 1 of the best precision at this recall or above, as in the KITTI road benchmark (Fritsch et al.,
-    2013, doi:10.1109/ITSC.2013.6728473).
+    `probs` (H, W) are of class 1, `labels` 0, 1 or 255 (ignored).  `f1` is highest, `max_f`, at the entry `best`;
+    `average_precision` is Σ (R_n − R_{n−1}) · P_n, `average_precision_11` the mean over the recalls 0, 0.1 … 1 of the
+    best precision there or above, as in the KITTI road benchmark (Fritsch et al., 2013, doi:10.1109/ITSC.2013.6728473).
     """
     score, label = (np.concatenate([np.ravel(x) for x in arrays]) for arrays in (probs, labels))
     score, label = score[label != IGNORE_INDEX].astype(np.float64), label[label != IGNORE_INDEX]

@@ -133,10 +133,9 @@ def build_hdf5(
 ) -> Path:
     """Write all samples into one checked .hdf5 file and return its path.
 
-    The groups `image`, `label` and one for each extra map hold one array a sample, `00000`, `00001`, …: images may
-    differ in size.  Labels are uint8, 0 … num_classes−1 or 255 (ignored).  Each image has the attributes `name` and
-    `part`; the file has `contents`, a hash of the samples and their parts, and `source`, any text.  Raises one
-    `InputError` with the problems of all samples; an older file at `path` then stays as it is.  `say` gets remarks.
+    Groups `image`, `label` and one for each extra map hold an array a sample, `00000`, …, of any size; labels uint8,
+    0 … num_classes−1 or 255 (ignored).  Images have attributes `name` and `part`; the file `contents`, a hash of all,
+    and `source`, any text.  One `InputError` tells all problems, an older file then stays.  `say` gets remarks.
     """
     comparison, problems, rows = Comparison(num_classes), list[Problem](), list[tuple[Any, ...]]()
     with _writing(path) as file:

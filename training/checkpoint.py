@@ -1,8 +1,7 @@
 """Keep a training run on the disk so that no kill, power cut, full disk or second run costs a finished epoch.
 
-A file is written beside the old one, brought to the disk (fsync), and only then renamed, which no system does by half
-(Pillai et al., OSDI 2014); the checkpoint before the last is kept.  PyTorch writes a zip file with a CRC-32 of each
-entry but does not compare them when it loads, so it is done here, and no code that a file may bring is run.
+A file is written beside the old one, brought to the disk (fsync), and then renamed, which no system does by half
+(Pillai et al., OSDI 2014); the one before is kept.  The checksums in a file, which PyTorch ignores, are compared.
 `identity` says what a stored result was made by: it is used again only if nothing that determines it has changed.
 """
 
@@ -131,11 +130,10 @@ def locked(folder: Path | None) -> Iterator[None]:
 def identity(trained: nn.Module | None = None, /, **values: Any) -> dict[str, str]:
     """Name → short digest of all that determines what is worked out with `values`; the same in every process.
 
-    Functions and classes count by their compiled code, as it runs, without comments and docstrings.  With them count
-    defaults, closures, bases, and the globals that the code reads.  What belongs to a library counts by its name.
-    An object counts by what `pickle` would write of it, or by what `determined_by` of its class names; arrays by their
-    bytes; the modules of `trained` without their weights; a text that names a file with the size and time of the file.
-    What cannot be taken apart has a digest that begins with "unknown" and never comes again.
+    Functions and classes count by their compiled code, without comments and docstrings, with defaults, closures, bases
+    and the globals that the code reads; those of a library by name; objects by what `pickle` would write of them, or
+    `determined_by` of their class names; arrays by their bytes; the modules of `trained` without their weights; a text
+    that names a file with its size and time.  What cannot be taken apart is "unknown …", which never comes again.
 
     >>> changed(identity(lr=0.1, seed=0, loss=lambda x: 2 * x), identity(lr=0.2, seed=0, loss=lambda x: 3 * x))
     'lr, training.checkpoint.<lambda>'

@@ -1,8 +1,7 @@
 """A trained model as one file that needs none of our code, and its use on images of any size.
 
 NAME.pt2 holds graph and weights as `torch.export` (https://docs.pytorch.org/docs/stable/export.html) sees them, and a
-card: what a program must know to use the model.  It is loaded again and compared with the model before it gets its
-name.  PyTorch's reader may run code that a file brings: open only files that you trust.
+card; it is compared with the model before it gets its name.  PyTorch may run code of a file: open what you trust.
 `predict_tiled` cuts a large image into squares, each with a *margin* around it that is thrown away, so memory stays
 bounded; if the margin is as wide as the receptive field reaches (`margin_of`), the result is that of the whole image.
 """
@@ -172,9 +171,8 @@ def load(path: str | Path, device: str | torch.device = "cpu") -> ExportedModel:
 def predict_tiled(forward: Callable[[Tensor], Tensor], images: Tensor, *, tile: int, margin: int | None) -> Tensor:
     """Call `forward` on pieces of `images` (B, C, H, W) and put the results together: (B, K, H, W).
 
-    `forward` maps (B, C, h, w) to (B, K, h, w) of any dtype and device; the output has both.  A piece has `tile` pixels
-    a side with its margins, which are rounded up to the `GRID`; where they take more than half, its core is half a tile
-    and the piece larger.  Smaller images are not cut, nor is any if the margin is None.
+    `forward` keeps height and width; the output has its dtype and device.  A piece has `tile` pixels a side with its
+    margins; where they take more than half, its core is half a tile.  With the margin None nothing is cut.
     """
     H, W = images.shape[-2:]
     if margin is None or max(H, W) <= tile:

@@ -1,10 +1,9 @@
 """Train one model in several processes, or several models at once.
 
 One model, by `torchrun run.py train`: each of W processes reads and augments the whole batch as a single one would and
-keeps every W-th image, so they learn from the very same numbers.  Gradients are averaged (Li et al., VLDB 2020,
-arXiv:2006.15704), counts are summed, and rank 0 alone writes.  On GPUs BatchNorm counts the images of all processes.
-Several models: on a CPU, `fit_all` gives each small network a core of its own, as cores that share one wait for each
-other after every layer: two networks on two cores took 1.6 times less time than one after the other.
+keeps every W-th image.  Gradients are averaged (Li et al., VLDB 2020, arXiv:2006.15704), counts summed, BatchNorm on
+GPUs counts the images of all, and rank 0 alone writes.  Several models: on a CPU, `fit_all` gives each small network a
+core of its own, as cores that share one wait for each other after every layer: 1.6 times faster on two cores.
 """
 
 import contextlib
