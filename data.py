@@ -25,9 +25,8 @@ from imagesets.scenes import write_pets, write_roads, write_streets
 from imagesets.yeast import write_yeast
 from training.checkpoint import identity
 
-SYNTHETIC = "synthetic_yeast"
-_SYNTHETIC = {"yeast": write_yeast, "streets": write_streets, "roads": write_roads, "pets": write_pets}
-BUILT_IN: dict[str, Callable[[Path], Path]] = {f"synthetic_{kind}": write for kind, write in _SYNTHETIC.items()}
+BUILT_IN: dict[str, Callable[[Path], Path]] = {"synthetic_yeast": write_yeast, "synthetic_streets": write_streets}
+BUILT_IN |= {"synthetic_roads": write_roads, "synthetic_pets": write_pets}
 NAMES = (*BUILT_IN, *SOURCES)
 NUM_CLASSES = dict(zip(BUILT_IN, (2, 6, 2, 3))) | {name: source.num_classes for name, source in SOURCES.items()}
 

@@ -31,8 +31,7 @@ from training import checkpoint, parallel
 from training.modelfile import GRID, margin_of, predict_tiled
 
 TILE = 1024  # side of the pieces, in pixels, that large images are cut into
-SCHEDULES = ("cosine", "constant")
-PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+SCHEDULES, PRECISIONS = ("cosine", "constant"), ("auto", "float32", "bfloat16", "float16")
 CHOSEN = "model loss augment train_loader val_loader lr weight_decay optimizer schedule seed precision"
 STEPS = "_fit _train_epoch _augmented _backward _forward _to_device _lr_factor _close_epoch evaluate"
 Batch = Sequence[Tensor]  # images (B, C, H, W), target (B, H, W), and further maps that the loss takes
@@ -183,7 +182,9 @@ class Learner:
 
     def _backward(self, batch: Batch, scaler: GradScaler) -> tuple[Tensor, Tensor]:
         """Leave the gradient of the batch in the weights; return its loss and its confusion matrix."""
-        mine, weight = parallel.shared(batch), parallel.weight_of_share(len(batch[0]))
+        mine, W = parallel.shared(batch), parallel.world_size()
+        if len(batch[0]) < W:
+            raise InputError(f"A batch of {len(batch[0])} cannot be shared by {W} processes; take larger batches.")
         counter = self.loss if isinstance(self.loss, nn.Module) else nn.Module()
         counted = copy.deepcopy(counter.state_dict())
         while True:
@@ -194,7 +195,7 @@ class Learner:
                     counter.load_state_dict(counted)  # a loss that counts its steps counts this batch once
                     logits = self._forward(self._train_model, images)
                     loss = self.loss(logits, target, *maps) * (len(images) / len(mine[0]))
-                    scaler.scale(loss * weight).backward()
+                    scaler.scale(loss * (len(mine[0]) * W / len(batch[0]))).backward()
                     losses.append(loss.detach())
                     counts.append(metrics.confusion_matrix(logits.detach().nan_to_num(), target, threshold=0.0))
                 return torch.stack(losses).sum(), torch.stack(counts).sum(dim=0)
@@ -393,5 +394,4 @@ def _keep_memory(largest: int, in_all: int) -> None:
 
 
 def _copy_to_cpu(value: Any) -> Any:
-    """A copy of a nested state, which later training steps do not change."""
     return tree_map_only(Tensor, lambda tensor: tensor.detach().to("cpu", copy=True), value)

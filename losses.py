@@ -118,7 +118,6 @@ def _soft_skeleton(x: Tensor, iterations: int) -> Tensor:
 
 
 def _largest_of_three(x: Tensor, axis: int) -> Tensor:
-    """The largest of each pixel and its two neighbours along an axis."""
     if x.requires_grad:  # of equal pixels the first gets the gradient
         return F.max_pool2d(x, (3, 1), 1, (1, 0)) if axis == 2 else F.max_pool2d(x, (1, 3), 1, (0, 1))
     n = x.shape[axis] - 1  # eight times as fast

@@ -129,7 +129,8 @@ def main(arguments: list[str]) -> int:
                 write_history(learner, options.output, name)
         finish(learner, options)
     finally:
-        parallel.stop()
+        if parallel.world_size() > 1:
+            torch.distributed.destroy_process_group()
     return 0
 
 

@@ -159,9 +159,8 @@ def run_one(set_name: str, arm: str, seed: int, lr: float, stage: str = "final")
     loader = make_loader(train, recipe.batch, shuffle=True, seed=seed, repeats=recipe.repeats)
     val = make_loader(SegmentationDataset(path, "val"), 8) if recipe.best_epoch else None
     torch.manual_seed(seed)
-    options: dict[str, Any] = {"augment": recipe.augment, "schedule": recipe.schedule, "folder": folder}
-    options |= {"lr": lr, "seed": seed, "precision": PRECISION}
-    learner = Learner(recipe.make(train), cross_entropy, loader, val, **options)
+    options: Any = {"augment": recipe.augment, "schedule": recipe.schedule, "folder": folder, "precision": PRECISION}
+    learner = Learner(recipe.make(train), cross_entropy, loader, val, lr=lr, seed=seed, **options)
     settings = learner.settings() | identity(epochs=epochs, judged=[judge, patterns, final])
 
     def judged() -> Row:

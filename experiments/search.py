@@ -169,7 +169,6 @@ def tune(
 
 
 def _train(trial: optuna.Trial, build: Build, factors: Sequence[Factor], epochs: int, deadline: float) -> float:
-    """Train one trial and return its score; its epochs are kept with it."""
     seed, rows = FIRST_SEED + trial.number, list[Row]()
     trial.set_user_attr("seed", seed)
     trial.set_user_attr("epochs", rows)  # a trial that is run once more begins anew

@@ -50,9 +50,7 @@ def predictions() -> dict[str, Map]:
     shown = {name: truth() for name in KINDS_OF}
     shown["shift by one pixel"] = np.roll(truth(), 1, axis=0)
     shown["gap beside its place"][GAP], shown["gap beside its place"][BESIDE] = 1, 0
-    shown["merge"][BRIDGE] = 1
-    shown["split"][NECK] = 0
-    shown["cut line"][CUT] = 0
+    shown["merge"][BRIDGE], shown["split"][NECK], shown["cut line"][CUT] = 1, 0, 0
     shown["closed hole"] |= _disc(HOLE, 2)
     shown["speckle"][SPECKS] = 1
     shown["missed object"] -= _disc(SMALL, 5)

@@ -154,8 +154,7 @@ def _cut_runs(line: np.ndarray, stride: int, strict: bool) -> _Runs:
     a, b, c, d = line[place_b - 1], line[place_b], line[place_d - 1], line[place_d]
     starts_b, starts_d, left, right = a != b, c != d, a == c, b == d
     run_b, run_d = np.cumsum(starts_b), np.cumsum(starts_d)  # number of a run = starts up to here
-    alike = np.flatnonzero(right)
-    below = np.flatnonzero(_matters(b, d, strict))
+    alike, below = np.flatnonzero(right), np.flatnonzero(_matters(b, d, strict))
     # c-d is known already if a-b is the same pair, or if a and b are one run that goes on in c or in d
     known = (left & right) | (~starts_b & (left | right))
     beside = np.flatnonzero(_matters(c, d, strict) & ~known)

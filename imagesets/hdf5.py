@@ -161,7 +161,6 @@ def build_hdf5(
 
 
 def _write_sample(file: Any, key: str, sample: Sample) -> dict[str, str]:
-    """Write the arrays of a sample, and return the hash of each."""
     arrays, hashes = {"image": sample.image, "label": sample.label.astype(np.uint8), **sample.extras}, {}
     for group, array in arrays.items():
         file.create_dataset(f"{group}/{key}", data=array, chunks=array.shape, **GZIP)

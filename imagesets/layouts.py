@@ -337,7 +337,6 @@ def _count_classes(paths: Sequence[Path], may_have_gaps: bool) -> int:
 
 
 def _coco(layout: Layout, paths: Sequence[Path], tables: Tables) -> None:
-    """COCO: the outlines of all images of a part in one file."""
     layout.kind = "COCO"
     images = defaultdict[str, list[Path]](list)
     for path in (path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES):
@@ -373,7 +372,6 @@ def _coco_shapes(segmentation: Any) -> list[np.ndarray]:
 
 
 def _labelme(layout: Layout, paths: Sequence[Path], tables: Tables) -> None:
-    """labelme: a file of polygons and rectangles beside each image."""
     layout.kind = "labelme"
     images = {path.with_suffix(""): path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES}
     for path, table in tables.items():

@@ -97,7 +97,6 @@ write_yeast = writer("yeast", VERSION, {"yeast_{:02}.png": yeast_scene}, 18)
 
 
 def _colonies(rng: Generator, height: int, width: int) -> Cells:
-    """Choose colonies, buds on mothers, and dead cells."""
     area = height * width / 256**2
     num_dead, num_colonies = (max(1, round(area * rng.uniform(1, most))) for most in (3.6, 4))
     count = num_dead + max(5, round(area * rng.uniform(12, 25)))

@@ -203,8 +203,7 @@ class ImageClassifier(nn.Module):
     def __init__(self, unet: UNet, num_classes: int):
         super().__init__()
         self.in_channels, self.num_classes, self.stem = unet.in_channels, num_classes, unet.stem
-        self.encoder = copy.deepcopy(unet.encoder)
-        self.pool = nn.MaxPool2d(2, ceil_mode=True)
+        self.encoder, self.pool = copy.deepcopy(unet.encoder), nn.MaxPool2d(2, ceil_mode=True)
         self.head = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(unet.widths[-1], num_classes))
 
     def forward(self, x: Tensor) -> Tensor:

@@ -276,5 +276,4 @@ def _gradient(model: nn.Module, images: Tensor) -> Tensor:
 
 
 def _tensors(values: Any) -> list[Tensor]:
-    """All tensors of a nested list, tuple or dict, in their order."""
     return [value for value in tree_leaves(values) if isinstance(value, Tensor)]

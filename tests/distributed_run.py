@@ -52,4 +52,5 @@ def main(folder: Path) -> None:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]))
-    parallel.stop()
+    if parallel.world_size() > 1:
+        torch.distributed.destroy_process_group()

@@ -430,7 +430,6 @@ def test_the_format_is_timed_on_augmented_batches_with_two_images_for_each_proce
     )
     monkeypatch.setattr("training.parallel.world_size", lambda: 3)
     monkeypatch.setattr("training.parallel.shared", list)
-    monkeypatch.setattr("training.parallel.weight_of_share", lambda size: 1.0)
     learner.fastest_precision()
     assert timed == [(6, 1, 1), (8, 1, 1)] * 2
 

@@ -90,7 +90,6 @@ def light_of(image: np.ndarray) -> tuple[float, float]:
 
 
 def _trace(network: nn.Module, channels: int) -> ExportedProgram:
-    """The graph of the network, for images of any number, height and width."""
     B, H, W = _EXAMPLE
     example, any_size = torch.zeros(B, channels, H, W), dict.fromkeys((0, 2, 3), Dim.DYNAMIC)
     try:

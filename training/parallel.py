@@ -54,12 +54,6 @@ def start() -> None:
         dist.init_process_group(backend, timeout=timedelta(minutes=30))
 
 
-def stop() -> None:
-    """Leave the other processes; without them nothing happens."""
-    if world_size() > 1:
-        dist.destroy_process_group()
-
-
 def world_size() -> int:
     """W, the number of processes that train together; 1 without `torchrun`."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
@@ -73,13 +67,6 @@ def rank() -> int:
 def shared(batch: Sequence[Tensor]) -> list[Tensor]:
     """The part of a batch that belongs to this process: every W-th image."""
     return [tensor[rank() :: world_size()] for tensor in batch]
-
-
-def weight_of_share(size: int) -> float:
-    """What this process's mean over its images counts for in the mean over processes: 1 if all have as many."""
-    if size < world_size():
-        raise InputError(f"A batch of {size} cannot be shared by {world_size()} processes; take larger batches.")
-    return len(range(rank(), size, world_size())) * world_size() / size
 
 
 def gathered(values: list[Any]) -> list[Any]:
@@ -113,8 +100,7 @@ def together(model: nn.Module, device: torch.device) -> nn.Module:
 
 def fit_all(learners: Iterable[Any], epochs: int) -> None:
     """Call `fit` of every `Learner`; on a CPU under Linux side by side in forked processes, if they have folders."""
-    learners = list(learners)
-    cores = torch.get_num_threads()
+    learners, cores = list(learners), torch.get_num_threads()
     waiting = [learner for learner in learners if learner.folder is not None and learner.device.type == "cpu"]
     new = [learner for learner in waiting if not learner.folder.exists()]
     if sys.platform == "linux" and min(cores, len(waiting)) > 1:
@@ -126,7 +112,6 @@ def fit_all(learners: Iterable[Any], epochs: int) -> None:
 
 
 def _fit_in_processes(waiting: list[Any], epochs: int, cores: int) -> None:
-    """Start the runs one by one, as many at a time as there are cores, and wait for all of them."""
     fork, running = multiprocessing.get_context("fork"), dict[BaseProcess, list[str]]()  # each with its processor time
     try:
         while waiting or running:
