@@ -82,7 +82,6 @@ class Learner:
         self.schedule, self.augment = schedule, augment
         self.folder = Path(folder) if folder is not None else None
         self.seed, self.precision, self.verbose = seed, precision, verbose
-        self.is_trained_here = False  # by a process of `fit_all`
         self.history: list[Row] = []
         self.number_format = precision if precision != "auto" else "float32"
         self._initial: dict[str, Any] | None = None  # state of model and loss before the first step
@@ -283,8 +282,7 @@ class Learner:
             state |= {"history": [], "best_score": -math.inf, "learnt": self._initial, "best": self._initial}
             self._state = None
         elif self._state is None:
-            known = "" if self.is_trained_here else "trained before. "
-            note += f"continued after epoch {state['epoch']}. " if state["epoch"] < epochs else known
+            note += f"continued after epoch {state['epoch']}. " if state["epoch"] < epochs else "found in its folder. "
         if state["epochs"] != epochs:
             note += f"begun as a run of {state['epochs']} epochs: its learning rate differs from one of {epochs}. "
         return dict(state), note

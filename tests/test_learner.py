@@ -300,7 +300,7 @@ def test_what_the_training_counts_is_no_change_but_what_the_user_sets_is(tmp_pat
     learner.fit(2)
     assert learner.loss.calls == 4 + 2 and "changed" not in capsys.readouterr().out  # two steps and a validation each
     make(tmp_path, loss=Counting(), verbose=True).fit(2)
-    assert "trained before" in capsys.readouterr().out
+    assert "found in its folder" in capsys.readouterr().out
     learner.loss.factor = 2.0
     assert [row["epoch"] for row in learner.fit(2)] == [1, 2]
     assert "changed since then: loss.factor: started over" in capsys.readouterr().out

@@ -102,11 +102,8 @@ def fit_all(learners: Iterable[Any], epochs: int) -> None:
     """Call `fit` of every `Learner`; on a CPU under Linux side by side in forked processes, if they have folders."""
     learners, cores = list(learners), torch.get_num_threads()
     waiting = [learner for learner in learners if learner.folder is not None and learner.device.type == "cpu"]
-    new = [learner for learner in waiting if not learner.folder.exists()]
     if sys.platform == "linux" and min(cores, len(waiting)) > 1:
         _fit_in_processes(waiting, epochs, cores)
-        for learner in new:
-            learner.is_trained_here = True  # it will be found in its folder, but not from another day
     for learner in learners:
         learner.fit(epochs)  # takes up what was trained; a lost process costs time only
 

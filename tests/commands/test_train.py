@@ -44,7 +44,7 @@ def test_a_folder_becomes_a_model_file(folder, capsys):
     assert np.isnan(model.card.mean).all()  # each image is normalised by its own numbers, also in `predict`
     assert model(torch.zeros(1, 1, 20, 30)).shape == (1, 2, 20, 30)
     assert train.main([str(folder), *SMALL]) == 0
-    assert "trained before" in capsys.readouterr().out
+    assert "found in its folder" in capsys.readouterr().out
 
 
 def test_the_numbers_of_an_epoch_go_to_tensorboard_where_it_is(folder, monkeypatch):
