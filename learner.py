@@ -5,6 +5,7 @@ So a run that was cut off needs only weights, optimiser and number of its epoch 
 bit for bit on a CPU, on a GPU up to the rounding of sums whose order is not fixed there.
 """
 
+import contextlib
 import copy
 import ctypes
 import inspect
@@ -105,7 +106,7 @@ class Learner:
             raise InputError("Learner.fit: there is no training data; give a train_loader with at least one batch.")
         _keep_memory(1 << 30, 1 << 29)  # for the next step: a tenth of its time on a CPU
         parallel.start()
-        with checkpoint.locked(self.folder if parallel.rank() == 0 else None):
+        with checkpoint.locked(self.folder) if self.folder and parallel.rank() == 0 else contextlib.nullcontext():
             return self._fit(epochs, after_epoch)
 
     def _fit(self, epochs: int, after_epoch: Callable[[Row], object]) -> list[Row]:

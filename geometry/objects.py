@@ -35,14 +35,11 @@ TOPOLOGY += ["hole_merges", "hole_spurious", "hole_splits", "hole_missed", "beta
 
 
 class Counts(SimpleNamespace):
-    """Numbers of one image that add up over a data set, with + or `sum`; `SETTINGS` among them must be equal."""
+    """Numbers of one image that add up over a data set, with + or `sum`; `SETTINGS` among them stay as they are."""
 
     def __add__(self, other: Any) -> Any:
-        a, b = vars(self), vars(other)
-        for name in a.keys() & SETTINGS:
-            if a[name] != b[name]:
-                raise InputError(f"Counts with {name} {a[name]} and with {name} {b[name]} do not add up.")
-        return type(self)(**{name: a[name] if name in SETTINGS else a[name] + b[name] for name in a})
+        b = vars(other)
+        return type(self)(**{name: a if name in SETTINGS else a + b[name] for name, a in vars(self).items()})
 
     def __radd__(self, other: int) -> Any:
         return self  # `sum` starts at 0

@@ -107,11 +107,8 @@ def is_damaged(content: bytes) -> bool:
 
 
 @contextlib.contextmanager
-def locked(folder: Path | None) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Keep `folder` for one run, until its process ends; `InputError` if another run is in it, or it is read-only."""
-    if folder is None:
-        yield
-        return
     lock = filelock.FileLock(folder / LOCK)
     try:
         folder.mkdir(parents=True, exist_ok=True)
