@@ -51,6 +51,6 @@ def test_neither_brightness_nor_place_alone_finds_the_road(scenes: list[Scene]) 
     road, counts = label == ROAD, label != IGNORE_INDEX
     edges, usual = range(0, 257, 16), road.sum(axis=0) / np.maximum(counts.sum(axis=0), 1)
     best = max(iou((grey >= a) & (grey < b), road, counts) for a in edges for b in edges if a < b)
-    assert best < 0.6  # measured 0.50
+    assert best < 0.6  # measured 0.51
     best = max(iou(np.broadcast_to(usual > t, road.shape), road, counts) for t in (0.3, 0.4, 0.5, 0.6))
-    assert best < 0.78  # measured 0.67, although the frequencies are those of the very same scenes
+    assert best < 0.78  # measured 0.68, although the frequencies are those of the very same scenes
