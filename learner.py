@@ -323,8 +323,7 @@ class Learner:
     def predict(self, images: Tensor, *, tile: int = TILE, flips: bool = False) -> Tensor:
         """Class probabilities (B, K, H, W), float32 on the CPU, for normalised images (B, C, H, W) of any size.
 
-        Images larger than `tile`, or than the memory holds, are cut (`predict_tiled`); `flips` averages over the four
-        reflections of the image.
+        Images larger than `tile` or the memory are cut (`predict_tiled`); `flips` averages over the four reflections.
         """
         check_images(images)
         self.model.eval()

@@ -3,8 +3,7 @@
 - One sample, numpy: the protocol of the course sheet, with the names of `inferno.io.transform.Transform`.
 - A whole batch, torch, on its device: each sample gets its own draw, in its memory format.
 
-A random generator is always handed in, so a second run draws the same; for batches it is one of the CPU, so nothing
-waits for a GPU.  No input is changed in place; every result is a copy.
+A random generator is always handed in, for batches one of the CPU (nothing waits for a GPU); every result is a copy.
 """
 
 from collections.abc import Sequence

@@ -21,13 +21,12 @@ import plots
 from checks import IGNORE_INDEX, InputError, printable
 from commands.train import at_least
 from data import NAMES, NUM_CLASSES, source_folder
-from imagesets.files import LabelMap, Problem, Sample, parse_map
+from imagesets.files import SHOWN, LabelMap, Problem, Sample, parse_map
 from imagesets.hdf5 import Comparison
 from imagesets.layouts import Layout, read_folder, recognise
 from imagesets.real import SOURCES, read_dataset
 
 NUM_EXAMPLES = 8
-SHOWN = 20  # files of one kind of problem
 RARE = 0.01  # share of the pixels below which a class is hard to learn
 
 
@@ -94,8 +93,7 @@ def describe(report: Report) -> list[str]:
         lines += [f"    {printable(problem.file) or report.source}: {problem.found}" for problem in same[:SHOWN]]
         lines += [f"    … and {len(same) - SHOWN} more"] * (len(same) > SHOWN)
     if any("label_map" in problem.advice for problem in report.problems):
-        written = "label_map={0: 0, 255: 1} is written --map 0=0,255=1, a colour 255-0-0, others *"
-        lines.append(f"On the command line {written}")
+        lines.append("On the command line label_map={0: 0, 255: 1} is --map 0=0,255=1, a colour 255-0-0, others *")
     if not report.sizes:
         return lines
     inside = report.counts[: report.num_classes]

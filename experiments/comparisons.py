@@ -23,7 +23,7 @@ from data import SegmentationDataset, make_loader, prepare, source_folder
 from experiments.statistics import Row, collect, kept, provenance
 from experiments.study import augment, unet
 from geometry.objects import boundary_distances, total
-from imagesets.changes import HalfOfTestValidates, PartsByName, Relabel, Resize
+from imagesets.changes import PartsByName, Relabel, Resize, half_of_test_validates
 from imagesets.files import Sample
 from imagesets.yeast import write_yeast
 from learner import Learner
@@ -103,7 +103,7 @@ STREET_NETS: dict[str, Make] = {
     "U-Net, sum": partial(unet, widths=(9, 18, 36, 72, 144), skip="sum"),
 }
 PETS = Recipe(
-    lambda seed: prepare("oxford_pets", DATA, changes=[HalfOfTestValidates(), Resize(128, 128)]),
+    lambda seed: prepare("oxford_pets", DATA, changes=[half_of_test_validates, Resize(128, 128)]),
     partial(unet, shrink=2), 1e-3, epochs=16, batch=16, augment=None, schedule="constant",
 )  # fmt: skip
 LINKS = Recipe(

@@ -7,8 +7,6 @@
 3. The best few and the default are trained again with new seeds: the best score of a search is the largest of many
    that scatter, and so too good (Cawley and Talbot, 2010, JMLR 11, 2079–2107).
 4. The candidate of highest mean in step 3, and the default, are judged on the test images, once.
-
-Its parts are cut from the training and validation images of a set, whose test images are left for those who use it.
 """
 
 import itertools

@@ -66,9 +66,8 @@ def separation_weights(
 ) -> np.ndarray:
     """The weights of the U-Net paper: w_class + w0·exp(−(d₁ + d₂)² / 2σ²) on the background, scaled to mean 1.
 
-    d₁ and d₂ are the distances to the border of the nearest and of the second nearest *cell* (not class), so the weight
-    is high only in narrow gaps between two cells.  `instances` (H, W): 0 background (ignored pixels too), 1 … n cells.
-    The rest is as in `boundary_weights`; class 1 is "any cell".
+    d₁ and d₂ are the distances to the border of the nearest and second nearest *cell*, so only narrow gaps weigh much.
+    `instances` (H, W): 0 background (ignored, too), 1 … n cells, class 1.  The rest is as in `boundary_weights`.
     """
     _check_label(instances)
     instances = renumber(instances)

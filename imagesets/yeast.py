@@ -3,8 +3,7 @@
 The picture is computed from the cells, a function a step, in the order of the light.  A dead cell is dark, has almost
 no halo, and is background.  Buds are dark too and the light is uneven, so no threshold separates living from dead.
 Lengths are in pixels.  Sources: Zernike, 1942 (doi 10.1016/S0031-8914(42)80035-X), phase contrast; Yin et al., 2012
-(doi 10.1016/j.media.2011.12.006), its optics as filters; Anscombe, 1948 (doi 10.1093/biomet/35.3-4.246), square root
-against photon noise.
+(doi 10.1016/j.media.2011.12.006), its optics as filters; Anscombe, 1948 (doi 10.1093/biomet/35.3-4.246), photon noise.
 """
 
 import itertools

@@ -76,8 +76,7 @@ def save(folder: Path, state: dict[str, Any]) -> None:
 def load(folder: Path | None) -> tuple[dict[str, Any] | None, str]:
     """Return the newest whole state in `folder` (None without any), on the CPU, and a sentence on what was damaged.
 
-    Only wrong checksums are damage.  `InputError` if a checkpoint cannot be loaded for another reason (memory, rights,
-    disk, code in it): it may be whole, and stays.
+    Only wrong checksums are damage; any other reason (memory, rights, disk, code in it) is an `InputError`: it stays.
     """
     damaged = ""
     for path in (folder / LATEST, folder / PREVIOUS) if folder else ():

@@ -6,7 +6,7 @@ import torch
 
 import data
 from geometry.boundary import boundary_weights, separation_weights
-from imagesets.changes import HalfOfTestValidates, PartsByName, Relabel, Resize, WeightMap, separate_cells
+from imagesets.changes import PartsByName, Relabel, Resize, WeightMap, half_of_test_validates, separate_cells
 from imagesets.files import Sample
 from losses import BoundaryWeightedLoss, cross_entropy
 from tests.data_helpers import make_folder, refused
@@ -87,7 +87,7 @@ def test_parts_by_name_come_out_of_the_file(tmp_path) -> None:
 
 def test_no_test_image_trains_about_half_of_them_validate_and_copies_stay_together() -> None:
     def part(i: int, given: str, name: str = "a") -> str | None:
-        return HalfOfTestValidates()(Sample(name, np.full(4, i), np.zeros(4), given)).part
+        return half_of_test_validates(Sample(name, np.full(4, i), np.zeros(4), given)).part
 
     assert {part(i, given) for i in range(40) for given in ("train", "val")} == {"train"}
     parts = [part(i, "test") for i in range(400)]
