@@ -91,8 +91,6 @@ class Learner:
         self._pieces = 1  # into which a batch is cut
         self._train_model: nn.Module = self.model  # averages gradients over all processes, once `fit` has started them
 
-    # ---- training ---------------------------------------------------------------------------------------------------
-
     def fit(self, epochs: int, after_epoch: Callable[[Row], object] = lambda row: None) -> list[Row]:
         """Train until `epochs` epochs are done in all, and leave the model with the best weights seen.
 
@@ -219,8 +217,6 @@ class Learner:
             return self.schedule(progress) if callable(self.schedule) else 1.0
         return min(1.0, (progress + one_step) / 0.05) * 0.5 * (1 + math.cos(math.pi * progress))  # after a warm-up
 
-    # ---- the number format ------------------------------------------------------------------------------------------
-
     def fastest_precision(self) -> str:
         """The number format in which this model trains fastest here; model and loss stay as they are."""
         if self.device.type == "cuda":  # which of the two it has units for
@@ -248,8 +244,6 @@ class Learner:
         with torch.autocast(self.device.type, getattr(torch, self.number_format) if lower else None, enabled=lower):
             output = model(images)
         return output["out"] if isinstance(output, Mapping) else output  # of torchvision
-
-    # ---- the run as it lies in memory and in the checkpoint ---------------------------------------------------------
 
     def settings(self) -> dict[str, str]:
         """What must be the same for a run to be continued: all that determines it (`checkpoint.identity`)."""
@@ -304,8 +298,6 @@ class Learner:
         last, best = state["history"][-1], state["history"][state["best_epoch"] - 1]
         score = f" · validation mean IoU {best.get('val_mean_iou', 0):.3f} (best, epoch {state['best_epoch']})"
         return f"training loss {last['train_loss']:.3f}" + score * ("val_mean_iou" in best)
-
-    # ---- evaluation, prediction, explanation ------------------------------------------------------------------------
 
     @torch.no_grad()
     def evaluate(self, loader: Iterable[Batch]) -> dict[str, float]:

@@ -2,7 +2,6 @@
 
 A *scientific* factor is one whose effect we want to know, a *nuisance* factor must be chosen well for every value of
 the scientific ones, a *fixed* factor has one value (Godbole et al., 2023, "Deep Learning Tuning Playbook").
-
 A *trial* is one training with its own values and seed: given ones, then random ones, then those of TPE (Bergstra et
 al., 2011, NeurIPS 24).  After 1, 3, 9, … epochs the best third goes on (ASHA, Li et al., 2020, arXiv:1810.05934).
 """

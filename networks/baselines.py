@@ -3,7 +3,6 @@
 Those that segment map images (B, C, H, W) to logits (B, K, H, W) for every H, W ≥ 1, as the U-Net does.  An FCN is a
 classifier of patches that reads a whole image.  A dense layer on a k×k map is a k×k convolution that has one place to
 be; on a larger image it has many, and answers once for each.  Upsampling makes of these one answer for each pixel.
-
 Sources: Long, Shelhamer and Darrell, 2015 (arXiv:1411.4038), FCN;  Simonyan and Zisserman, 2015 (arXiv:1409.1556), VGG;
 Yu and Koltun, 2016 (arXiv:1511.07122), and Chen et al., 2017 (arXiv:1606.00915), dilation.
 """
