@@ -405,7 +405,7 @@ def test_what_the_memory_does_not_hold_is_judged_and_predicted_by_tiles(monkeypa
     assert len(taken) > 4
     small_memory(learner, monkeypatch, 2000)
     for action in (lambda: learner.evaluate([(images, target)]), lambda: learner.predict(images)):
-        with pytest.raises(InputError, match="400 × 400 pixels, not even by tiles"):
+        with pytest.raises(InputError, match="does not hold one tile"):
             action()
 
 

@@ -75,7 +75,7 @@ def test_another_run_in_the_folder_is_not_replaced_without_being_told(folder, tm
     train.main([str(folder), *SMALL])
     before = Path("runs/squares/model.pt2").read_bytes()
     message = refused(train.main, changed := [str(folder), *SMALL, "--lr", "0.03"])
-    assert "runs/squares holds another run, which differs in lr.\nAdd --output runs/squares-2 to keep" in message
+    assert "runs/squares holds another run, which differs in lr: add --output or --overwrite" in message
     moved = folder.rename(tmp_path / "old")
     shutil.copytree(moved, folder)
     (folder / "images" / "s9.png").unlink()

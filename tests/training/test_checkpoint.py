@@ -379,7 +379,7 @@ def test_an_edited_module_is_trained_anew_by_the_next_process(tmp_path):
     text = '    """−log p_y of each pixel, (B, H, W); 0 where ignored."""\n'
     assert "1 epochs in" in run(text, text)
     assert "found in its folder" in run(text, "    # Another text\n    '''For all.'''\n\n")
-    assert "holds another run, which differs in losses._nats." in run("return F.cross", "return 10 * F.cross")
+    assert "holds another run, which differs in losses._nats:" in run("return F.cross", "return 10 * F.cross")
     assert "changed since then: losses._nats: started over" in run(text, text, "--overwrite")
 
 
