@@ -256,6 +256,14 @@ class Learner:
         """The state of model and loss before the first step."""
         return self._initial if self._initial is not None else _copy_to_cpu(self._learnt().state_dict())
 
+    def restore(self) -> None:
+        """Give the model the best weights of the run in `folder`, without any training."""
+        state, note = checkpoint.load(self.folder)
+        if state is None:
+            raise InputError(f"Learner.restore: no finished epoch in folder={self.folder}. {note}Train it with fit.")
+        self._initial, self.history = self._first(), list(state["history"])
+        self._learnt().load_state_dict(state["best"])
+
     def _learnt(self) -> nn.ModuleList:
         """What has a state: the model, and a loss that counts its steps, for its warm-up."""
         return nn.ModuleList([self.model, self.loss] if isinstance(self.loss, nn.Module) else [self.model])

@@ -126,6 +126,7 @@ STRENGTH = 0.3  # λ of the topology losses
 TOPOLOGY = losses.TopologyLoss(strength=STRENGTH)
 SHOWN = {name: pred for name, pred in defects.predictions().items() if name != "nothing wrong"}  # with a defect
 BROKEN = {name: pred for name, pred in SHOWN.items() if not name.startswith("shift")}  # with room for neutral errors
+STARTS = np.stack([np.where(NEUTRAL, LARGEST, pred) for pred in BROKEN.values()])  # beside 48 neutral ones, (B, H, W)
 
 
 def judge(pred: defects.Map) -> dict[str, float]:
@@ -183,17 +184,12 @@ def selectivity(loss: Loss, pred: defects.Map) -> float:
     return costs[0] / costs[1]
 
 
-def starts() -> NDArray[np.uint8]:
-    """Each of `BROKEN` with the largest control in it: a defect beside 48 neutral wrong pixels, (B, H, W)."""
-    return np.stack([np.where(NEUTRAL, LARGEST, pred) for pred in BROKEN.values()])
-
-
 def repair(loss: Loss, steps: int) -> tuple[NDArray[np.float64], NDArray[np.float64], int]:
-    """Down the gradient on free logits, from `starts`, in steps of length ½.
+    """Down the gradient on free logits, from `STARTS`, in steps of length ½.
 
     Per picture: steps until no region is critical, and until neutral pixels are right (or ∞); right pixels harmed.
     """
-    logits, steps_taken = as_logits(*starts()).requires_grad_(), []
+    logits, steps_taken = as_logits(*STARTS).requires_grad_(), []
     for _ in range(steps + 1):
         steps_taken.append(logits.detach()[:, 0].numpy() > 0)
         (slope,) = torch.autograd.grad(loss(logits, TARGET.expand(len(logits), -1, -1)), logits)

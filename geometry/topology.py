@@ -13,7 +13,6 @@ Objects use the connectivity 4 or 8, their background the other one.  What is ig
 All images stand in one long line of pixels, with background between rows and images.  The line is cut into *runs* of
 equal code (bit 0 = in P, bit 1 = in G).  A union-find joins runs to *patches* (one code, 4-connected), and patches to
 components of P, of G and of the errors: nearly linear in the number of pixels.
-
 Sources: Rosenfeld and Pfaltz 1966, doi:10.1145/321356.321357 (labelling by runs); Kong and Rosenfeld 1989,
 doi:10.1016/0734-189X(89)90147-3 (4 against 8); Liu and Tarjan 2019, arXiv:1812.06177 (union-find in parallel).
 """

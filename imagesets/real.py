@@ -1,8 +1,7 @@
 """Real data sets by name: brought here in the layout of their authors, then read as samples.
 
 `locate` looks in the mirror (the folder that the environment variable `SEGMENTATION_MIRROR` names; only read), in
-`data/NAME`, and then, by pooch (doi 10.21105/joss.01943), at the address in `SOURCES`.  Nothing gets its final name
-before it was checked, and nothing that is there is overwritten.  `read_dataset` turns the folder into samples.
+`data/NAME`, and then, by pooch (doi 10.21105/joss.01943), at the address in `SOURCES`; nothing there is overwritten.
 """
 
 import hashlib
@@ -200,7 +199,6 @@ def _yeast_regions(sample: Sample) -> Iterator[Sample]:
 # Red is set where the authors judge at all, blue where there is road: (0, 0, 255) is road that does not count.
 # The official test folder comes without labels.
 _KITTI = {(255, 0, 0): 0, (255, 0, 255): 1, (0, 0, 0): IGNORE_INDEX, (0, 0, 255): IGNORE_INDEX}
-PET_SHARE = 0.15  # of the official training images of each breed: the part "val"
 
 
 def pet_species(root: str | Path, name: str = "list") -> dict[str, str]:
@@ -216,7 +214,7 @@ def _oxford_pets_pairs(root: Path) -> Pairs:
     breeds = defaultdict(list)  # of each breed the same share everywhere, chosen by the hash of the name
     for name in sorted(trainval, key=lambda name: hashlib.sha256(name.encode()).digest()):
         breeds[name.rpartition("_")[0]].append(name)
-    chosen = {name for breed in breeds.values() for name in breed[: round(PET_SHARE * len(breed))]}
+    chosen = {name for breed in breeds.values() for name in breed[: round(0.15 * len(breed))]}
     there = _pairs("images/*.jpg", "annotations/trimaps/*.png", root)
     found = {name: (image, label) for name, image, label, _ in there}
     parts = {"test": test, "val": chosen, "train": trainval.keys() - chosen}

@@ -212,10 +212,11 @@ def test_training_on_does_not_change_the_kept_state():
     assert torch.equal(learner._state["optimizer"]["state"][0]["exp_avg"], kept)
 
 
-def test_a_finished_run_is_taken_up_and_trained_on_but_not_while_another_run_is_in_the_folder(tmp_path):
+def test_the_best_weights_can_be_restored_and_trained_on_but_not_while_another_run_is_in_the_folder(tmp_path):
     first, second = make(tmp_path), make(tmp_path)
     first.fit(2, after_epoch=lambda row: pytest.raises(InputError, second.fit, 1).match("Another run"))
-    assert second.fit(2) == first.history and same(weights(first), weights(second)) and len(second.fit(3)) == 3
+    second.restore()
+    assert second.history == first.history and same(weights(first), weights(second)) and len(second.fit(3)) == 3
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
