@@ -70,7 +70,7 @@ class _Street:
     def __init__(self, rng: Generator, height: int, width: int) -> None:
         self.rng, shape = rng, (height, width)
         self.wide = rng.uniform(4, 9)  # the road, in metres
-        self.walks = rng.uniform(1.5, 4, 2) * (rng.random(2) < 0.8)  # left, right pavement
+        self.walks = rng.uniform(1.5, 4, 2) * (rng.random(2) < 0.7)  # left, right pavement
         # the road swings so far to both sides, over 2π · reach metres, and begins at the phase
         self.bend, self.reach, self.phase = 0.3 + 6 * rng.random() ** 2, *rng.uniform((10, 0), (30, 6.3))
         self.start = -rng.uniform(-0.1, 0.4) * self.wide - self.bend * np.sin(4 / self.reach + self.phase)
@@ -118,7 +118,7 @@ class _Street:
         asphalt = rng.uniform(0.32, 0.54) + rng.normal(0, 0.012, 3)
         slabs = asphalt * rng.uniform(0.8, 1.2) + rng.normal(0, 0.02, 3)
         colours = np.array([1.2 * pick_colour(rng, LEAVES), asphalt, slabs])[number - TREE]
-        shade = np.clip(smooth_noise(rng, off.shape, (4, 30)), 0, 1) * rng.uniform(0, 0.5)  # of clouds and trees
+        shade = np.clip(smooth_noise(rng, off.shape, (4, 30)), 0, 1) * rng.uniform(0, 0.8)  # of clouds and trees
         gain = (1 + np.where(number == TREE, 0.1, 0.05) * self.rough[box]) * (1.1 - shade)
         colours = np.where(marks[..., None], rng.uniform(0.7, 0.95), colours) * gain[..., None]
         self.paint(box, np.ones_like(marks), colours, number, z)

@@ -11,9 +11,9 @@ from imagesets.yeast import Scene
 
 CLASSES = [SKY, BUILDING, TREE, ROAD, PAVEMENT, CAR, IGNORE_INDEX]
 PINNED = [  # scene, mean colour, share of every class
-    (0, [97.25, 97.26, 102.89], [0.1291, 0.2084, 0.0728, 0.4641, 0.0387, 0.0316, 0.0553]),
-    (1, [144.87, 150.23, 152.31], [0.26, 0.0667, 0.0936, 0.3828, 0.1746, 0.0223, 0.0]),
-    (2, [142.64, 155.4, 154.18], [0.3115, 0.1192, 0.1624, 0.1927, 0.1002, 0.0262, 0.0878]),
+    (0, [94.77, 94.75, 100.25], [0.1291, 0.2084, 0.0728, 0.4641, 0.0387, 0.0316, 0.0553]),
+    (1, [136.62, 141.78, 143.67], [0.26, 0.0667, 0.0936, 0.3828, 0.1746, 0.0223, 0.0]),
+    (2, [141.08, 153.53, 152.54], [0.3115, 0.1192, 0.1624, 0.1927, 0.1002, 0.0262, 0.0878]),
 ]
 
 
@@ -51,6 +51,6 @@ def test_neither_brightness_nor_place_alone_finds_the_road(scenes: list[Scene]) 
     road, counts = label == ROAD, label != IGNORE_INDEX
     edges, usual = range(0, 257, 16), road.sum(axis=0) / np.maximum(counts.sum(axis=0), 1)
     best = max(iou((grey >= a) & (grey < b), road, counts) for a in edges for b in edges if a < b)
-    assert best < 0.6  # measured 0.51
+    assert best < 0.6  # measured 0.48
     best = max(iou(np.broadcast_to(usual > t, road.shape), road, counts) for t in (0.3, 0.4, 0.5, 0.6))
     assert best < 0.78  # measured 0.68, although the frequencies are those of the very same scenes
