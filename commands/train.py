@@ -139,7 +139,7 @@ def prepare(options: Namespace) -> Path:
     if options.source not in data.NAMES:
         data.source_folder(options.source)
     with checkpoint.locked(options.output / "checkpoints"):
-        pass
+        pass  # so it can be written, and no other run is in it
     settings = {"num_classes": options.classes, "label_map": options.map}
     return data.prepare(options.source, options.data, standardise=options.normalise == "image", **settings)
 

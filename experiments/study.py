@@ -111,7 +111,7 @@ SETS = {
 SETS["walls10"] = replace(SETS["walls"], changes=(ten_walls,), repeats=80, epochs=6)
 _MORTAR = replace(SETS["mortar"], losses=("topology_cldice",))  # one thing is changed at a time
 SETS |= {"mortar_narrow": replace(_MORTAR, widths=(8, 16, 32, 64, 64)), "mortar_still": replace(_MORTAR, zoom=0.0)}
-SETS["mortar_still_long"] = replace(_MORTAR, zoom=0.0, repeats=68)  # 2 556 steps
+SETS["mortar_still_long"] = replace(_MORTAR, zoom=0.0, repeats=68)  # 2 550 steps
 
 
 def build(study_set: StudySet, weights: WeightMap | None = None) -> Path:
@@ -150,8 +150,7 @@ def make_loss(name: str, study_set: StudySet, path: Path, steps: int) -> Callabl
     if name not in LOSSES and not re.fullmatch(r"(topology|both):\d+(\.\d+)?", name):
         raise InputError(f"{name!r} is no loss of the study: {', '.join(LOSSES)}, topology:λ and both:λ (a number).")
     kind, _, strength = name.partition(":")
-    fast = study_set.straight_through
-    cldice = partial(soft_cldice_loss, iterations=study_set.thickness, straight_through=fast)
+    cldice = partial(soft_cldice_loss, iterations=study_set.thickness, straight_through=study_set.straight_through)
     if kind in ("topology", "both", "topology_cldice"):
         topology = TopologyLoss(float(strength or study_set.strength), margin=1.0, warm_up=steps)
         return WeightedSum((1.0, topology), (1.0, dice_loss), *[(0.5, cldice)] * (kind == "topology_cldice"))

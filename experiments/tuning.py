@@ -75,9 +75,8 @@ def builder(path: Path, precision: str = "float32") -> Build:
         widths = [settings["width"] * 2**level for level in range(settings["levels"])]
         form = {name: settings[name] for name in ("stem", "skip", "norm")}  # labels and scores are in full resolution
         model = UNet(train.channels, train.num_classes, widths, **form)
-        options: Any = {"lr": settings["lr"], "weight_decay": settings["weight decay"], "seed": seed, "folder": folder}
-        more: Any = {"augment": augment, "precision": precision, "verbose": False}
-        return Learner(model, cross_entropy, loader, val, **options, **more)
+        chosen: Any = {"lr": settings["lr"], "weight_decay": settings["weight decay"], "seed": seed, "folder": folder}
+        return Learner(model, cross_entropy, loader, val, augment=augment, precision=precision, verbose=False, **chosen)
 
     return build
 

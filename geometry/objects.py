@@ -35,11 +35,13 @@ TOPOLOGY += ["hole_merges", "hole_spurious", "hole_splits", "hole_missed", "beta
 
 
 class Counts(SimpleNamespace):
-    """Numbers of one image that add up over a data set, with + or `sum`; `SETTINGS` among them stay as they are."""
+    """Numbers of one image that add up over a data set, with + or `sum`; `SETTINGS` among them must be equal."""
 
     def __add__(self, other: Any) -> Any:
-        b = vars(other)
-        return type(self)(**{name: a if name in SETTINGS else a + b[name] for name, a in vars(self).items()})
+        a, b = vars(self), vars(other)
+        if wrong := [name for name in SETTINGS if a.get(name) != b.get(name)]:
+            raise InputError(f"Counts of {wrong[0]} {a[wrong[0]]} and of {wrong[0]} {b[wrong[0]]} do not add up.")
+        return type(self)(**{name: a[name] if name in SETTINGS else a[name] + b[name] for name in a})
 
     def __radd__(self, other: int) -> Any:
         return self  # `sum` starts at 0

@@ -1,7 +1,7 @@
 """Real data sets by name: brought here in the layout of their authors, then read as samples.
 
 `locate` looks in the mirror (the folder that the environment variable `SEGMENTATION_MIRROR` names; only read), in
-`data/NAME`, and then, by pooch (doi 10.21105/joss.01943), at the address in `SOURCES`; nothing there is overwritten.
+`data/NAME`, and then, by pooch (doi 10.21105/joss.01943), at the address in `SOURCES`; what is there stays.
 """
 
 import hashlib
@@ -211,7 +211,7 @@ def pet_species(root: str | Path, name: str = "list") -> dict[str, str]:
 def _oxford_pets_pairs(root: Path) -> Pairs:
     """The images that the official lists name, the test part first; a mirror may hold some of them only."""
     trainval, test = pet_species(root, "trainval"), pet_species(root, "test")
-    breeds = defaultdict(list)  # of each breed the same share everywhere, chosen by the hash of the name
+    breeds = defaultdict(list)  # of each breed 15 % validate, everywhere the same, chosen by the hash of the name
     for name in sorted(trainval, key=lambda name: hashlib.sha256(name.encode()).digest()):
         breeds[name.rpartition("_")[0]].append(name)
     chosen = {name for breed in breeds.values() for name in breed[: round(0.15 * len(breed))]}

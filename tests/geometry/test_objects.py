@@ -217,6 +217,8 @@ def test_errors_of_images_do_not_cancel_out_and_the_connectivity_matters():
     pred, target = np.array([[1, 0], [0, 1]]), np.array([[1, 1], [0, 1]])
     assert topology_counts(pred, target, connectivity=8).splits == 0
     assert topology_counts(pred, target, connectivity=4).splits == 1
+    with pytest.raises(InputError, match="connectivity 8 and of connectivity 4 do not add up"):
+        topology_counts(pred, target) + topology_counts(pred, target, connectivity=4)
 
 
 def test_centre_lines_by_hand():
