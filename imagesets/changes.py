@@ -41,7 +41,7 @@ def separate_cells(sample: Sample) -> Sample:
 
 @dataclass(frozen=True)
 class WeightMap:
-    """Adds a map `weights` (H, W) float32: `boundary_weights`, or with `separation` the `separation_weights` of cells."""
+    """Adds a map `weights` (H, W) float32: `boundary_weights`, or with `separation` the `separation_weights`."""
 
     w0: float = 5.0
     sigma: float = 2.0
