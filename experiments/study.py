@@ -110,7 +110,8 @@ SETS = {
 }  # fmt: skip
 SETS["walls10"] = replace(SETS["walls"], changes=(ten_walls,), repeats=80, epochs=6)
 _MORTAR = replace(SETS["mortar"], losses=("topology_cldice",))  # one thing is changed at a time
-SETS |= {"mortar_narrow": replace(_MORTAR, widths=(8, 16, 32, 64, 64)), "mortar_still": replace(_MORTAR, zoom=0.0)}
+SETS["mortar_narrow"] = replace(_MORTAR, widths=(8, 16, 32, 64, 64))
+SETS["mortar_still"] = replace(_MORTAR, zoom=0.0, losses=("topology_cldice", "topology"))
 SETS["mortar_still_long"] = replace(_MORTAR, zoom=0.0, repeats=68)  # 2 550 steps
 
 
@@ -242,6 +243,8 @@ def run_one(set_name: str, loss_name: str, seed: int) -> Row:
                     scores = judge(clean, truth, study_set.object_class)
                     del scores["hd95_images"]  # all of them: no test image of the study is without a border
                     tried = {"rule": name, "threshold": threshold} | dict(zip(("pieces", "holes_filled"), sizes))
+                    held = [cleaned(p > threshold, *sizes) for p in seen]
+                    tried["val_errors"] = topology_row(held, known)["all_errors"]  # by which recipes are chosen
                     done["rows"].append(key | tried | scores | cost)
                     for image, guess, label in zip(names, clean, truth) if rule == "validation" else ():
                         scores = {"dice": dice([guess], [label])} | topology_row([guess], [label])
