@@ -32,6 +32,7 @@ from networks.baselines import FCN, ImageClassifier, PatchClassifier
 from networks.inspection import count_parameters, layer_table
 from networks.upsampling import checkerboard
 from training.checkpoint import identity
+from transforms import random_affine, random_hue, random_intensity
 from unet import UNet
 
 RUNS, FIGURES, DATA = Path("runs/compare"), Path("figures"), Path("data")
@@ -59,6 +60,29 @@ def roads(seed: int, side: int = 256, changes: Sequence[Callable[[Sample], Sampl
 def much_road(sample: Sample) -> Sample:
     """One label for the whole image: is more than a sixth of it road?  (16.7 % is it in the median image.)"""
     return replace(sample, label=np.full_like(sample.label, sample.label.mean() > 1 / 6))
+
+
+def pets(seed: int, changes: Sequence[Callable[[Sample], Sample | None]] = ()) -> Path:
+    """The pets at 128², after more changes."""
+    return prepare("oxford_pets", DATA, changes=[half_of_test_validates, Resize(128, 128), *changes])
+
+
+def dogs_test(sample: Sample) -> Sample | None:
+    """Of the test part the dogs alone, whose official names begin with a small letter."""
+    return sample if sample.part != "test" or sample.name[0].islower() else None
+
+
+def cats_train_dogs_test(sample: Sample) -> Sample | None:
+    """The same test part, and nothing but cats to learn from and to choose by."""
+    return sample if (sample.part == "test") == sample.name[0].islower() else None
+
+
+def change_photos(images: Tensor, *maps: Tensor, generator: torch.Generator) -> Sequence[Tensor]:
+    """Turn, zoom, move and mirror each image a little, and its maps with it; then hue, brightness and contrast."""
+    little = partial(random_affine, degrees=10, zoom=0.2, stretch=0.1, shift=0.1)
+    images, *others = little(images, *maps, generator=generator)
+    images = random_hue(images, 15, generator=generator)
+    return random_intensity(images, gain=0.3, offset=0.3, generator=generator), *others
 
 
 def head(train: SegmentationDataset) -> nn.Module:
@@ -102,10 +126,8 @@ STREET_NETS: dict[str, Make] = {
     "U-Net, concat": partial(unet, widths=WIDE),
     "U-Net, sum": partial(unet, widths=(9, 18, 36, 72, 144), skip="sum"),
 }
-PETS = Recipe(
-    lambda seed: prepare("oxford_pets", DATA, changes=[half_of_test_validates, Resize(128, 128)]),
-    partial(unet, shrink=2), 1e-3, epochs=16, batch=16, augment=None, schedule="constant",
-)  # fmt: skip
+PETS = Recipe(pets, partial(unet, shrink=2), 1e-3, 16, batch=16, augment=None, schedule="constant")
+OUR_PETS = Recipe(pets, partial(unet, widths=(16, *WIDE[2:], 256), stem=2), 4e-3, 9, batch=8, augment=change_photos)
 LINKS = Recipe(
     lambda seed: prepare(write_yeast(DATA / "yeast72", num_images=72, seed=1), DATA), unet, 5e-3,
     epochs=10, batch=8, repeats=2, crop=128, augment=partial(mirrored, symmetries=range(8)),
@@ -118,7 +140,13 @@ HEADS = Recipe(roads, head, 3e-3, epochs=25, batch=32, best_epoch=False, seeds=F
 SETS = {
     "streets": {name: replace(STREETS, make=make) for name, make in STREET_NETS.items()},
     "roads": {s: Recipe(roads, partial(unet, skip=s, widths=WIDE), 5e-3, 6, batch=4) for s in ("concat", "none")},
-    "pets": {"lr 1e-3": PETS, "lr 1e-4": replace(PETS, lr=1e-4)},
+    "pets": {
+        "lr 1e-3": PETS,
+        "lr 1e-4": replace(PETS, lr=1e-4),
+        "ours, 120 views": replace(OUR_PETS, epochs=12, repeats=10),
+        "dogs train too": replace(OUR_PETS, prepare=partial(pets, changes=[dogs_test]), repeats=4),
+        "cats alone train": replace(OUR_PETS, prepare=partial(pets, changes=[cats_train_dogs_test]), repeats=6),
+    },
     "links": {name: replace(LINKS, make=partial(unet, widths=WIDE[:4], **s)) for name, s in LINK_NETS.items()},
     "heads": {
         name: replace(HEADS, prepare=partial(roads, side=64, changes=[much_road], block=block), augment=change)
