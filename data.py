@@ -97,8 +97,7 @@ def _cropped(arrays: Sequence[np.ndarray], crop: int, rng: np.random.Generator) 
     missing = [(0, max(crop - side, 0)) for side in label.shape]
     if missing != [(0, 0), (0, 0)]:
         image = np.pad(image, ((0, 0), *missing), mode="reflect")  # a side of one pixel is repeated
-        label = np.pad(label, missing, constant_values=IGNORE_INDEX)
-        maps = [np.pad(array, missing) for array in maps]
+        label, maps = np.pad(label, missing, constant_values=IGNORE_INDEX), [np.pad(array, missing) for array in maps]
     top, left = rng.integers(0, [side - crop + 1 for side in label.shape])
     return [array[..., top : top + crop, left : left + crop] for array in (image, label, *maps)]
 

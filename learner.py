@@ -206,8 +206,7 @@ class Learner:
 
     def _stop_if_not_finite(self, done: list[tuple[Tensor, Tensor]], epoch: int, step: int = 0) -> None:
         """Raise if a loss of the steps from `step` on is not finite, in any process; `fit` restores good weights."""
-        losses = torch.stack([loss for loss, _ in done]).cpu()
-        finite = torch.stack(parallel.gathered([losses])).isfinite().all(dim=0)
+        finite = torch.stack(parallel.gathered([torch.stack([loss for loss, _ in done]).cpu()])).isfinite().all(dim=0)
         if not finite.all():
             text = f"The loss is NaN or infinite in epoch {epoch + 1}, step {step + int(finite.int().argmin()) + 1}"
             raise FloatingPointError(f"{text}: lower the learning rate ({self.lr:.2g}), look at images and labels.")
@@ -378,8 +377,7 @@ def _scores(done: list[tuple[Tensor, Tensor]]) -> Row:
         raise InputError("There is no batch to score: the loader is empty. Give one with at least one image.")
     losses, counts = map(torch.stack, zip(*done))  # (N,), (N, K, K)
     pixels = counts.sum(dim=(1, 2))
-    loss = (losses.double() * pixels).sum() / pixels.sum()
-    return {"loss": float(loss)} | metrics.scores(counts.sum(dim=0))
+    return {"loss": float((losses.double() * pixels).sum() / pixels.sum())} | metrics.scores(counts.sum(dim=0))
 
 
 def _keep_memory(largest: int, in_all: int) -> None:

@@ -140,8 +140,7 @@ def boundary_loss(logits: Tensor, target: Tensor, distance: Tensor | None = None
     wrong = (probs - truth)[:, 1:]  # (B, C−1, H, W)
     if signed.shape != wrong.shape:
         raise InputError(f"distance has shape {tuple(distance.shape)}; expected {tuple(probs.shape)}, as of logits.")
-    pixels = (target != IGNORE_INDEX).sum().clamp_min(1) * wrong.shape[1]
-    return (signed.to(probs.dtype) * wrong).sum() / pixels
+    return (signed.to(probs.dtype) * wrong).sum() / ((target != IGNORE_INDEX).sum().clamp_min(1) * wrong.shape[1])
 
 
 class BoundaryWeightedLoss(nn.Module):

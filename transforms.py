@@ -108,8 +108,7 @@ class DownscaleImage(BasicTransform2D):
         if np.issubdtype(image.dtype, np.floating):
             return np.asarray(blocks.mean(axis=(-3, -1)), dtype=image.dtype)
         labels = np.unique(blocks)  # ascending, and of equal counts the first wins
-        counts = [np.count_nonzero(blocks == label, axis=(-3, -1)) for label in labels]
-        return labels[np.argmax(counts, axis=0)]
+        return labels[np.argmax([np.count_nonzero(blocks == label, axis=(-3, -1)) for label in labels], axis=0)]
 
 
 class ToTorchTensor(BasicTransform2D):
@@ -166,8 +165,7 @@ def random_symmetries(
         raise InputError(f"The tensors have shapes {shapes}; expected (B, C, H, W) or (B, H, W) of one B, H and W.")
     B, H, W = shapes[0][0], *shapes[0][-2:]
     drawn = [symmetries[k] for k in torch.randint(0, len(symmetries), (B,), generator=generator).tolist()]
-    drawn = drawn if H == W else [k - k % 2 for k in drawn]
-    results = tuple(map(torch.empty_like, tensors))
+    drawn, results = drawn if H == W else [k - k % 2 for k in drawn], tuple(map(torch.empty_like, tensors))
     for tensor, result in zip(tensors, results):
         for sample, k in enumerate(drawn):
             result[sample].copy_(apply_symmetry(tensor[sample], k))
@@ -228,8 +226,7 @@ def random_affine(
     # Where each pixel comes from, as a number: so maps of every type are only picked from, never calculated with
     places = torch.arange(H * W, device=images.device, dtype=torch.float32).expand(B, 1, -1).reshape(B, 1, H, W)
     origin = sample(places, mode="nearest").long().flatten(1)  # (B, H·W)
-    picked = (m.flatten(1).gather(1, origin).reshape(m.shape) for m in maps)
-    return moved, *picked
+    return moved, *(m.flatten(1).gather(1, origin).reshape(m.shape) for m in maps)
 
 
 def _moved_to(images: Tensor, drawn: Tensor) -> Tensor:

@@ -16,29 +16,23 @@ import importlib.util
 import math
 from argparse import ArgumentParser, ArgumentTypeError, Namespace, RawTextHelpFormatter
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import data
 import plots
 from checks import InputError
+from experiments.study import augment
 from imagesets.files import parse_map
 from imagesets.layouts import recognise
 from learner import Learner
 from losses import cross_entropy_dice
 from training import checkpoint, modelfile, parallel
 from training.checkpoint import replacing
-from transforms import random_intensity, random_symmetries
 from unet import UNet
-
-
-def augment(*tensors: Tensor, generator: torch.Generator) -> Sequence[Tensor]:
-    """One of the eight symmetries for each image and its maps; gain and offset of the image vary."""
-    images, *maps = random_symmetries(*tensors, generator=generator)
-    return random_intensity(images, gain=0.3, offset=0.3, generator=generator), *maps
 
 
 def make_learner(options: Namespace, path: Path) -> Learner:
@@ -48,9 +42,8 @@ def make_learner(options: Namespace, path: Path) -> Learner:
     val = data.make_loader(data.SegmentationDataset(path, "val"), batch_size=options.batch)
     torch.manual_seed(options.seed)
     model = UNet(part.channels, part.num_classes, options.widths, stem=options.stem)
-    folder = options.output / "checkpoints"
-    settings = {"lr": options.lr, "augment": augment, "folder": folder, "seed": options.seed}
-    return Learner(model, cross_entropy_dice, loader, val, **settings)
+    settings = {"lr": options.lr, "folder": options.output / "checkpoints", "seed": options.seed}
+    return Learner(model, cross_entropy_dice, loader, val, augment=partial(augment, hue=False), **settings)
 
 
 def refuse_another_run(learner: Learner, options: Namespace) -> None:

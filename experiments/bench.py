@@ -132,8 +132,7 @@ STARTS = np.stack([np.where(NEUTRAL, LARGEST, pred) for pred in BROKEN.values()]
 def judge(pred: defects.Map) -> dict[str, float]:
     """All metrics of a prediction (H, W) of the truth, by name: pixels, borders, centre lines, objects, counts."""
     confusion = metrics.confusion_matrix(torch.from_numpy(pred)[None], TARGET, 2)
-    borders = objects.boundary_distances(pred, TRUTH)
-    table = objects.overlaps(*objects.class_objects(pred, TRUTH))
+    borders, table = objects.boundary_distances(pred, TRUTH), objects.overlaps(*objects.class_objects(pred, TRUTH))
     match, parts = objects.match_objects(table), objects.partition(table)
     counts = objects.topology_counts(pred, TRUTH)
     return {

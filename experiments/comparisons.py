@@ -62,19 +62,15 @@ def much_road(sample: Sample) -> Sample:
     return replace(sample, label=np.full_like(sample.label, sample.label.mean() > 1 / 6))
 
 
-def pets(seed: int, changes: Sequence[Callable[[Sample], Sample | None]] = ()) -> Path:
+def pets(changes: Sequence[Callable[[Sample], Sample | None]], seed: int) -> Path:
     """The pets at 128², after more changes."""
     return prepare("oxford_pets", DATA, changes=[half_of_test_validates, Resize(128, 128), *changes])
 
 
-def dogs_test(sample: Sample) -> Sample | None:
-    """Of the test part the dogs alone, whose official names begin with a small letter."""
-    return sample if sample.part != "test" or sample.name[0].islower() else None
-
-
-def cats_train_dogs_test(sample: Sample) -> Sample | None:
-    """The same test part, and nothing but cats to learn from and to choose by."""
-    return sample if (sample.part == "test") == sample.name[0].islower() else None
+def dogs_test(sample: Sample, cats: bool = False) -> Sample | None:
+    """Of the test part the dogs, whose official names begin with a small letter; of the others all, or the cats."""
+    is_dog = sample.name[0].islower()
+    return sample if (is_dog if sample.part == "test" else not (cats and is_dog)) else None
 
 
 def change_photos(images: Tensor, *maps: Tensor, generator: torch.Generator) -> Sequence[Tensor]:
@@ -126,8 +122,9 @@ STREET_NETS: dict[str, Make] = {
     "U-Net, concat": partial(unet, widths=WIDE),
     "U-Net, sum": partial(unet, widths=(9, 18, 36, 72, 144), skip="sum"),
 }
-PETS = Recipe(pets, partial(unet, shrink=2), 1e-3, 16, batch=16, augment=None, schedule="constant")
-OUR_PETS = Recipe(pets, partial(unet, widths=(16, *WIDE[2:], 256), stem=2), 4e-3, 9, batch=8, augment=change_photos)
+PETS = Recipe(partial(pets, []), partial(unet, shrink=2), 1e-3, 16, batch=16, augment=None, schedule="constant")
+OURS = partial(unet, widths=(16, *WIDE[2:], 256), stem=2)
+OUR_PETS = Recipe(partial(pets, []), OURS, 4e-3, epochs=9, batch=8, augment=change_photos)
 LINKS = Recipe(
     lambda seed: prepare(write_yeast(DATA / "yeast72", num_images=72, seed=1), DATA), unet, 5e-3,
     epochs=10, batch=8, repeats=2, crop=128, augment=partial(mirrored, symmetries=range(8)),
@@ -144,8 +141,8 @@ SETS = {
         "lr 1e-3": PETS,
         "lr 1e-4": replace(PETS, lr=1e-4),
         "ours, 120 views": replace(OUR_PETS, epochs=12, repeats=10),
-        "dogs train too": replace(OUR_PETS, prepare=partial(pets, changes=[dogs_test]), repeats=4),
-        "cats alone train": replace(OUR_PETS, prepare=partial(pets, changes=[cats_train_dogs_test]), repeats=6),
+        "dogs train too": replace(OUR_PETS, prepare=partial(pets, [dogs_test]), repeats=4),
+        "cats alone train": replace(OUR_PETS, prepare=partial(pets, [partial(dogs_test, cats=True)]), repeats=6),
     },
     "links": {name: replace(LINKS, make=partial(unet, widths=WIDE[:4], **s)) for name, s in LINK_NETS.items()},
     "heads": {
@@ -194,12 +191,11 @@ def run_one(set_name: str, arm: str, seed: int, lr: float, stage: str = "final")
     def judged() -> Row:
         learner.fit(epochs)
         key: Row = {"set": set_name, "arm": arm, "stage": stage, "lr": lr, "seed": seed}
-        row = key | {"steps": epochs * len(loader), "batch": recipe.batch}
-        row |= {"parameters": count_parameters(learner.model)}
-        layers = layer_table(learner.model, (1, train.channels, *train.shapes[0]))
-        row |= {"multiply_adds": sum(layer.multiply_adds for layer in layers), "precision": learner.number_format}
-        row |= {"seconds": sum(epoch["seconds"] for epoch in learner.history)} | provenance()
-        row |= judge(learner, path, "val")
+        layers, net = layer_table(learner.model, (1, train.channels, *train.shapes[0])), learner.model
+        row = key | {"steps": epochs * len(loader), "batch": recipe.batch, "parameters": count_parameters(net)}
+        row |= {"multiply_adds": sum(layer.multiply_adds for layer in layers)}
+        row |= {"precision": learner.number_format, "seconds": sum(one["seconds"] for one in learner.history)}
+        row |= provenance() | judge(learner, path, "val")
         row |= judge(learner, path, "test") | patterns(learner, train.channels) if final else {}
         names = ["epoch", *(f"{part}_{name}" for part in ("train", "val") for name in SCORES)]
         history = [key | {name: epoch.get(name, "") for name in names} for epoch in learner.history]

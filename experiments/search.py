@@ -129,11 +129,9 @@ def open_study(storage: Path, name: str) -> optuna.Study:
 
 
 def note(study: optuna.Study, key: str, make: Callable[[], Any]) -> Any:
-    """What the study knows under this key; the first process makes it, all others and all later runs read it."""
+    """What the study knows under this key, made in the first run and read in all later ones."""
     if key not in study.user_attrs:
-        value = make()
-        if key not in study.user_attrs:  # another process may have been faster
-            study.set_user_attr(key, value)
+        study.set_user_attr(key, make())
     return study.user_attrs[key]
 
 

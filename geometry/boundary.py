@@ -36,8 +36,7 @@ def signed_distance(label: np.ndarray, num_classes: int = 2) -> np.ndarray:
     float32 (K, H, W), in pixels, φ of Kervadec et al.; 0 where the label is ignored, and for a class without a border.
     """
     _check_label(label)
-    ignored = label == IGNORE_INDEX
-    signed = np.zeros((num_classes, *label.shape), np.float32)
+    ignored, signed = label == IGNORE_INDEX, np.zeros((num_classes, *label.shape), np.float32)
     for number in range(num_classes):
         inside = label == number
         distance = border_distance(np.where(ignored, IGNORE_INDEX, inside))
@@ -97,8 +96,7 @@ def renumber(instances: np.ndarray) -> np.ndarray:
 
 def find_cracks(label: np.ndarray) -> np.ndarray:
     """Where the cracks lie on the half-pixel lattice, bool (2H+1, 2W+1); pixel (i, j) is its point (2i+1, 2j+1)."""
-    H, W = label.shape
-    counts = label != IGNORE_INDEX
+    (H, W), counts = label.shape, label != IGNORE_INDEX
     cracks = np.zeros((2 * H + 1, 2 * W + 1), dtype=bool)
     vertical = (label[:, 1:] != label[:, :-1]) & counts[:, 1:] & counts[:, :-1]
     horizontal = (label[1:] != label[:-1]) & counts[1:] & counts[:-1]

@@ -232,8 +232,7 @@ def _find_touches(patches: _Patches, eight: int, strict: bool) -> tuple[np.ndarr
     error, other, hole = error[seen], other[seen], hole[seen]
     of_target = code[error] & 1 != hole  # what P has too much is compared with G, what it lacks with P
     toucher = patches.region.reshape(-1)[hole * Q + error]
-    touched = patches.component.reshape(-1)[of_target * Q + other]
-    return toucher, touched, ~_is_error(code[other])
+    return toucher, patches.component.reshape(-1)[of_target * Q + other], ~_is_error(code[other])
 
 
 def _judge(runs: _Runs, patches: _Patches, eight: int, strict: bool) -> tuple[np.ndarray, ...]:

@@ -221,8 +221,7 @@ def _decode_with_pillow(path: Path, start: bytes) -> Stored:
         has_hole = np.isin(numbers, [entry for entry, opacity in enumerate(clear) if opacity < 255])
     elif clear is not None:  # the one value or colour that is transparent; for white of one bit Pillow says 1 or 255
         has_hole = (np.atleast_3d(numbers) == (bool(clear) if mode == "1" else clear)).all(axis=2)
-    is_lossy = kind in ("JPEG", "MPO", "WEBP")
-    return Stored(numbers, np.atleast_3d(shown), has_alpha, bool(np.any(has_hole)), is_lossy)
+    return Stored(numbers, np.atleast_3d(shown), has_alpha, bool(np.any(has_hole)), kind in ("JPEG", "MPO", "WEBP"))
 
 
 def _decode_tiff(path: Path) -> Stored:

@@ -175,8 +175,7 @@ def recognise(folder: str | Path) -> Layout:
     if all(pair.part != "val" for pair in layout.pairs):  # some of the training images will validate
         layout.pairs = [pair._replace(part=pair.part.replace("train", "")) for pair in layout.pairs]
     if not layout.pairs and not layout.problems:
-        inside = sorted(path.name for path in folder.glob("*"))
-        found = f"holds {', '.join(inside[:8]) or 'nothing'}"
+        found = f"holds {', '.join(sorted(path.name for path in folder.glob('*'))[:8]) or 'nothing'}"
         raise BadFiles([Problem(str(folder), found, "put images into images/, labels of the same names into labels/")])
     return layout
 

@@ -183,8 +183,7 @@ def pet_scene(rng: Generator, height: int = 160, width: int = 160, species: str 
     for up, side in ((-0.1, -0.42), (-0.1, 0.42), (0.25, 0)):  # eyes and nose
         image[np.hypot(y - head_y - up * size, x - head_x - side * size) < 0.13 * size] = 0.05
     inside, outside = (ndimage.distance_transform_edt(where) for where in (seen, ~seen))
-    label = np.select([inside > 2, outside > 3], [1, 0], 2).astype(np.uint8)
-    return Scene(photograph(rng, image), label)
+    return Scene(photograph(rng, image), np.select([inside > 2, outside > 3], [1, 0], 2).astype(np.uint8))
 
 
 _DOG_AND_CAT = {f"{name}_{{:03}}.png": partial(pet_scene, species=name) for name in ("dog", "cat")}

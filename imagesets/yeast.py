@@ -151,8 +151,7 @@ def _interior(rng: Generator, cells: Cells, owner: ndarray, depth: ndarray) -> t
     centre, radius, alive = cells
     fine, coarse = smooth_noise(rng, owner.shape, 1.1), smooth_noise(rng, owner.shape, 2.4)
     living = np.minimum(1, 0.2 + radius / 15) * rng.uniform(0.8, 1.15, len(alive))
-    plasma = np.where(alive, living, rng.uniform(0.36, 0.56, len(alive)))
-    interior = plasma[owner] * (1 + 0.1 * fine + 0.22 * coarse)
+    interior = np.where(alive, living, rng.uniform(0.36, 0.56, len(alive)))[owner] * (1 + 0.1 * fine + 0.22 * coarse)
     for number in np.flatnonzero(alive & (radius > 7.5)):
         for _ in range(rng.choice(3, p=(0.25, 0.62, 0.13))):
             size, turn = radius[number] * rng.uniform(0.3, 0.6), rng.uniform(0, 2 * np.pi)
@@ -191,8 +190,7 @@ def _phase_contrast(phase: ndarray, defocus: float) -> ndarray:
     direct = np.exp(-2 * (np.pi * halo_width) ** 2 * squared)
     pupil = np.exp(-squared / (2 * sharpness**2) + 1j * np.pi * defocus * squared)
     pupil *= 1 - direct - 1j * np.sqrt(transmission) * direct
-    wave = scipy.fft.ifft2(scipy.fft.fft2(np.exp(1j * phase)) * pupil)
-    return np.abs(wave) / np.sqrt(transmission)
+    return np.abs(scipy.fft.ifft2(scipy.fft.fft2(np.exp(1j * phase)) * pupil)) / np.sqrt(transmission)
 
 
 def smooth_noise(rng: Generator, shape: tuple[int, ...], sigma: float | tuple[float, float]) -> ndarray:

@@ -41,8 +41,7 @@ def zeros_then_filter(x: Tensor, kernel: Tensor, stride: int) -> Tensor:
     >>> zeros_then_filter(torch.tensor([1.0, 10.0]), torch.tensor([1.0, 2.0, 3.0]), stride=2).tolist()
     [1.0, 2.0, 13.0, 20.0, 30.0]
     """
-    spread = insert_zeros(x, stride)[None, None]
-    return F.conv1d(spread, kernel.flip(0)[None, None], padding=len(kernel) - 1)[0, 0]
+    return F.conv1d(insert_zeros(x, stride)[None, None], kernel.flip(0)[None, None], padding=len(kernel) - 1)[0, 0]
 
 
 def linear_kernel(factor: int) -> Tensor:
@@ -100,6 +99,5 @@ def checkerboard(x: Tensor, stride: int) -> float:
     H, W = x.shape[2:]
     x = x[..., : H // stride * stride, : W // stride * stride].double()
     phases = x.unflatten(3, (-1, stride)).unflatten(2, (-1, stride)).mean(dim=(0, 2, 4))  # (C, s, s)
-    spread = phases - phases.mean(dim=(1, 2), keepdim=True)
-    rms = x.square().mean().sqrt()
+    spread, rms = phases - phases.mean(dim=(1, 2), keepdim=True), x.square().mean().sqrt()
     return float(spread.square().mean().sqrt() / rms) if rms > 0 else 0.0
