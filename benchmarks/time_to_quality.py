@@ -87,6 +87,7 @@ def monai_loss(logits: Tensor, target: Tensor) -> Tensor:
 
 METHODS = {
     "ours": Method(lambda C: UNet(C, 2, WIDTHS[:4], stem=2), cross_entropy_dice, (5e-3, 1e-2), standardise=True),
+    "ours, no stem": Method(lambda C: UNet(C, 2, WIDTHS[:4]), cross_entropy_dice, (5e-3, 1e-2), standardise=True),
     "0.5.0": Method(lambda C: UNet(C, 2, WIDTHS), cross_entropy, (5e-3,)),
     "plain loop": Method(lambda C: UNet(C, 2, WIDTHS), cross_entropy, (1e-3, 5e-3), plain=True),
     "MONAI": Method(monai, monai_loss, (2e-3, 5e-3), plain=True),

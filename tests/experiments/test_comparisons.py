@@ -121,3 +121,26 @@ def test_much_road_is_one_label_for_the_whole_image() -> None:
     assert much_road(Sample("a", label, label)).label.sum() == 0
     label[1, 0] = 1
     assert much_road(Sample("a", label, label)).label.min() == 1
+
+
+def test_dogs_alone_are_tested_and_train_only_if_they_may() -> None:
+    names, parts = ("Bengal_1", "Persian_2", "pug_3", "beagle_4"), ("train", "test", "train", "test")
+    samples = [Sample(*row, part) for *row, part in zip(names, itertools.repeat(None), itertools.repeat(None), parts)]
+    assert [sample.name for sample in map(comparisons.dogs_test, samples) if sample] == [
+        "Bengal_1",
+        "pug_3",
+        "beagle_4",
+    ]
+    cats_train = partial(comparisons.dogs_test, cats=True)
+    assert [sample.name for sample in map(cats_train, samples) if sample] == ["Bengal_1", "beagle_4"]
+
+
+def test_a_changed_photo_takes_its_label_along() -> None:
+    target = torch.zeros(8, 32, 32, dtype=torch.long)
+    target[:, 8:20, 12:30] = 1
+    images = target[:, None].float().expand(-1, 3, -1, -1)
+    change = partial(comparisons.change_photos, images, target)
+    (seen, label), (again, _) = (change(generator=torch.Generator().manual_seed(0)) for _ in range(2))
+    assert torch.equal(seen, again) and not torch.equal(label, target) and set(label.unique().tolist()) == {0, 1}
+    for image, mask in zip(seen.mean(dim=1), label == 1):
+        assert mask.any() and image[mask].mean() - image[~mask].mean() > 0.5

@@ -44,6 +44,10 @@ def test_every_loss_runs_once_and_lands_in_the_tables(tiny, monkeypatch) -> None
     assert [(r["loss"], r["rule"]) for r in rows] == [(loss, rule) for loss in sorted(LOSSES) for rule in RULES]
     assert all(0 <= row["dice"] <= 1 and (row["rule"][0] == "v" or row["threshold"] == 0.5) for row in rows)
     assert all("cleaned" in row["rule"] or row["pieces"] == row["holes_filled"] == 0 for row in rows)
+    errors = {(row["loss"], row["rule"]): row["val_errors"] for row in rows}  # by which thresholds and sizes are chosen
+    for loss, rule in errors:
+        assert errors[loss, f"{rule.partition('+')[0]}+cleaned"] <= errors[loss, rule]
+        assert errors[loss, rule] <= errors[loss, rule.replace("validation", "fixed")] or "cleaned" in rule
     assert len(read_table("figures/study_images.csv")) == len(LOSSES) * 2 * 2  # cleaned or not, two test images
     files = [file_of("tiny", loss, 0).read_text() for loss in LOSSES]
     assert not any(" at 0x" in str(json.loads(text)["settings"]) for text in files)  # alike in every process
