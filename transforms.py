@@ -229,6 +229,21 @@ def random_affine(
     return moved, *(m.flatten(1).gather(1, origin).reshape(m.shape) for m in maps)
 
 
+def augment(
+    *tensors: Tensor, generator: torch.Generator, zoom: float = 0.0,
+    symmetries: Sequence[int] = range(8), gain: float = 0.3, hue: bool = True,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    """The usual changes of images (B, C, H, W) and maps: symmetries, light, hue if C = 3; `zoom` turns half of them."""
+    if zoom:
+        half, rest = zip(*(tensor.tensor_split([len(tensor) // 2]) for tensor in tensors))
+        moved = random_affine(*half, generator=generator, zoom=zoom, stretch=0, shift=0.1)
+        tensors = tuple(map(torch.cat, zip(moved, rest)))
+    images, *others = random_symmetries(*tensors, generator=generator, symmetries=symmetries)
+    if hue and images.shape[1] == 3:
+        images = random_hue(images, generator=generator)
+    return random_intensity(images, gain=gain, offset=gain, generator=generator), *others
+
+
 def _moved_to(images: Tensor, drawn: Tensor) -> Tensor:
     """What was drawn on the CPU, beside the images; only a copy from pinned memory does not wait for the GPU."""
     return (drawn.pin_memory() if images.is_cuda else drawn).to(images.device, non_blocking=True)

@@ -25,13 +25,13 @@ import torch
 import data
 import plots
 from checks import InputError
-from experiments.study import augment
 from imagesets.files import parse_map
 from imagesets.layouts import recognise
 from learner import Learner
 from losses import cross_entropy_dice
 from training import checkpoint, modelfile, parallel
 from training.checkpoint import replacing
+from transforms import augment
 from unet import UNet
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from data import SegmentationDataset, make_loader, prepare, source_folder
 from experiments.statistics import Row, collect, kept, provenance
-from experiments.study import augment, unet
+from experiments.study import unet
 from geometry.objects import boundary_distances, total
 from imagesets.changes import PartsByName, Relabel, Resize, half_of_test_validates
 from imagesets.files import Sample
@@ -32,7 +32,7 @@ from networks.baselines import FCN, ImageClassifier, PatchClassifier
 from networks.inspection import count_parameters, layer_table
 from networks.upsampling import checkerboard
 from training.checkpoint import identity
-from transforms import random_affine, random_hue, random_intensity
+from transforms import augment, random_affine, random_hue, random_intensity
 from unet import UNet
 
 RUNS, FIGURES, DATA = Path("runs/compare"), Path("figures"), Path("data")

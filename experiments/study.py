@@ -10,7 +10,7 @@ threshold and sizes are the best on the validation images.  Finished runs are ke
 
 import re
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,6 @@ from scipy import ndimage
 from torch import nn
 
 import data
-import transforms
 from checks import InputError
 from experiments.statistics import Row, collect, kept, provenance
 from geometry.objects import choose_threshold, dice, judge, topology_row
@@ -32,6 +31,7 @@ from imagesets.yeast import write_yeast
 from learner import Learner
 from losses import TopologyLoss, WeightedSum, cross_entropy, cross_entropy_dice, dice_loss, soft_cldice_loss
 from training.checkpoint import identity
+from transforms import augment
 from unet import UNet
 
 RUNS, FIGURES, DATA = Path("runs/study"), Path("figures"), Path("data")
@@ -122,21 +122,6 @@ def build(study_set: StudySet, weights: WeightMap | None = None) -> Path:
     if source == "study_yeast":  # more test images than the 18 of the course
         source = write_yeast(DATA / source, num_images=72, seed=1)
     return data.prepare(source, DATA, changes=study_set.changes + ((weights,) if weights else ()))
-
-
-def augment(
-    *tensors: torch.Tensor, generator: torch.Generator, zoom: float = 0.0,
-    symmetries: Sequence[int] = range(8), gain: float = 0.3, hue: bool = True,
-) -> tuple[torch.Tensor, ...]:  # fmt: skip
-    """Symmetries, brightness and contrast, the hue of colour images; with `zoom` half of the batch is turned too."""
-    if zoom:
-        half, rest = zip(*(tensor.tensor_split([len(tensor) // 2]) for tensor in tensors))
-        moved = transforms.random_affine(*half, generator=generator, zoom=zoom, stretch=0, shift=0.1)
-        tensors = tuple(map(torch.cat, zip(moved, rest)))
-    images, *others = transforms.random_symmetries(*tensors, generator=generator, symmetries=symmetries)
-    if hue and images.shape[1] == 3:
-        images = transforms.random_hue(images, generator=generator)
-    return transforms.random_intensity(images, gain=gain, offset=gain, generator=generator), *others
 
 
 def unet(train: data.SegmentationDataset, shrink: int = 1, **settings: Any) -> nn.Module:

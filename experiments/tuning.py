@@ -25,11 +25,11 @@ from data import SegmentationDataset, make_loader, prepare
 from experiments import search as hpo
 from experiments.search import Build, Factor, Settings, searched, with_fixed
 from experiments.statistics import Row, interval, kept, provenance, read_table, scores_of, write_table
-from experiments.study import augment
 from imagesets.files import Sample
 from learner import Learner, pick_device
 from losses import cross_entropy
 from metrics import confusion_matrix, mean_iou
+from transforms import augment
 from unet import UNet
 
 RUNS, FIGURES, DATA = Path("runs/tuning"), Path("figures"), Path("data")

@@ -274,3 +274,14 @@ def test_affine_keeps_large_numbers_and_half_precision():
     assert random_affine(torch.zeros(1, 1, 6, 6), ids, generator=cpu())[1].unique().tolist() == [2**24 + 1]
     half = random_affine(torch.rand(2, 1, 32, 32, dtype=torch.bfloat16), generator=cpu())[0]
     assert half.dtype == torch.bfloat16 and half.min() >= 0 and half.max() <= 1
+
+
+def test_half_of_a_batch_is_turned_and_zoomed_with_its_maps() -> None:
+    images = torch.rand(4, 1, 32, 32)
+    target = (images[:, 0] > 0.5).long()
+    moved, labels = transforms.augment(images, target, generator=torch.Generator().manual_seed(0), zoom=0.3)
+    plain, same = transforms.augment(images, target, generator=torch.Generator().manual_seed(0))
+    assert moved.shape == images.shape and labels.shape == target.shape
+    assert not torch.equal(moved[:2], plain[:2])
+    assert labels[2:].sum(dim=(1, 2)).tolist() == target[2:].sum(dim=(1, 2)).tolist()  # symmetries only
+    assert same.sum() == target.sum()
