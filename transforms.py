@@ -165,7 +165,7 @@ def random_symmetries(
         raise InputError(f"The tensors have shapes {shapes}; expected (B, C, H, W) or (B, H, W) of one B, H and W.")
     B, H, W = shapes[0][0], *shapes[0][-2:]
     drawn = [symmetries[k] for k in torch.randint(0, len(symmetries), (B,), generator=generator).tolist()]
-    drawn, results = drawn if H == W else [k - k % 2 for k in drawn], tuple(map(torch.empty_like, tensors))
+    drawn, results = ([k - k % 2 for k in drawn] if H != W else drawn), tuple(map(torch.empty_like, tensors))
     for tensor, result in zip(tensors, results):
         for sample, k in enumerate(drawn):
             result[sample].copy_(apply_symmetry(tensor[sample], k))
