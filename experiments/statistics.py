@@ -41,7 +41,7 @@ def _number(text: str) -> Any:
 
 
 def write_table(path: Path, rows: Sequence[Row]) -> None:
-    """Write rows to a .csv file, floats with five significant digits, so that tables stay small; no value is blank."""
+    """Write rows to a .csv file, floats with five significant digits, so that tables stay small; blank: not known."""
     columns = dict.fromkeys(name for row in sorted(rows, key=len, reverse=True) for name in row)
     with replacing(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(columns), lineterminator="\n")
