@@ -45,6 +45,7 @@ def test_every_loss_runs_once_and_lands_in_the_tables(tiny, monkeypatch) -> None
     assert all(0 <= row["dice"] <= 1 and (row["rule"][0] == "v" or row["threshold"] == 0.5) for row in rows)
     assert all("cleaned" in row["rule"] or row["pieces"] == row["holes_filled"] == 0 for row in rows)
     errors = {(row["loss"], row["rule"]): row["val_errors"] for row in rows}  # by which thresholds and sizes are chosen
+    assert len({*errors.values()}) > 3
     for loss, rule in errors:
         assert errors[loss, f"{rule.partition('+')[0]}+cleaned"] <= errors[loss, rule]
         assert errors[loss, rule] <= errors[loss, rule.replace("validation", "fixed")] or "cleaned" in rule
