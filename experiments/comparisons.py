@@ -67,10 +67,10 @@ def pets(changes: Sequence[Callable[[Sample], Sample | None]], seed: int) -> Pat
     return prepare("oxford_pets", DATA, changes=[half_of_test_validates, Resize(128, 128), *changes])
 
 
-def dogs_test(sample: Sample, cats: bool = False) -> Sample | None:
-    """Of the test part the dogs, whose official names begin with a small letter; of the others all, or the cats."""
+def dogs_test(sample: Sample, only_cats: bool = False) -> Sample | None:
+    """Of the test part the dogs, whose official names begin with a small letter; of other parts all, or the cats."""
     is_dog = sample.name[0].islower()
-    return sample if (is_dog if sample.part == "test" else not (cats and is_dog)) else None
+    return sample if (is_dog if sample.part == "test" else not (only_cats and is_dog)) else None
 
 
 def change_photos(images: Tensor, *maps: Tensor, generator: torch.Generator) -> Sequence[Tensor]:
@@ -142,7 +142,7 @@ SETS = {
         "lr 1e-4": replace(PETS, lr=1e-4),
         "ours, 120 views": replace(OUR_PETS, epochs=12, repeats=10),
         "dogs train too": replace(OUR_PETS, prepare=partial(pets, [dogs_test]), repeats=4),
-        "cats alone train": replace(OUR_PETS, prepare=partial(pets, [partial(dogs_test, cats=True)]), repeats=6),
+        "cats alone train": replace(OUR_PETS, prepare=partial(pets, [partial(dogs_test, only_cats=True)]), repeats=6),
     },
     "links": {name: replace(LINKS, make=partial(unet, widths=WIDE[:4], **s)) for name, s in LINK_NETS.items()},
     "heads": {

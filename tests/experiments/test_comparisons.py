@@ -5,6 +5,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -124,14 +125,10 @@ def test_much_road_is_one_label_for_the_whole_image() -> None:
 
 
 def test_dogs_alone_are_tested_and_train_only_if_they_may() -> None:
-    names, parts = ("Bengal_1", "Persian_2", "pug_3", "beagle_4"), ("train", "test", "train", "test")
-    samples = [Sample(*row, part) for *row, part in zip(names, itertools.repeat(None), itertools.repeat(None), parts)]
-    assert [sample.name for sample in map(comparisons.dogs_test, samples) if sample] == [
-        "Bengal_1",
-        "pug_3",
-        "beagle_4",
-    ]
-    cats_train = partial(comparisons.dogs_test, cats=True)
+    parts, image = {"Bengal_1": "train", "Persian_2": "test", "pug_3": "val", "beagle_4": "test"}, np.zeros((2, 2))
+    samples = [Sample(name, image, image, part) for name, part in parts.items()]
+    all_train, cats_train = comparisons.dogs_test, partial(comparisons.dogs_test, only_cats=True)
+    assert [sample.name for sample in map(all_train, samples) if sample] == ["Bengal_1", "pug_3", "beagle_4"]
     assert [sample.name for sample in map(cats_train, samples) if sample] == ["Bengal_1", "beagle_4"]
 
 
