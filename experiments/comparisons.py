@@ -75,10 +75,16 @@ def dogs_test(sample: Sample, only_cats: bool = False) -> Sample | None:
 
 def change_photos(images: Tensor, *maps: Tensor, generator: torch.Generator) -> Sequence[Tensor]:
     """Turn, zoom, move and mirror each image a little, and its maps with it; then hue, brightness and contrast."""
-    little = partial(random_affine, degrees=10, zoom=0.2, stretch=0.1, shift=0.1)
-    images, *others = little(images, *maps, generator=generator)
+    images, *others = random_affine(images, *maps, generator=generator, degrees=10, zoom=0.2, stretch=0.1, shift=0.1)
     images = random_hue(images, 15, generator=generator)
     return random_intensity(images, gain=0.3, offset=0.3, generator=generator), *others
+
+
+def paste_animals(images: Tensor, target: Tensor, generator: torch.Generator) -> Sequence[Tensor]:
+    """`change_photos`, then half of the images get the animal of the one before them (copy-paste, arXiv:2012.07177)."""
+    images, target = change_photos(images, target, generator=generator)
+    pasted = (torch.rand(len(images), 1, 1, generator=generator) < 0.5).to(target.device) & (target.roll(1, 0) > 0)
+    return images.where(~pasted[:, None], images.roll(1, 0)), target.where(~pasted, target.roll(1, 0))
 
 
 def head(train: SegmentationDataset) -> nn.Module:
@@ -141,6 +147,7 @@ SETS = {
         "lr 1e-3": PETS,
         "lr 1e-4": replace(PETS, lr=1e-4),
         "ours, 120 views": replace(OUR_PETS, epochs=12, repeats=10),
+        "ours, pasted, 240 views": replace(OUR_PETS, epochs=24, repeats=10, augment=paste_animals),
         "dogs train too": replace(OUR_PETS, prepare=partial(pets, [dogs_test]), repeats=4),
         "cats alone train": replace(OUR_PETS, prepare=partial(pets, [partial(dogs_test, only_cats=True)]), repeats=6),
     },

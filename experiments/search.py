@@ -123,8 +123,7 @@ def open_study(storage: Path, name: str) -> optuna.Study:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Optuna calls the heartbeat experimental
         retry = RetryHeartbeatStaleTrialCallback(max_retry=1)
-        address = f"sqlite:///{storage}?timeout=60"  # seconds, while another process writes
-        kept = RDBStorage(address, heartbeat_interval=HEARTBEAT, heartbeat_stale_trial_callback=retry)
+        kept = RDBStorage(f"sqlite:///{storage}", heartbeat_interval=HEARTBEAT, heartbeat_stale_trial_callback=retry)
     return optuna.create_study(storage=kept, study_name=name, direction="maximize", load_if_exists=True)
 
 
@@ -141,7 +140,7 @@ def tune(
 ) -> list[Row]:  # fmt: skip
     """Take part in the search until the minutes are over or all trials are done; return `trial_rows` of all so far.
 
-    Minutes (of training) and trials of earlier calls and other processes count; a trial that runs at the end is pruned.
+    Minutes (of training) and trials of earlier calls count; a trial that runs at the end is pruned.
     `InputError` if the plan has changed.  A trial without a finite loss, or without memory, is recorded as failed.
     """
     new = {f.name: str(f) for f in factors} | {"epochs of a trial": str(epochs)}
@@ -158,9 +157,8 @@ def tune(
         warnings.simplefilter("ignore")  # experimental in Optuna 4; a search that goes on draws other numbers
         study.sampler = optuna.samplers.TPESampler(multivariate=True, seed=seed + len(known))
     study.pruner = optuna.pruners.SuccessiveHalvingPruner(min_resource=1, reduction_factor=3)
-    enough = optuna.study.MaxTrialsCallback(trials, states=tuple(ENDED))
     options: dict[str, Any] = {"catch": (FloatingPointError, MemoryError, torch.OutOfMemoryError)}  # others are bugs
-    options |= {"n_trials": max(left, 0), "timeout": seconds, "callbacks": [enough], "gc_after_trial": True}
+    options |= {"n_trials": max(left, 0), "timeout": seconds, "gc_after_trial": True}
     study.optimize(lambda trial: _train(trial, build, factors, epochs, deadline), **options)
     return trial_rows(study)
 

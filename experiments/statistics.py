@@ -84,11 +84,6 @@ def select(rows: Iterable[Row], **wanted: Any) -> list[Row]:
     return [row for row in rows if all(row[key] == value for key, value in wanted.items())]
 
 
-def scores_of(rows: Sequence[Row], candidate: str, column: str = "score") -> list[float]:
-    """The scores of a candidate, by seed."""
-    return [row[column] for row in sorted(rows, key=lambda row: row["seed"]) if row["candidate"] == candidate]
-
-
 def per_image(rows: Sequence[Row], column: str) -> dict[str, float]:
     """The mean of a column over all rows (seeds) of an image, by image."""
     images = itertools.groupby(sorted(rows, key=lambda row: row["image"]), key=lambda row: row["image"])

@@ -113,7 +113,7 @@ _MORTAR = replace(SETS["mortar"], losses=("topology_cldice",))  # one thing is c
 SETS["mortar_narrow"] = replace(_MORTAR, widths=(8, 16, 32, 64, 64))
 SETS["mortar_still"] = replace(_MORTAR, zoom=0.0, losses=("topology_cldice", "topology"))
 SETS["mortar_still_long"] = replace(_MORTAR, zoom=0.0, repeats=68)  # 2 550 steps
-SETS["mortar_still_longer"] = replace(_MORTAR, zoom=0.0, repeats=102, losses=("topology",))  # 3 828
+SETS["mortar_still_longer"] = replace(_MORTAR, zoom=0.0, repeats=102, losses=("topology", "ce_dice"))  # 3 828
 
 
 def build(study_set: StudySet, weights: WeightMap | None = None) -> Path:

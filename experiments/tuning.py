@@ -24,7 +24,7 @@ from checks import InputError
 from data import SegmentationDataset, make_loader, prepare
 from experiments import search as hpo
 from experiments.search import Build, Factor, Settings, searched, with_fixed
-from experiments.statistics import Row, interval, kept, provenance, read_table, scores_of, write_table
+from experiments.statistics import Row, interval, kept, provenance, read_table, select, write_table
 from imagesets.files import Sample
 from learner import Learner, pick_device
 from losses import cross_entropy
@@ -168,12 +168,12 @@ def run_set(set_name: str, options: Namespace, say: Any = print) -> None:
     confirmed = confirm(build, candidates, **again)
     values = {key: {f.name: settings[f.name] for f in searched(factors)} for key, settings in candidates.items()}
     save_rows("confirm", set_name, [row | values[row["candidate"]] for row in confirmed])
-    winner = max(candidates, key=lambda key: interval(scores_of(confirmed, key))[0])
+    winner = max(candidates, key=lambda key: sum(row["score"] for row in select(confirmed, candidate=key)))
     tested = final_test(path, build, {key: candidates[key] for key in ("default", winner)}, **again)
     save_rows("test", set_name, tested["rows"])
     save_rows("images", set_name, tested["images"])
     for key in dict.fromkeys(("default", winner)):
-        mean, half = interval(scores_of(tested["rows"], key, "test_mean_iou"))
+        mean, half = interval([row["test_mean_iou"] for row in select(tested["rows"], candidate=key)])
         say(f"{set_name}: test mean IoU of {key}: {mean:.4f} ± {half:.4f} (95 % interval, {options.seeds} seeds)")
 
 

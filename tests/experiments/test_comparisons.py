@@ -141,3 +141,19 @@ def test_a_changed_photo_takes_its_label_along() -> None:
     assert torch.equal(seen, again) and not torch.equal(label, target) and set(label.unique().tolist()) == {0, 1}
     for image, mask in zip(seen.mean(dim=1), label == 1):
         assert mask.any() and image[mask].mean() - image[~mask].mean() > 0.5
+
+
+def test_half_of_the_photos_get_the_animal_of_the_one_before_and_its_label(monkeypatch) -> None:
+    monkeypatch.setattr(comparisons, "change_photos", lambda *batch, generator: batch)
+    B = 32
+    images = torch.arange(B, dtype=torch.float32).view(B, 1, 1, 1).expand(B, 3, 8, 8)
+    target = torch.zeros(B, 8, 8, dtype=torch.long)
+    for i in range(B):
+        target[i, :, i % 8], target[i, 0, i % 8] = 1, 2  # an animal is a column, its border the top of it
+    seen, label = comparisons.paste_animals(images, target, generator=torch.Generator().manual_seed(0))
+    pasted = [i for i in range(B) if not torch.equal(label[i], target[i])]
+    assert B / 4 < len(pasted) < 3 * B / 4
+    for i in range(B):
+        animal = target[i - 1] > 0 if i in pasted else torch.zeros(8, 8, dtype=torch.bool)
+        assert torch.equal(label[i], torch.where(animal, target[i - 1], target[i]))
+        assert torch.equal(seen[i], torch.where(animal, images[i - 1], images[i]))

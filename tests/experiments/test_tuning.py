@@ -10,7 +10,7 @@ import torch
 from checks import InputError
 from experiments import tuning
 from experiments.search import searched, with_fixed
-from experiments.statistics import read_table, scores_of
+from experiments.statistics import read_table, select
 from experiments.tuning import DEFAULT, PLAN, builder, chosen_settings, final_test
 from imagesets.yeast import write_yeast
 
@@ -59,7 +59,7 @@ def test_all_steps_are_done_once_and_every_table_is_written(tiny, monkeypatch, c
     assert [row["trial"] for row in trials] == [0, 1, 2, 3]
     assert [row["lr"] for row in trials[:2]] == [DEFAULT["lr"], 5e-5]
     candidates = {row["candidate"] for row in tables["confirm"]}
-    best = max(candidates, key=lambda name: sum(scores_of(tables["confirm"], name)))
+    best = max(candidates, key=lambda name: sum(row["score"] for row in select(tables["confirm"], candidate=name)))
     assert len(tables["confirm"]) == 2 * len(candidates) and "default" in candidates
     assert {row["candidate"] for row in tables["test"]} == {"default", best}
     before = {path.name: path.read_text() for path in Path("figures").glob("*.csv")}
