@@ -38,7 +38,6 @@ from unet import UNet
 RUNS, FIGURES, DATA = Path("runs/compare"), Path("figures"), Path("data")
 TABLES = {"rows": ("compare", 5), "history": ("compare_history", 6)}
 SCORES, FOLDS, PRECISION = ("loss", "accuracy", "mean_iou", "iou_1"), 5, "bfloat16"
-Make = Callable[[SegmentationDataset], nn.Module]
 mirrored = partial(augment, symmetries=(0, 4), gain=0.2, hue=False)  # a street never stands on its head
 
 
@@ -109,7 +108,7 @@ class Recipe:
     """A data set (of a seed), a network and its training; without `lr` it is searched for."""
 
     prepare: Callable[[int], Path]
-    make: Make
+    make: Callable[[SegmentationDataset], nn.Module]
     lr: float | None
     epochs: int
     batch: int
@@ -123,7 +122,7 @@ class Recipe:
 
 WIDE = (8, 16, 32, 64, 128)
 STREETS = Recipe(lambda seed: prepare("camvid", DATA, changes=[Resize(128, 168)]), unet, None, epochs=20, batch=4)
-STREET_NETS: dict[str, Make] = {
+STREET_NETS: dict[str, Callable[[SegmentationDataset], nn.Module]] = {
     **{f"FCN-{stride}s": partial(fcn, stride=stride) for stride in (32, 16, 8)},
     "U-Net, concat": partial(unet, widths=WIDE),
     "U-Net, sum": partial(unet, widths=(9, 18, 36, 72, 144), skip="sum"),
@@ -171,14 +170,16 @@ def patterns(learner: Learner, channels: int) -> Row:
 
 
 def judge(learner: Learner, path: Path, part: str) -> Row:
-    """Scores of a part, with the F1 of borders within 2 pixels; nothing where it has no images."""
+    """Scores of a part, F1 of borders within 2 pixels, loss with mirror images, too (their mean); {} if empty."""
     if not SegmentationDataset(path, "train").parts[part]:
         return {}
     images: Any = SegmentationDataset(path, part)
     pairs = ((learner.predict(image[None])[0].argmax(dim=0), label) for image, label in images)
     borders = total(boundary_distances(*pair, instances=False).within(2) for pair in pairs)
     scores = learner.evaluate(make_loader(images, 8)) | {"images": len(images), "border_f1": borders.f1}
-    return {f"{part}_{name}": scores[name] for name in ("images", *SCORES, "border_f1")}
+    both = [(learner.predict(image[None]) + learner.predict(image[None].flip(3)).flip(3)) / 2 for image, _ in images]
+    scores["mirrored_loss"] = cross_entropy(torch.cat(both).clamp_min(1e-9).log(), torch.stack([y for _, y in images]))
+    return {f"{part}_{name}": float(scores[name]) for name in ("images", *SCORES, "border_f1", "mirrored_loss")}
 
 
 def run_one(set_name: str, arm: str, seed: int, lr: float, stage: str = "final") -> Row:

@@ -13,7 +13,7 @@ import itertools
 import time
 from argparse import ArgumentParser, Namespace, RawDescriptionHelpFormatter
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,6 @@ from transforms import augment
 from unet import UNet
 
 RUNS, FIGURES, DATA = Path("runs/tuning"), Path("figures"), Path("data")
-Candidates = Mapping[str, Settings]
 DEFAULT_SET = "dsb2018"
 EPOCHS = 9  # three rungs: after 1, 3 and 9 epochs
 CANDIDATES = 3  # so many of the best trials are confirmed, beside the default
@@ -103,7 +102,7 @@ def chosen_settings(factors: Sequence[Factor], rows: Sequence[Row]) -> dict[str,
     return {f"best {i}" if i else "default": with_fixed(factors, settings) for i, settings in enumerate(chosen)}
 
 
-def confirm(build: Build, candidates: Candidates, *, seeds: Sequence[int], folder: Path) -> list[Row]:
+def confirm(build: Build, candidates: dict[str, Settings], *, seeds: Sequence[int], folder: Path) -> list[Row]:
     """Step 3: every candidate with every seed, as rows with candidate, seed, score (of its best epoch) and seconds."""
     rows = []
     for seed, (name, settings) in itertools.product(seeds, candidates.items()):
@@ -114,7 +113,7 @@ def confirm(build: Build, candidates: Candidates, *, seeds: Sequence[int], folde
     return rows
 
 
-def final_test(path: Path, build: Build, candidates: Candidates, *, seeds: Sequence[int], folder: Path) -> Row:
+def final_test(path: Path, build: Build, candidates: dict[str, Settings], *, seeds: Sequence[int], folder: Path) -> Row:
     """Step 4: `rows` of each run, `images` of each test image; made once, then read; `InputError` if not the same."""
     record, fingerprint = folder / "test-opened.json", SegmentationDataset(path, "test").fingerprint
     asked = {"candidates": candidates, "seeds": list(seeds), "epochs": EPOCHS, "data": fingerprint}
