@@ -2,9 +2,9 @@
 
 All get the same crops, batches, augmentation, number of steps (but "ours, longer") and schedule (warm-up, cosine).  The
 other two run as their users run them: float32, Adam, MONAI with its DiceCELoss, images normalised by the training part
-(MONAI begins with an InstanceNorm).  Each goes on with the best of several learning rates, tried with seed 0.  The
-clock is that of the processor, and stands still while the whole validation images are scored, in bfloat16: after each
-epoch until all goals are reached, and at the end.  Rows that `--output` holds are not made again.
+(no matter to MONAI, which begins with an InstanceNorm).  Each goes on with the best of several learning rates, tried
+with seed 0.  The clock is that of the processor, and stands still while the whole validation images are scored, in
+bfloat16: after each epoch until all goals are reached, and at the end.  Rows that `--output` holds are not made again.
 
     peers/bin/python benchmarks/time_to_quality.py                                # both sets, three seeds, one thread
     python3 benchmarks/time_to_quality.py --sets dsb2018 --methods ours --seeds 0 # without the peers
