@@ -16,6 +16,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ class Task:
 
     batch: int
     epochs: int
-    longer: int  # epochs of the method "ours, longer"
+    longer: int  # epochs of a longer training
     score: str
     goals: tuple[float, ...]
     crop: int | None = None
@@ -69,6 +70,7 @@ class Method:
     rates: tuple[float, ...]
     standardise: bool = False
     plain: bool = False
+    longer: bool = False
 
 
 def monai(channels: int) -> nn.Module:
@@ -87,7 +89,8 @@ def monai_loss(logits: Tensor, target: Tensor) -> Tensor:
 
 OURS = Method(lambda C: UNet(C, 2, WIDTHS[:4], stem=2), cross_entropy_dice, (5e-3, 1e-2), standardise=True)
 METHODS = {
-    **dict.fromkeys(("ours", "ours, longer"), OURS),
+    "ours": OURS,
+    "ours, longer": replace(OURS, longer=True),
     "ours, no stem": replace(OURS, make=lambda C: UNet(C, 2, WIDTHS[:4])),
     "plain loop": Method(lambda C: UNet(C, 2, WIDTHS), cross_entropy, (1e-3, 5e-3), plain=True),
     "MONAI": Method(monai, monai_loss, (2e-3, 5e-3), plain=True),
@@ -116,7 +119,7 @@ def plain_loop(learner: Learner, epochs: int, after_epoch: Callable[[dict[str, f
 def run(folder: Path, name: str, method_name: str, lr: float, seed: int) -> list[dict[str, Any]]:
     """Train once, and score after the epochs."""
     task, method, rows = TASKS[name], METHODS[method_name], list[dict[str, Any]]()
-    epochs = task.longer if method_name == "ours, longer" else task.epochs
+    epochs = task.longer if method.longer else task.epochs
     path = data.prepare(name, folder, changes=task.changes, standardise=method.standardise)
     part = data.SegmentationDataset(path, "train", crop=task.crop, seed=seed)
     loader = data.make_loader(part, task.batch, shuffle=True, seed=seed)
@@ -140,10 +143,7 @@ def run(folder: Path, name: str, method_name: str, lr: float, seed: int) -> list
             rows.append(found | {"cpu_seconds": round(clock, 2)} | values)
         clock -= time.process_time()
 
-    if method.plain:
-        plain_loop(learner, epochs, after_epoch)
-    else:
-        learner.fit(epochs, after_epoch)
+    (partial(plain_loop, learner) if method.plain else learner.fit)(epochs, after_epoch)
     return rows
 
 

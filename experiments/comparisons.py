@@ -170,16 +170,16 @@ def patterns(learner: Learner, channels: int) -> Row:
 
 
 def judge(learner: Learner, path: Path, part: str) -> Row:
-    """Scores of a part, F1 of borders within 2 pixels, loss with mirror images, too (their mean); {} if empty."""
+    """Scores of a part, the F1 of borders within 2 pixels, the loss of the mean with mirror images; {} if empty."""
     if not SegmentationDataset(path, "train").parts[part]:
         return {}
     images: Any = SegmentationDataset(path, part)
-    pairs = ((learner.predict(image[None])[0].argmax(dim=0), label) for image, label in images)
-    borders = total(boundary_distances(*pair, instances=False).within(2) for pair in pairs)
+    views = ([learner.predict(image[None].flip(axes)).flip(axes) for image, _ in images] for axes in ((), (3,)))
+    (probs, mirror), labels = map(torch.cat, views), torch.stack([label for _, label in images])
+    borders = total(boundary_distances(*pair, instances=False).within(2) for pair in zip(probs.argmax(dim=1), labels))
     scores = learner.evaluate(make_loader(images, 8)) | {"images": len(images), "border_f1": borders.f1}
-    both = [(learner.predict(image[None]) + learner.predict(image[None].flip(3)).flip(3)) / 2 for image, _ in images]
-    scores["mirrored_loss"] = cross_entropy(torch.cat(both).clamp_min(1e-9).log(), torch.stack([y for _, y in images]))
-    return {f"{part}_{name}": float(scores[name]) for name in ("images", *SCORES, "border_f1", "mirrored_loss")}
+    scores["mirrored_loss"] = cross_entropy(((probs + mirror) / 2).clamp_min(1e-9).log(), labels).item()
+    return {f"{part}_{name}": scores[name] for name in ("images", *SCORES, "border_f1", "mirrored_loss")}
 
 
 def run_one(set_name: str, arm: str, seed: int, lr: float, stage: str = "final") -> Row:

@@ -138,7 +138,7 @@ def tune(
     study: optuna.Study, build: Build, factors: Sequence[Factor], *, epochs: int, minutes: float,
     trials: int = 1_000_000, starts: Sequence[Settings] = (), seed: int = 0,
 ) -> list[Row]:  # fmt: skip
-    """Take part in the search until the minutes are over or all trials are done; return `trial_rows` of all so far.
+    """Search until the minutes are over or all trials are done; return `trial_rows` of all so far.
 
     Minutes (of training) and trials of earlier calls count; a trial that runs at the end is pruned.
     `InputError` if the plan has changed.  A trial without a finite loss, or without memory, is recorded as failed.
