@@ -307,14 +307,17 @@ class Learner:
         return f"training loss {last['train_loss']:.3f}" + score * ("val_mean_iou" in best)
 
     @torch.no_grad()
-    def evaluate(self, loader: Iterable[Batch]) -> dict[str, float]:
-        """Loss and all scores of `metrics.scores` over a whole set, from one confusion matrix; by tiles if need be."""
+    def evaluate(self, loader: Iterable[Batch], *, flips: bool = False) -> dict[str, float]:
+        """Loss and `metrics.scores` of a whole set, by tiles if need be; `flips` as in `predict`."""
         self.model.eval()
         done = []
         for batch in loader:
             images, target, *maps = parallel.shared(self._to_device(batch))
             if len(images):
-                logits = self._by_tiles(lambda part: self._forward(self.model, part), images)
+                if flips:
+                    logits = self.predict(images, flips=True).to(self.device).clamp_min(1e-12).log()
+                else:
+                    logits = self._by_tiles(lambda part: self._forward(self.model, part), images)
                 done.append((self.loss(logits, target, *maps), metrics.confusion_matrix(logits, target, threshold=0.0)))
         return _scores(done)
 

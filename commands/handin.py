@@ -239,8 +239,7 @@ def from_notebook() -> None:
         from google.colab import _message, files
 
         path.parent.mkdir(exist_ok=True)
-        tree = _message.blocking_request("get_ipynb", timeout_sec=120)["ipynb"]
-        path.write_text(json.dumps(tree), encoding="utf-8")
+        path.write_text(json.dumps(_message.blocking_request("get_ipynb", timeout_sec=120)["ipynb"]), encoding="utf-8")
     else:  # VS Code and Jupyter tell the kernel where its notebook lies
         told = getattr(shell, "__vsc_ipynb_file__", None) or os.environ.get("JPY_SESSION_NAME")
         path = Path(told or ROOT / NOTEBOOK)

@@ -7,8 +7,8 @@
 
 The recipe is that of the notebook: cross-entropy + Dice, images normalised each by its own mean and deviation, a U-Net
 that works on squares of 2 × 2 pixels.  A run that is cut off goes on when the command is repeated; another run in its
-folder is not replaced.  At the end the test part is scored once, and the folder holds history.csv, curves.png and
-model.pt2, for `predict`.  Several machines need the same data.
+folder is not replaced.  At the end the test part is scored, also by the mean of its four reflections, and the folder
+holds history.csv, curves.png and model.pt2, for `predict`.  Several machines need the same data.
 """
 
 import csv
@@ -145,9 +145,10 @@ def finish(learner: Learner, options: Namespace) -> None:
         classes = ["background", *(f"class {k}" for k in range(1, dataset.num_classes))]
     scores = {}
     if dataset.parts["test"]:
-        scores = learner.evaluate(data.make_loader(data.SegmentationDataset(dataset.path, "test"), options.batch))
+        test = data.make_loader(data.SegmentationDataset(dataset.path, "test"), options.batch)
+        scores = learner.evaluate(test) | {"flips": learner.evaluate(test, flips=True)["mean_iou"]}
     if parallel.rank() == 0:
-        names = {"mean_iou": "mean_iou", "accuracy": "accuracy"}
+        names = {"mean_iou": "mean_iou", "flips": "mean_iou with four reflections", "accuracy": "accuracy"}
         names |= {f"iou_{k}": f"IoU of {name}" for k, name in enumerate(classes)}
         print("".join(f"test {text} {scores[key]:.4f}\n" for key, text in names.items() if scores), end="")
         path, known = options.output / "model.pt2", data.SegmentationDataset(dataset.path, "train")

@@ -56,8 +56,7 @@ class CriticalRegions(_Fields):
         """Weight of each pixel, (B, H, W) float32: severity(c) / |c|, summed over all regions c that hold it."""
         if not set(kinds) <= set(KINDS):
             raise InputError(f"kinds is {kinds!r}; expected a list of names out of {KINDS}.")
-        chosen = np.array([kind in kinds for kind in KINDS])
-        runs = np.flatnonzero(chosen[self.kind[self.run_region]])
+        runs = np.flatnonzero(np.array([kind in kinds for kind in KINDS])[self.kind[self.run_region]])
         weight = (self.severity / self.size)[self.run_region[runs]].astype(np.float32)
         length = self.run_length[runs]
         pixels = np.repeat(self.run_start[runs] + length - np.cumsum(length), length) + np.arange(length.sum())

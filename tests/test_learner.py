@@ -158,6 +158,11 @@ def test_predictions_are_probabilities_symmetric_with_flips_and_refused_for_nan(
     probs = learner.predict(images, flips=True)
     torch.testing.assert_close(probs.sum(dim=1), torch.ones(2, 21, 34))
     torch.testing.assert_close(learner.predict(images.flip(3), flips=True), probs.flip(3))
+    target = images[:, 0].gt(0).long()
+    scores = learner.evaluate([(images, target)], flips=True)
+    assert scores["loss"] == pytest.approx(-probs.gather(1, target[:, None]).log().mean().item(), rel=1e-4)
+    assert scores["accuracy"] == pytest.approx((probs.argmax(dim=1) == target).float().mean().item())
+    assert scores != learner.evaluate([(images, target)])
 
 
 def test_further_maps_reach_the_loss():

@@ -37,7 +37,8 @@ def test_a_folder_becomes_a_model_file(folder, capsys):
     assert train.main([str(folder), *SMALL]) == 0
     printed = capsys.readouterr().out
     assert len(re.findall(r"epoch 1/2 · .* · about 0\.\d minutes left", printed)) == printed.count("minutes left") == 1
-    assert "test mean_iou 0." in printed and "test IoU of class 1 0." in printed and "model.pt2" in printed
+    assert "test mean_iou 0." in printed and "test mean_iou with four reflections 0." in printed
+    assert "test IoU of class 1 0." in printed and "model.pt2" in printed
     assert [row.split(",")[0] for row in Path("runs/squares/history.csv").read_text().split()] == ["epoch", "1", "2"]
     assert read_image(Path("runs/squares/curves.png")).shape[1] > 300
     model = modelfile.load("runs/squares/model.pt2")
@@ -112,6 +113,6 @@ def test_two_processes_train_and_end_a_mistake_together(folder, tmp_path):
 
     done = start(folder, *SMALL)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.count("test mean_iou") == 1 and (tmp_path / "runs/squares/model.pt2").exists()
+    assert done.stdout.count("test mean_iou 0") == 1 and (tmp_path / "runs/squares/model.pt2").exists()
     wrong = start("nowhere")
     assert wrong.returncode != 0 and "neither a folder" in wrong.stderr

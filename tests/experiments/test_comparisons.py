@@ -157,13 +157,3 @@ def test_half_of_the_photos_get_the_animal_of_the_one_before_and_its_label(monke
         animal = target[i - 1] > 0 if i in pasted else torch.zeros(8, 8, dtype=torch.bool)
         assert torch.equal(label[i], torch.where(animal, target[i - 1], target[i]))
         assert torch.equal(seen[i], torch.where(animal, images[i - 1], images[i]))
-
-
-def test_the_mirrored_loss_is_that_of_the_mean_over_both_views(tiny) -> None:
-    class Ramp(torch.nn.Module):  # sure of class 0 on the left and of class 1 on the right, so unsure in the mean
-        def forward(self, images: torch.Tensor) -> torch.Tensor:
-            ramp = torch.linspace(-4, 4, images.shape[3]).expand(len(images), 1, *images.shape[2:])
-            return torch.cat([-ramp, ramp], dim=1)
-
-    scores = comparisons.judge(Learner(Ramp(), cross_entropy, device="cpu"), tiny, "test")
-    assert scores["test_mirrored_loss"] == pytest.approx(np.log(2), abs=1e-5) and scores["test_loss"] > 1
