@@ -283,7 +283,6 @@ def _weighted_mean(values: Tensor, target: Tensor, weight: Tensor | None, class_
     counts = target != IGNORE_INDEX
     weights = counts.to(values.dtype) if weight is None else weight.to(values.dtype) * counts
     if class_weight is not None:
-        by_class = class_weight.to(target.device, values.dtype, non_blocking=True)
-        weights = weights * by_class[target.where(counts, 0)]
+        weights = weights * class_weight.to(target.device, values.dtype, non_blocking=True)[target.where(counts, 0)]
     total = weights.sum()
     return (values * weights).sum() / total.where(total > 0, 1)

@@ -22,7 +22,7 @@ from checks import InputError
 
 Upsampling = Literal["transposed", "bilinear", "unpool"]
 Skip = Literal["none", "concat", "sum"]
-Norm = Literal["batch", "group", "none"]
+Norm = Literal["batch", "instance", "group", "none"]
 
 
 def unpool2x2(x: Tensor, indices: Tensor, size: tuple[int, int]) -> Tensor:
@@ -58,10 +58,12 @@ class ConvBlock(nn.Sequential):
     def __init__(self, in_channels: int, out_channels: int, norm: Norm = "batch"):
         layers: list[nn.Module] = []
         for channels in (in_channels, out_channels):
-            # BatchNorm subtracts the channel's mean, so a bias before it could learn nothing.
-            layers.append(nn.Conv2d(channels, out_channels, 3, padding=1, bias=norm != "batch"))
+            bias = norm not in ("batch", "instance")  # these subtract the channel's mean, so it could learn nothing
+            layers.append(nn.Conv2d(channels, out_channels, 3, padding=1, bias=bias))
             if norm == "batch":
                 layers.append(nn.BatchNorm2d(out_channels))
+            elif norm == "instance":
+                layers.append(nn.InstanceNorm2d(out_channels, affine=True))
             elif norm == "group":
                 groups = math.gcd(8, out_channels)
                 # A group of one channel has one value on a 1×1 map, and no spread.
@@ -101,7 +103,7 @@ class UNet(nn.Module):
         widths: channels per level, from the top down; its length − 1 is the depth (number of poolings).
         upsampling: "transposed" convolution, "bilinear" interpolation, or "unpool" by the pooling indices.
         skip: "concat" as in the paper, "sum" (short-cut), or "none".
-        norm: "batch", "group" (independent of the batch size), or "none" as in the paper.
+        norm: "batch", "instance" (each image alone, which needs two pixels at the bottom), "group", or "none" as there.
         dropout: probability at the bottom of the U, where the paper places it.
         keep_channels: the up-convolution keeps its number of channels instead of going down to that of its level.
         stem: squares of so many pixels a side (1, 2, 4, 8) are one pixel for the net; 2 takes a third of the time.

@@ -122,11 +122,6 @@ class Recipe:
 
 WIDE = (8, 16, 32, 64, 128)
 STREETS = Recipe(lambda seed: prepare("camvid", DATA, changes=[Resize(128, 168)]), unet, None, epochs=20, batch=4)
-STREET_NETS: dict[str, Callable[[SegmentationDataset], nn.Module]] = {
-    **{f"FCN-{stride}s": partial(fcn, stride=stride) for stride in (32, 16, 8)},
-    "U-Net, concat": partial(unet, widths=WIDE),
-    "U-Net, sum": partial(unet, widths=(9, 18, 36, 72, 144), skip="sum"),
-}
 PETS = Recipe(partial(pets, []), partial(unet, shrink=2), 1e-3, 16, batch=16, augment=None, schedule="constant")
 OURS = partial(unet, widths=(16, *WIDE[2:], 256), stem=2)
 OUR_PETS = Recipe(partial(pets, []), OURS, 4e-3, epochs=9, batch=8, augment=change_photos)
@@ -140,7 +135,11 @@ LINK_NETS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 HEADS = Recipe(roads, head, 3e-3, epochs=25, batch=32, best_epoch=False, seeds=FOLDS)
 SETS = {
-    "streets": {name: replace(STREETS, make=make) for name, make in STREET_NETS.items()},
+    "streets": {
+        **{f"FCN-{stride}s": replace(STREETS, make=partial(fcn, stride=stride)) for stride in (32, 16, 8)},
+        "U-Net, concat": replace(STREETS, make=partial(unet, widths=WIDE)),
+        "U-Net, sum": replace(STREETS, make=partial(unet, widths=(9, 18, 36, 72, 144), skip="sum")),
+    },
     "roads": {s: Recipe(roads, partial(unet, skip=s, widths=WIDE), 5e-3, 6, batch=4) for s in ("concat", "none")},
     "pets": {
         "lr 1e-3": PETS,

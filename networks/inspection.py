@@ -40,7 +40,7 @@ def parameters_by_formula(model: nn.Module) -> int:
             outputs, each = layer.out_channels, math.prod(layer.kernel_size) * layer.in_channels // layer.groups
         elif isinstance(layer, nn.Linear):
             outputs, each = layer.out_features, layer.in_features
-        elif isinstance(layer, (nn.BatchNorm2d, nn.GroupNorm)):
+        elif isinstance(layer, (nn.BatchNorm2d, nn.InstanceNorm2d, nn.GroupNorm)):
             outputs, each = layer.num_channels if isinstance(layer, nn.GroupNorm) else layer.num_features, 1
         else:
             raise InputError(f"There is no formula for the parameters of a {type(layer).__name__}; add it here.")

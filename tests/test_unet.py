@@ -38,7 +38,7 @@ def test_every_size_from_1_to_70_comes_back(upsampling, skip):
 
 
 @pytest.mark.parametrize(("upsampling", "skip"), SETTINGS)
-@pytest.mark.parametrize("norm", ["batch", "group", "none"])
+@pytest.mark.parametrize("norm", ["batch", "instance", "group", "none"])
 def test_every_parameter_gets_a_gradient(upsampling, skip, norm):
     torch.manual_seed(0)
     model = UNet(2, 3, (4, 6, 8), upsampling=upsampling, skip=skip, norm=norm)

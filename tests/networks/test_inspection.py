@@ -40,6 +40,7 @@ def test_multiply_adds_agree_with_pytorchs_own_counter():
 LAYERS = [
     nn.BatchNorm2d(9),
     UNet(3, 2, (4, 8, 8)),
+    UNet(3, 2, (4, 8, 8), norm="instance"),
     nn.Conv2d(4, 8, (3, 1), groups=2, bias=False),
     nn.ConvTranspose2d(6, 4, (2, 3), stride=2, groups=2),
     UNet(1, 1, (4, 8, 16), upsampling="unpool", skip="sum", norm="group"),

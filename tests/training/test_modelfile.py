@@ -163,7 +163,7 @@ def test_margin_by_hand():
 
 WHOLE = {
     "GroupNorm": UNet(widths=(4, 4), norm="group"),
-    "InstanceNorm": nn.InstanceNorm2d(1),
+    "InstanceNorm": UNet(widths=(4, 4), norm="instance"),
     "BatchNorm without statistics": nn.BatchNorm2d(1, track_running_stats=False),
     "mean of the image": Wrong(lambda x: x - x.mean(dim=(2, 3), keepdim=True)),
     "pooling by 3": nn.Sequential(nn.MaxPool2d(3), nn.Upsample(scale_factor=3)),
