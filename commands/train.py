@@ -6,10 +6,10 @@
     torchrun --nnodes 2 --nproc-per-node 4 --rdzv-backend c10d --rdzv-endpoint HOST:29500 run.py train NAME
 
 The recipe is that of the notebook: cross-entropy + Dice, images normalised each by its own mean and deviation, a U-Net
-that works on squares of 2 × 2 pixels; --stem 1 has finer borders, and takes thrice the time.  With --norm instance it
-suits images that differ much, but each must fit into the memory whole.  A run that is cut off goes on when the command
-is repeated; another run in its folder is not replaced.  At the end the test part is scored, also with reflections, and
-the folder holds history.csv, curves.png and model.pt2, for `predict`.  Several machines need the same data.
+that works on squares of 2 × 2 pixels; --stem 1 has finer borders, and takes thrice the time.  A run that is cut off
+goes on when the command is repeated; another run in its folder is not replaced.  At the end the test part is scored,
+also by the mean of its four reflections, and the folder holds history.csv, curves.png and model.pt2, for `predict`.
+Several machines need the same data.
 """
 
 import csv
@@ -42,7 +42,7 @@ def make_learner(options: Namespace, path: Path) -> Learner:
     loader = data.make_loader(part, options.batch, shuffle=True, seed=options.seed, repeats=options.repeats)
     val = data.make_loader(data.SegmentationDataset(path, "val"), batch_size=options.batch)
     torch.manual_seed(options.seed)
-    model = UNet(part.channels, part.num_classes, options.widths, norm=options.norm, stem=options.stem)
+    model = UNet(part.channels, part.num_classes, options.widths, stem=options.stem)
     settings = {"lr": options.lr, "folder": options.output / "checkpoints", "seed": options.seed}
     return Learner(model, cross_entropy_dice, loader, val, augment=partial(augment, hue=False), **settings)
 
@@ -102,8 +102,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--crop", type=at_least(1), default=256, help="side of the crops in pixels, default 256")
     parser.add_argument("--batch", type=at_least(1), default=16, help="images in a batch of all processes, default 16")
     parser.add_argument("--widths", type=at_least(1), nargs="+", default=[16, 32, 64, 128, 256], help="of the U-Net")
-    parser.add_argument("--stem", type=int, choices=[1, 2, 4, 8], default=2, help="its squares, in pixels; default 2")
-    parser.add_argument("--norm", choices=["batch", "instance", "group"], default="batch", help="of it; default batch")
+    parser.add_argument("--stem", type=int, choices=[1, 2, 4, 8], default=2, help="side of these squares; default 2")
     parser.add_argument("--normalise", choices=["image", "training"], default="image", help="by what; default image")
     parser.add_argument("--log", choices=["tensorboard"], help="write the numbers of each epoch for it, too")
     parser.add_argument("--lr", type=at_least(1e-9, float), default=5e-3, help="highest learning rate, default 0.005")
