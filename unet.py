@@ -103,7 +103,8 @@ class UNet(nn.Module):
         widths: channels per level, from the top down; its length − 1 is the depth (number of poolings).
         upsampling: "transposed" convolution, "bilinear" interpolation, or "unpool" by the pooling indices.
         skip: "concat" as in the paper, "sum" (short-cut), or "none".
-        norm: "batch", "instance" (each image alone, which needs two pixels at the bottom), "group", or "none" as there.
+        norm: "batch", "group" or "instance" (they need no other images; the latter needs 2 pixels at the bottom), or
+            "none" as in the paper.
         dropout: probability at the bottom of the U, where the paper places it.
         keep_channels: the up-convolution keeps its number of channels instead of going down to that of its level.
         stem: squares of so many pixels a side (1, 2, 4, 8) are one pixel for the net; 2 takes a third of the time.
