@@ -103,7 +103,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--batch", type=at_least(1), default=16, help="images in a batch of all processes, default 16")
     parser.add_argument("--widths", type=at_least(1), nargs="+", default=[16, 32, 64, 128, 256], help="of the U-Net")
     parser.add_argument("--stem", type=int, choices=[1, 2, 4, 8], default=2, help="side of these squares; default 2")
-    parser.add_argument("--normalise", choices=["image", "training"], default="image", help="by what; default image")
+    parser.add_argument("--normalise", choices=["image", "training"], default="image", help="whose mean; default image")
     parser.add_argument("--log", choices=["tensorboard"], help="write the numbers of each epoch for it, too")
     parser.add_argument("--lr", type=at_least(1e-9, float), default=5e-3, help="highest learning rate, default 0.005")
     parser.add_argument("--seed", type=at_least(0), default=0, help="what all chance follows from, default 0")
